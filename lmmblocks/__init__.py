@@ -1,0 +1,72 @@
+"""Large multimodal models from interchangeable blocks.
+
+Names are imported when they are first used, so ``import lmmblocks`` is fast and imports neither torch nor any optional package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import ops as ops
+    from . import presets as presets
+    from .data.collate import collate as collate
+    from .lmm import LMM as LMM
+    from .lmm import build as build
+    from .ops import backend as backend
+    from .plan import plan_splice as plan_splice
+    from .registry import register as register
+    from .spec import Batch as Batch
+    from .spec import FeatureSpec as FeatureSpec
+    from .spec import Grid as Grid
+    from .spec import Sample as Sample
+    from .spec import Segments as Segments
+    from .spec import SplicePlan as SplicePlan
+    from .spec import VisionFeatures as VisionFeatures
+    from .weights import load as load
+
+_HOMES = {
+    "Batch": "spec",
+    "FeatureSpec": "spec",
+    "Grid": "spec",
+    "LMM": "lmm",
+    "Sample": "spec",
+    "Segments": "spec",
+    "SplicePlan": "spec",
+    "VisionFeatures": "spec",
+    "backend": "ops",
+    "build": "lmm",
+    "collate": "data.collate",
+    "load": "weights",
+    "plan_splice": "plan",
+    "register": "registry",
+}
+_MODULES = frozenset({"ops", "presets"})
+
+__all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562) and keep it."""
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# In a checkout and in an editable install lmmblocks.kernels is the folder kernels/ beside this package, which only a plain
+# install copies to lmmblocks/kernels. csrc/ tells our checkout from a site-packages that holds a package named kernels.
+_root = Path(__file__).resolve().parent.parent
+if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
+    __path__.append(str(_root))

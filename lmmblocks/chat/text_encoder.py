@@ -1,0 +1,149 @@
+"""Text to ids and back, without special tokens and without an invented leading space.
+
+A tokenizer is made for whole documents: it looks for special tokens in the text, and a Llama-like one puts a space in
+front of it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of its backend in
+which
+
+- special tokens are not recognised: `</s>` in a question is four characters;
+- no space is put in front. What the tokenizer would have done is kept as a fact (`prefix`), and the caller adds the
+  space where a document really starts;
+- decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has a token
+  or bytes for every character.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from ..spec import LmmError
+
+Prefix = Literal["never", "first", "every"]
+"""Where a tokenizer puts a space in front of text: nowhere, at the start, or also after every special token.
+The Llama tokenizer has `first` with `legacy=False` and `every` with `legacy=True`."""
+
+_CACHED_TEXTS = 4096
+
+
+class TextEncoder:
+    """The private copy of one tokenizer's backend; get it from `text_encoder`.
+
+    Args:
+        tokenizer: a transformers tokenizer backed by the `tokenizers` library.
+
+    Attributes:
+        prefix: where the tokenizer itself would have put a leading space.
+        encode: text -> tuple of token ids; the last few thousand texts are remembered.
+
+    Raises:
+        LmmError: the backend has parts written in Python.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = tokenizer.backend_tokenizer
+        try:
+            spec = json.loads(backend.to_str())
+        except Exception as error:  # the library raises plain Exception
+            raise LmmError(
+                f"{type(tokenizer).__name__} can't be copied ({error}): its normalizer, pre-tokenizer and decoder must "
+                "be built-in parts of the tokenizers library"
+            ) from error
+        self.prefix: Prefix = _remove_prefix(spec)
+        _keep_leading_space(spec)
+        spec.update(truncation=None, padding=None, post_processor=None)
+        self._backend = type(backend).from_str(json.dumps(spec))
+        self._backend.encode_special_tokens = True
+        specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
+        self._special_ids = frozenset(specials.values())
+        self._inside_special = re.compile(
+            "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1) or "(?!)"
+        )
+        self.encode = lru_cache(_CACHED_TEXTS)(self._encode)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the exact text of the ids, its leading space included."""
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        ids = self._ids(text)
+        if self._special_ids.isdisjoint(ids) or not self._inside_special.search(text):
+            return tuple(ids)
+        # Unigram and whole-word models spell special tokens in their vocabulary: cut the word that spells one.
+        return tuple(i for part in self._inside_special.split(text) for i in self._ids(part))
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError as error:
+            surrogate = re.search("[\ud800-\udfff]", text)
+            if surrogate is None:
+                raise
+            at = surrogate.start()
+            raise LmmError(
+                f"the text has half of a surrogate pair, {text[at]!r}, at character {at}, expected valid Unicode: "
+                f"repair or remove it in {text[max(0, at - 20) : at + 20]!r}"
+            ) from error
+
+
+_ENCODERS: WeakKeyDictionary[Any, tuple[int, TextEncoder]] = WeakKeyDictionary()
+
+
+def text_encoder(tokenizer: Any) -> TextEncoder:
+    """Return the encoder of a tokenizer: made once, and again after tokens were added to it.
+
+    Raises:
+        LmmError: the tokenizer is not backed by the `tokenizers` library.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise LmmError(
+            f"{type(tokenizer).__name__} has no `backend_tokenizer`, expected a tokenizer backed by the tokenizers "
+            "library: load it with transformers.AutoTokenizer.from_pretrained(...)"
+        )
+    size = len(tokenizer)
+    cached = _ENCODERS.get(tokenizer)
+    if cached is None or cached[0] != size:
+        cached = _ENCODERS[tokenizer] = (size, TextEncoder(tokenizer))
+    return cached[1]
+
+
+def _parts(spec: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
+    """The parts of a stage of the pipeline, whether it is one part or a sequence."""
+    part = spec.get(stage)
+    nested = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}[stage]
+    waiting = [part] if part else []
+    while waiting:
+        part = waiting.pop(0)
+        if part["type"] == "Sequence":
+            waiting = [*part[nested], *waiting]
+        else:
+            yield part
+
+
+def _remove_prefix(spec: dict[str, Any]) -> Prefix:
+    """Turn every part off that puts a space in front of text; return what they did together."""
+    found: set[Prefix] = set()
+    for part in _parts(spec, "normalizer"):
+        if part["type"] == "Prepend" and part["prepend"] in (" ", "▁"):
+            part["prepend"] = ""
+            found.add("every")
+    for part in _parts(spec, "pre_tokenizer"):
+        if part["type"] == "Metaspace":
+            found.add({"always": "every"}.get(part["prepend_scheme"], part["prepend_scheme"]))
+            part["prepend_scheme"] = "never"
+        elif part["type"] == "ByteLevel":
+            found.add("every" if part["add_prefix_space"] else "never")
+            part["add_prefix_space"] = False
+    return "every" if "every" in found else "first" if "first" in found else "never"
+
+
+def _keep_leading_space(spec: dict[str, Any]) -> None:
+    """Turn off what undoes the prefix when decoding."""
+    for part in _parts(spec, "decoder"):
+        if part["type"] == "Strip" and part["content"] == " ":
+            part["start"] = 0
+        elif part["type"] == "Metaspace":
+            part["prepend_scheme"] = "never"

@@ -1,0 +1,152 @@
+"""What a model is made of, as typed values that survive a round trip through JSON (``lmmblocks.json`` beside the weights)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from . import registry
+from .images.preprocess import ImagePreprocess
+from .spec import LmmError, closest
+
+FORMAT_VERSION = 1
+TOKENIZE_MODES = ("pieces", "llava15")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block by name with its own options; widths are filled in when the model is composed.
+
+    Attributes:
+        type: a registered name or ``package.module:Class``.
+        options: keyword arguments beside ``in_dim`` and ``out_dim``.
+    """
+
+    type: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        joint = sorted({"in_dim", "out_dim"} & set(self.options))
+        if joint:
+            raise LmmError(f"block {self.type!r}: {joint} follow from the encoder and the decoder: leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMMConfig:
+    """The parts of a model.
+
+    Attributes:
+        encoder: config dataclass of the vision encoder, such as ``CLIPConfig``.
+        projector: the connector by name.
+        decoder: config dataclass of the language model, such as ``TransformerConfig``.
+        template: name of the chat template.
+        tokenize_mode: ``pieces`` or ``llava15`` (the original's token ids).
+        max_length: most rows a segment may have; None = the decoder's ``max_positions``.
+        preprocess: how pictures become pixels; None = the encoder's own.
+        encoder_source: folder or hub id of the encoder's pretrained weights.
+        decoder_source: folder or hub id of the decoder's pretrained weights.
+        tokenizer_source: folder or hub id of the tokenizer; None = ``decoder_source``.
+    """
+
+    encoder: Any
+    decoder: Any
+    projector: Block = Block("mlp", {"depth": 2})
+    template: str = "vicuna_v1"
+    tokenize_mode: str = "pieces"
+    max_length: int | None = None
+    preprocess: ImagePreprocess | None = None
+    encoder_source: str | None = None
+    decoder_source: str | None = None
+    tokenizer_source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokenize_mode not in TOKENIZE_MODES:
+            raise LmmError(f"tokenize_mode {self.tokenize_mode!r} is none of {TOKENIZE_MODES}{closest(self.tokenize_mode, TOKENIZE_MODES)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise LmmError(f"max_length must be at least 1, found {self.max_length}")
+        for kind in ("encoder", "decoder"):
+            if not is_dataclass(getattr(self, kind)):
+                raise LmmError(f"LMMConfig.{kind} needs a config dataclass such as CLIPConfig(...), found {getattr(self, kind)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; ``from_dict`` rebuilds an equal config."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {
+            "format_version": FORMAT_VERSION,
+            **plain,
+            "encoder": _block_to_dict("encoder", self.encoder),
+            "decoder": _block_to_dict("decoder", self.decoder),
+            "projector": {"type": self.projector.type, **self.projector.options},
+            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LMMConfig:
+        """Rebuild from ``to_dict``.
+
+        Raises:
+            LmmError: unknown or missing keys, a format of another version, an unknown block.
+        """
+        rest = dict(values)
+        version = rest.pop("format_version", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            raise LmmError(f"model config has format_version {version}, this library reads {FORMAT_VERSION}: install a version that reads it")
+        refuse_unknown("model config", rest, [f.name for f in fields(cls)])
+        missing = [name for name in ("encoder", "decoder") if name not in rest]
+        if missing:
+            raise LmmError(f"model config lacks {missing}")
+        for kind in ("encoder", "decoder"):
+            rest[kind] = _block_from_dict(kind, rest[kind])
+        if "projector" in rest:
+            options = dict(rest["projector"])
+            rest["projector"] = Block(_type_of("projector", options), options)
+        if rest.get("preprocess") is not None:
+            rest["preprocess"] = ImagePreprocess.from_dict(rest["preprocess"])
+        return cls(**rest)
+
+    def to_json(self) -> str:
+        """Return the config as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> LMMConfig:
+        """Rebuild from ``to_json``.
+
+        Raises:
+            LmmError: broken JSON, with line and column, or a config that ``from_dict`` refuses.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise LmmError(f"model config is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        if not isinstance(values, dict):
+            raise LmmError(f"model config must be a JSON object, found {type(values).__name__}")
+        return cls.from_dict(values)
+
+
+def refuse_unknown(what: str, values: Mapping[str, Any], known: list[str]) -> None:
+    """Raise an LmmError that lists keys nobody reads, each with the closest known one."""
+    unknown = [f"{key!r}{closest(str(key), known)}" for key in values if key not in known]
+    if unknown:
+        raise LmmError(f"{what}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
+
+
+def _type_of(kind: str, values: dict[str, Any]) -> str:
+    name = values.pop("type", None)
+    if not isinstance(name, str):
+        raise LmmError(f"{kind} config needs a 'type', one of {registry.names(kind)} or 'package.module:Class'")
+    return name
+
+
+def _block_to_dict(kind: str, config: Any) -> dict[str, Any]:
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()}
+    return {"type": registry.name_of(kind, type(config)), **plain}
+
+
+def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
+    rest = dict(values)
+    config = registry.resolve(kind, _type_of(kind, rest))
+    refuse_unknown(f"{kind} config", rest, [f.name for f in fields(config)])
+    return config(**{key: tuple(v) if isinstance(v, list) else v for key, v in rest.items()})

@@ -1,0 +1,1 @@
+"""Data: LLaVA records, checks before training, collation into packed batches."""

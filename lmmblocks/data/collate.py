@@ -1,0 +1,78 @@
+"""Samples to one packed batch: render, tokenise, preprocess, plan. All of it on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..chat import Tokens, encode_chat
+from ..inputs import InputSpec
+from ..plan import plan_splice
+from ..spec import Batch, LmmError, Sample
+
+
+def collate(
+    samples: Sequence[Sample],
+    model_or_spec: Any,
+    *,
+    max_length: int | None = None,
+    truncate: str = "error",
+    template: Any = None,
+    fit: str | None = None,
+    add_generation_prompt: bool = False,
+    bidirectional_images: bool = False,
+) -> Batch:
+    """Pack samples of any lengths into one batch without padding.
+
+    Args:
+        samples: conversations with their images.
+        model_or_spec: an ``LMM``, or its ``input_spec`` (picklable, for workers).
+        max_length: most rows per sample; None = the model's.
+        truncate: what happens to longer ones: ``error | drop | turn | right``, see ``plan_splice``.
+        template: name or object used instead of the model's.
+        fit: ``pad`` or ``crop`` instead of the model's.
+        add_generation_prompt: the conversations wait for an answer.
+        bidirectional_images: each image row sees its whole image.
+
+    Returns:
+        The batch, on the CPU. ``batch.plan.kept`` says which samples are in it.
+
+    Raises:
+        LmmError: a conversation or an image that can't be used; the message names the sample.
+
+    Example:
+        ``loss = model.loss(lb.collate(samples, model))``
+    """
+    spec = model_or_spec if isinstance(model_or_spec, InputSpec) else model_or_spec.input_spec
+    if template is not None:
+        spec = replace(spec, template=template)
+    if fit is not None:
+        spec = replace(spec, preprocess=replace(spec.preprocess, fit=fit))
+    names = [index if sample.id is None else sample.id for index, sample in enumerate(samples)]
+    tokens = [_tokens(sample, spec, add_generation_prompt, name) for sample, name in zip(samples, names)]
+    pixels, grids = spec.preprocess.batch([image for sample in samples for image in sample.images])
+    rows = iter([spec.image_rows(grid) for grid in grids])
+    plan = plan_splice(
+        [entry.ids for entry in tokens],
+        [[next(rows) for _ in sample.images] for sample in samples],
+        labels=[entry.labels for entry in tokens],
+        max_length=spec.max_length if max_length is None else max_length,
+        truncate=truncate,
+        bidirectional_images=bidirectional_images,
+        names=names,
+    )
+    return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept))
+
+
+def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: object) -> Tokens:
+    try:
+        return encode_chat(
+            sample.messages,
+            spec.template,
+            spec.tokenizer,
+            mode=spec.tokenize_mode,  # type: ignore[arg-type]
+            add_generation_prompt=add_generation_prompt,
+        )
+    except LmmError as error:
+        raise LmmError(f"sample {name!r}: {error}") from error

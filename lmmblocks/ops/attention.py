@@ -1,0 +1,159 @@
+"""Packed attention: every segment attends to itself, no padding, no ``T x T`` mask.
+
+``reference`` is the formula in fp32, one segment at a time. ``torch`` gives each run of equal-length segments to
+``scaled_dot_product_attention``. Both walk host lengths, so neither asks the device for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..spec import LmmError, Segments
+from .dispatch import Implementation, dispatch, register_implementation
+
+
+def attention(
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    v_TKE: Tensor,
+    segments: Segments,
+    *,
+    causal: bool = True,
+    kv_end: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Softmax attention within each packed segment.
+
+    Args:
+        q_TNE: queries ``(T_q, N, E)``.
+        k_TKE: keys ``(T_k, K, E)`` with ``N % K == 0`` (grouped-query attention).
+        v_TKE: values, shape of the keys.
+        segments: boundaries; ``len_q != len_k`` is aligned bottom-right (the last query sees the last key).
+        causal: a query sees keys up to its own place; False: the whole segment.
+        kv_end: int32 ``(T_q,)`` packed key index one past the last key each query sees; overrides ``causal``.
+        scale: default ``E ** -0.5``.
+        backend: ``auto`` or the name of an implementation.
+
+    Returns:
+        ``out_TNE``, dtype of ``q``; rows that see no key are zero.
+
+    Raises:
+        LmmError: shapes that don't fit together, or a forced backend that refuses.
+    """
+    _check(q_TNE, k_TKE, v_TKE, segments, kv_end)
+    scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
+    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, backend=backend)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor | None) -> None:
+    if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
+        raise LmmError(f"attention needs q (T,N,E) and equal k, v (T,K,E): found {[tuple(x.shape) for x in (q, k, v)]}")
+    if q.shape[1] % k.shape[1]:
+        raise LmmError(f"attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads")
+    if q.shape[0] < sum(segments.lengths_q) or k.shape[0] < sum(segments.lengths_k):
+        found = (q.shape[0], k.shape[0])
+        raise LmmError(f"attention: segments need {sum(segments.lengths_q)} q and {sum(segments.lengths_k)} k rows, found {found}")
+    if kv_end is not None and kv_end.shape != (q.shape[0],):
+        raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(kv_end.shape)}")
+
+
+def visible_keys(
+    len_q: int, len_k: int, causal: bool, kv_end: Tensor | None, k_start: int, device: torch.device
+) -> Tensor | None:
+    """Return the bool ``(len_q, len_k)`` mask of one segment, or None when every key is visible."""
+    if kv_end is None and not causal:
+        return None
+    keys = torch.arange(len_k, device=device)
+    if kv_end is not None:
+        return keys[None, :] < (kv_end - k_start)[:, None]
+    last = torch.arange(len_q, device=device) + (len_k - len_q)
+    return keys[None, :] <= last[:, None]
+
+
+def _segment_starts(segments: Segments) -> Iterator[tuple[int, int, int, int]]:
+    q_start = k_start = 0
+    for len_q, len_k in zip(segments.lengths_q, segments.lengths_k):
+        yield q_start, k_start, len_q, len_k
+        q_start, k_start = q_start + len_q, k_start + len_k
+
+
+def attention_reference(
+    q_TNE: Tensor, k_TKE: Tensor, v_TKE: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+) -> Tensor:
+    """``softmax(q k^T * scale) v`` per segment in fp32 (fp64 stays fp64): the specification."""
+    wide = torch.promote_types(q_TNE.dtype, torch.float32)
+    group = q_TNE.shape[1] // k_TKE.shape[1]
+    outputs = []
+    for q_start, k_start, len_q, len_k in _segment_starts(segments):
+        q = q_TNE[q_start : q_start + len_q].to(wide).transpose(0, 1)
+        k, v = (x[k_start : k_start + len_k].to(wide).repeat_interleave(group, 1).transpose(0, 1) for x in (k_TKE, v_TKE))
+        scores = q @ k.transpose(1, 2) * scale
+        ends = None if kv_end is None else kv_end[q_start : q_start + len_q]
+        mask = visible_keys(len_q, len_k, causal, ends, k_start, q.device)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = torch.nan_to_num(scores.softmax(-1)) if len_k else scores
+        outputs.append((weights @ v).transpose(0, 1).to(q_TNE.dtype))
+    return _with_slack(outputs, q_TNE)
+
+
+def attention_torch(
+    q_TNE: Tensor, k_TKE: Tensor, v_TKE: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+) -> Tensor:
+    """``scaled_dot_product_attention`` over runs of equal-length segments."""
+    grouped = q_TNE.shape[1] != k_TKE.shape[1]
+    outputs = []
+    for shape, run in groupby(_segment_starts(segments), key=lambda s: s[2:]):
+        (len_q, len_k), starts = shape, list(run)
+        for first, k_first, count in _batches(starts, kv_end):
+            q, k, v = (
+                x[start : start + count * n].unflatten(0, (count, n)).transpose(1, 2)
+                for x, start, n in ((q_TNE, first, len_q), (k_TKE, k_first, len_k), (v_TKE, k_first, len_k))
+            )
+            square = causal and kv_end is None and len_q == len_k
+            ends = None if kv_end is None else kv_end[first : first + len_q]
+            mask = None if square or len_q == 1 and kv_end is None else visible_keys(len_q, len_k, causal, ends, k_first, q.device)
+            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale, enable_gqa=grouped)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))
+    return _with_slack(outputs, q_TNE)
+
+
+def _batches(starts: list[tuple[int, int, int, int]], kv_end: Tensor | None) -> Iterator[tuple[int, int, int]]:
+    """Yield (first q row, first k row, segments) of batched calls: one by one where each row has its own mask."""
+    if kv_end is None:
+        yield starts[0][0], starts[0][1], len(starts)
+        return
+    for q_start, k_start, _, _ in starts:
+        yield q_start, k_start, 1
+
+
+def _with_slack(outputs: list[Tensor], q_TNE: Tensor) -> Tensor:
+    """Join the segments; rows behind the last one (a capacity larger than the plan) come out as zeros."""
+    if not outputs:
+        return q_TNE * 0
+    rows = sum(out.shape[0] for out in outputs)
+    if rows < q_TNE.shape[0]:
+        outputs.append(torch.zeros_like(q_TNE[rows:]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _torch_supports(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+) -> bool | str:
+    if min((*segments.lengths_q, *segments.lengths_k), default=1) == 0:
+        return "a segment of length 0"
+    if kv_end is not None:
+        return True if q.device.type != "cuda" else "kv_end may hide every key of a row, which SDPA returns as NaN"
+    if causal and any(lq > lk for lq, lk in zip(segments.lengths_q, segments.lengths_k)):
+        return "a segment with more queries than keys has rows that see no key, which SDPA returns as NaN"
+    return True
+
+
+register_implementation("attention", Implementation("torch", attention_torch, _torch_supports))
+register_implementation("attention", Implementation("reference", attention_reference))

@@ -1,0 +1,110 @@
+"""Cross-entropy of a linear head over supervised rows only, without keeping all logits.
+
+``loss_r = logsumexp(h_r W^T) - h_r . w_{target_r}``. Logits are computed in fp32. The ``torch`` implementation walks chunks of rows and
+recomputes each chunk in the backward, so that the memory is one chunk of logits, not ``R x V``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..spec import LmmError
+from .dispatch import Implementation, dispatch, register_implementation
+
+CHUNK_ROWS = 1024
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def linear_cross_entropy(
+    hidden_RD: Tensor,
+    weight_VD: Tensor,
+    targets_R: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Cross-entropy between ``hidden @ weight.T`` and ``targets``.
+
+    Args:
+        hidden_RD: supervised hidden rows.
+        weight_VD: the head.
+        targets_R: int64 ids in ``[0, V)``.
+        weights: ``(R,)`` weight of each row, default 1.
+        reduction: ``mean`` divides by the sum of the weights (0 rows give 0, not NaN), ``sum``, or ``none`` for ``(R,)``.
+        backend: ``auto`` or the name of an implementation.
+
+    Returns:
+        fp32 scalar, or ``(R,)`` for ``none``.
+
+    Raises:
+        LmmError: an unknown reduction, or shapes that don't fit.
+    """
+    if reduction not in REDUCTIONS:
+        raise LmmError(f"linear_cross_entropy: reduction {reduction!r} is none of {REDUCTIONS}")
+    rows = hidden_RD.shape[0]
+    if targets_R.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
+        raise LmmError(f"linear_cross_entropy: {rows} hidden rows need {rows} targets and weights, found {tuple(targets_R.shape)}")
+    losses_R = dispatch("linear_cross_entropy", hidden_RD, weight_VD, targets_R, backend=backend)
+    if weights is not None:
+        losses_R = losses_R * weights
+    if reduction == "none":
+        return losses_R
+    total = losses_R.sum()
+    if reduction == "sum":
+        return total
+    return total / max(rows, 1) if weights is None else total / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def linear_cross_entropy_reference(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+    """All logits at once."""
+    logits_RV = hidden_RD @ weight_VD.T
+    return F.cross_entropy(logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)), targets_R, reduction="none")
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+        chunks = range(0, hidden_RD.shape[0], CHUNK_ROWS)
+        losses = [
+            linear_cross_entropy_reference(hidden_RD[i : i + CHUNK_ROWS], weight_VD, targets_R[i : i + CHUNK_ROWS])
+            for i in chunks
+        ]
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R)
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        hidden_RD, weight_VD, targets_R = ctx.saved_tensors
+        (grad_R,) = grads
+        need_hidden, need_weight, _ = ctx.needs_input_grad
+        hidden_grad = torch.empty_like(hidden_RD) if need_hidden else None
+        weight_grad = torch.zeros_like(weight_VD, dtype=grad_R.dtype) if need_weight else None
+        for i in range(0, hidden_RD.shape[0], CHUNK_ROWS):
+            rows = slice(i, i + CHUNK_ROWS)
+            slope_rV = (hidden_RD[rows] @ weight_VD.T).to(grad_R.dtype).softmax(-1)
+            slope_rV[torch.arange(slope_rV.shape[0], device=slope_rV.device), targets_R[rows]] -= 1
+            slope_rV = (slope_rV * grad_R[rows, None]).to(hidden_RD.dtype)
+            if hidden_grad is not None:
+                torch.mm(slope_rV, weight_VD, out=hidden_grad[rows])
+            if weight_grad is not None:
+                weight_grad += (slope_rV.T @ hidden_RD[rows]).to(weight_grad.dtype)
+        return hidden_grad, None if weight_grad is None else weight_grad.to(weight_VD.dtype), None
+
+
+def linear_cross_entropy_torch(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+    """One chunk of logits at a time, recomputed in the backward."""
+    return _Chunked.apply(hidden_RD, weight_VD, targets_R)
+
+
+def _torch_supports(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> bool | str:
+    rows = hidden_RD.shape[0]
+    return True if rows > CHUNK_ROWS else f"{rows} rows fit one chunk of {CHUNK_ROWS}: nothing to save"
+
+
+register_implementation("linear_cross_entropy", Implementation("torch", linear_cross_entropy_torch, _torch_supports))
+register_implementation("linear_cross_entropy", Implementation("reference", linear_cross_entropy_reference))

@@ -1,0 +1,37 @@
+"""No projection: the encoder is as wide as the decoder already."""
+
+from __future__ import annotations
+
+import torch.nn as nn
+from torch import Tensor
+
+from ..spec import PATCHES, Grid, LmmError, VisionFeatures
+
+
+class Identity(nn.Module):
+    """Hands the patch features on unchanged.
+
+    Args:
+        in_dim: encoder width.
+        out_dim: decoder width; must be the same.
+
+    Raises:
+        LmmError: the widths differ.
+    """
+
+    requires = PATCHES
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        if in_dim != out_dim:
+            raise LmmError(
+                f"projector 'identity' needs equal widths, encoder gives {in_dim}, decoder takes {out_dim}: use projector 'linear'"
+            )
+
+    def out_grid(self, grid: Grid) -> Grid:
+        """One row per patch."""
+        return grid
+
+    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
+        """Return ``rows_MD`` and the rows of each image."""
+        return features.patches, tuple(grid.rows for grid in features.grids)

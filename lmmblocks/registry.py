@@ -1,0 +1,111 @@
+"""Blocks by name: exact names, the closest match in the error, ``package.module:Class`` for code outside, entry points for plugins.
+
+Adding a block is one file and one line here (or :func:`register` in your own code). Names are looked up, never parsed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from .spec import LmmError, closest
+
+ENTRY_POINTS = "lmmblocks.blocks"
+
+_BUILT_IN: dict[str, dict[str, str]] = {
+    "encoder": {
+        "clip": "lmmblocks.encoders.clip:CLIPConfig",
+    },
+    "projector": {
+        "identity": "lmmblocks.projectors.identity:Identity",
+        "linear": "lmmblocks.projectors.linear:Linear",
+        "mlp": "lmmblocks.projectors.mlp:MLP",
+    },
+    "decoder": {
+        "transformer": "lmmblocks.decoders.transformer:TransformerConfig",
+    },
+}
+_REGISTERED: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILT_IN}
+
+
+def register(kind: str, name: str) -> Callable[[Any], Any]:
+    """Class decorator that makes a block known by name.
+
+    Args:
+        kind: ``encoder``, ``projector`` or ``decoder``.
+        name: exact, case-sensitive.
+
+    Raises:
+        LmmError: unknown kind, or the name is taken.
+    """
+    taken = names(kind)
+    if name in taken:
+        raise LmmError(f"{kind} {name!r} is registered already: choose another name")
+
+    def decorate(block: Any) -> Any:
+        _REGISTERED[kind][name] = block
+        return block
+
+    return decorate
+
+
+def names(kind: str) -> list[str]:
+    """Return every known name of a kind, sorted.
+
+    >>> names("projector")
+    ['identity', 'linear', 'mlp']
+    """
+    if kind not in _BUILT_IN:
+        raise LmmError(f"unknown kind of block {kind!r}; kinds are {sorted(_BUILT_IN)}{closest(kind, _BUILT_IN)}")
+    return sorted({*_BUILT_IN[kind], *_REGISTERED[kind], *_plugins(kind)})
+
+
+def resolve(kind: str, name: str) -> Any:
+    """Return the class behind a name or behind ``package.module:Class``.
+
+    Raises:
+        LmmError: nothing of that name; the message lists the closest one and all others.
+    """
+    known = names(kind)
+    if ":" in name:
+        return _import(kind, name)
+    if name in _REGISTERED[kind]:
+        return _REGISTERED[kind][name]
+    if name in _BUILT_IN[kind]:
+        return _import(kind, _BUILT_IN[kind][name])
+    plugin = _plugins(kind).get(name)
+    if plugin is not None:
+        return plugin.load()
+    raise LmmError(f"unknown {kind} {name!r}{closest(name, known)}; known: {known}, or 'package.module:Class'")
+
+
+def name_of(kind: str, block: type) -> str:
+    """Return the name under which :func:`resolve` finds a class: the registered one, or ``package.module:Class``."""
+    for name in names(kind):
+        if resolve(kind, name) is block:
+            return name
+    return f"{block.__module__}:{block.__qualname__}"
+
+
+def _import(kind: str, path: str) -> Any:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise LmmError(f"{kind} {path!r}: no module {error.name!r}: install it or correct the part before ':'") from error
+    if not hasattr(module, attribute):
+        raise LmmError(f"{kind} {path!r}: {module_name} has no {attribute!r}{closest(attribute, dir(module))}")
+    return getattr(module, attribute)
+
+
+def _plugins(kind: str) -> dict[str, Any]:
+    """Entry points named ``kind.name`` in the group ``lmmblocks.blocks``."""
+    from importlib.metadata import entry_points
+
+    found = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        point_kind, _, name = point.name.partition(".")
+        if point_kind == kind:
+            found[name] = point
+    return found
