@@ -14,9 +14,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import ops as ops
     from . import presets as presets
+    from .build import build as build
     from .data.collate import collate as collate
     from .lmm import LMM as LMM
-    from .lmm import build as build
     from .ops import backend as backend
     from .plan import plan_splice as plan_splice
     from .registry import register as register
@@ -39,7 +39,7 @@ _HOMES = {
     "SplicePlan": "spec",
     "VisionFeatures": "spec",
     "backend": "ops",
-    "build": "lmm",
+    "build": "build",
     "collate": "data.collate",
     "load": "weights",
     "plan_splice": "plan",
@@ -47,7 +47,7 @@ _HOMES = {
 }
 _MODULES = frozenset({"ops", "presets"})
 
-__all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,15 @@ ROLES = ("user", "assistant", "system")
 _ROLES_OF_OTHER_FORMATS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
-def split_system(messages: Sequence[Message], *, add_generation_prompt: bool) -> tuple[str | None, list[Message]]:
+def split_system(
+    messages: Sequence[Message], *, add_generation_prompt: bool
+) -> tuple[str | None, list[Message]]:
     """Check a conversation and take its system message off.
 
     Args:
         messages: an optional system message, then user and assistant in strict alternation, the user first.
-        add_generation_prompt: whether the conversation waits for an answer (it must end with the user) or is complete
-            (it must end with the assistant).
+        add_generation_prompt: whether the conversation waits for an answer (it must end with the user) or is
+            complete (it must end with the assistant).
 
     Returns:
         The system prompt, `None` if there is no system message, and the turns.
@@ -36,7 +38,9 @@ def split_system(messages: Sequence[Message], *, add_generation_prompt: bool) ->
     _check_alternation(turns, first_index=len(messages) - len(turns))
     last = turns[-1]["role"]
     if add_generation_prompt and last != "user":
-        raise LmmError("the conversation ends with the assistant, so there is nothing to answer: end with a user message")
+        raise LmmError(
+            "the conversation ends with the assistant, so there is nothing to answer: end with a user message"
+        )
     if not add_generation_prompt and last != "assistant":
         raise LmmError(
             "the conversation ends with the user, expected an answer: add the assistant message, or render with "
@@ -82,7 +86,9 @@ def _check_alternation(turns: Sequence[Message], first_index: int) -> None:
             continue
         index = first_index + offset
         if found == "system":
-            raise LmmError(f"message {index} is a system message, expected it only as the first: move or remove it")
+            raise LmmError(
+                f"message {index} is a system message, expected it only as the first: move or remove it"
+            )
         if offset == 0:
             raise LmmError(
                 f"message {index} is the assistant's, expected the user first: remove this leading answer or put the "
@@ -97,9 +103,9 @@ def _check_alternation(turns: Sequence[Message], first_index: int) -> None:
 def llava15_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     """Rewrite messages the way LLaVA-1.5 does before training: the image leads its turn.
 
-    In every message that holds `<image>`, the markers are taken out, the rest is stripped of surrounding whitespace,
-    and `<image>` on a line of its own goes in front. A message without an image is left as it is. LLaVA keeps one
-    image of a message that has several; here all of them are kept, one per line.
+    In every message that holds `<image>`, the markers are taken out, the rest is stripped of surrounding
+    whitespace, and `<image>` on a line of its own goes in front. A message without an image is left as it is.
+    LLaVA keeps one image of a message that has several; here all of them are kept, one per line.
 
     Args:
         messages: a conversation.

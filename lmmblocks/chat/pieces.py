@@ -1,9 +1,9 @@
 """Pieces: what a template renders, and the one source of both token ids and labels.
 
-Why: LLaVA builds one string, tokenises it, splits the string again and counts tokens back to find the answers. A
-separator inside an answer, another role name or another tokenizer version shifts the count, and the whole sample is
-masked with a warning. Here a conversation is a list of pieces, each of which knows whether it is learned, so there is
-nothing to count back.
+Why: LLaVA builds one string, tokenises it, splits the string again and counts tokens back to find the
+answers. A separator inside an answer, another role name or another tokenizer version shifts the count, and
+the whole sample is masked with a warning. Here a conversation is a list of pieces, each of which knows
+whether it is learned, so there is nothing to count back.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Piece:
     """One part of a rendered conversation.
 
     Args:
-        kind: `text` is ordinary text, in which no special token is ever recognised; `image` is the place of one image;
-            `bos` and `eos` are the tokenizer's own tokens (a tokenizer without a `bos` gives none); `special` is the
-            special token whose exact string is `text`.
+        kind: `text` is ordinary text, in which no special token is ever recognised; `image` is the place of
+            one image; `bos` and `eos` are the tokenizer's own tokens (a tokenizer without a `bos` gives
+            none); `special` is the special token whose exact string is `text`.
         text: the text of a `text` piece, or the token of a `special` one.
         role: who says it: "system", "user" or "assistant".
         train: whether its tokens are targets of the loss. An image never is.

@@ -1,7 +1,7 @@
 """Templates: from messages to pieces.
 
-A template is any object with `name`, `stop` and `render`. A variant is a `dataclasses.replace` of one of these, and
-is passed as an object wherever a name is taken.
+A template is any object with `name`, `stop` and `render`. A variant is a `dataclasses.replace` of one of
+these, and is passed as an object wherever a name is taken.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ class ChatTemplate(Protocol):
 class Template:
     """Turns introduced by a role name; each answer is ended by the end-of-sequence token.
 
-    Rendered: `<bos>{system}{seps[0]}{user}: {question}{seps[0]}{assistant}: {answer}<eos>{seps[1]}{user}: ...`. The
-    space before an answer belongs to the answer, because that is how tokenizers cut words: a generation prompt ends
-    with the colon. An empty answer is the end-of-sequence token alone.
+    Rendered: `<bos>{system}{seps[0]}{user}: {question}{seps[0]}{assistant}: {answer}<eos>{seps[1]}{user}:
+    ...`. The space before an answer belongs to the answer, because that is how tokenizers cut words: a
+    generation prompt ends with the colon. An empty answer is the end-of-sequence token alone.
 
     Args:
         name: the registered name, saved with a model.
         system: the system prompt of a conversation that brings none; "" for none.
         roles: the names of user and assistant.
-        seps: what follows the system prompt and every question, and what stands between an answer and the next turn.
+        seps: what follows the system prompt and every question, and what stands between an answer and the
+            next turn.
         stop: strings that end an answer besides the end-of-sequence token.
     """
 
@@ -95,8 +96,8 @@ class Template:
 class CaptionTemplate:
     """Images, then their caption, and nothing else: LLaVA's first stage.
 
-    Rendered: `<bos>{images}{caption}{end}`. The words of the user's message are dropped by design, only its images
-    count. The caption is ended by a newline, which is learned; no end-of-sequence token is.
+    Rendered: `<bos>{images}{caption}{end}`. The words of the user's message are dropped by design, only its
+    images count. The caption is ended by a newline, which is learned; no end-of-sequence token is.
 
     Args:
         name: the registered name, saved with a model.
@@ -136,7 +137,9 @@ class CaptionTemplate:
             )
         images = [piece for piece in content_pieces(turns[0]["content"], "user") if piece.kind == "image"]
         if not images:
-            raise LmmError(f"template {self.name!r} needs an image to caption: put {IMAGE_MARKER} in the user message")
+            raise LmmError(
+                f"template {self.name!r} needs an image to caption: put {IMAGE_MARKER} in the user message"
+            )
         caption = [] if add_generation_prompt else self._caption(turns[1]["content"])
         return [Piece("bos"), *images, *caption]
 
@@ -178,7 +181,9 @@ def get_template(name: str | ChatTemplate) -> ChatTemplate:
     """
     if isinstance(name, str):
         if name not in TEMPLATES:
-            raise LmmError(f"unknown template {name!r}{closest(name, TEMPLATES)}; known: {', '.join(TEMPLATES)}")
+            raise LmmError(
+                f"unknown template {name!r}{closest(name, TEMPLATES)}; known: {', '.join(TEMPLATES)}"
+            )
         return TEMPLATES[name]
     if not isinstance(name, ChatTemplate):
         raise LmmError(

@@ -1,14 +1,14 @@
 """Text to ids and back, without special tokens and without an invented leading space.
 
-A tokenizer is made for whole documents: it looks for special tokens in the text, and a Llama-like one puts a space in
-front of it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of its backend in
-which
+A tokenizer is made for whole documents: it looks for special tokens in the text, and a Llama-like one puts a
+space in front of it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of
+its backend in which
 
 - special tokens are not recognised: `</s>` in a question is four characters;
-- no space is put in front. What the tokenizer would have done is kept as a fact (`prefix`), and the caller adds the
-  space where a document really starts;
-- decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has a token
-  or bytes for every character.
+- no space is put in front. What the tokenizer would have done is kept as a fact (`prefix`), and the caller
+  adds the space where a document really starts;
+- decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has
+  a token or bytes for every character.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class TextEncoder:
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         self._special_ids = frozenset(specials.values())
         self._inside_special = re.compile(
-            "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1) or "(?!)"
+            "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1)
+            or "(?!)"
         )
         self.encode = lru_cache(_CACHED_TEXTS)(self._encode)
 
@@ -101,7 +102,7 @@ def text_encoder(tokenizer: Any) -> TextEncoder:
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise LmmError(
             f"{type(tokenizer).__name__} has no `backend_tokenizer`, expected a tokenizer backed by the tokenizers "
-            "library: load it with transformers.AutoTokenizer.from_pretrained(...)"
+            "library: load it with lmmblocks.chat.load_tokenizer(...)"
         )
     size = len(tokenizer)
     cached = _ENCODERS.get(tokenizer)

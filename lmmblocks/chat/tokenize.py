@@ -1,12 +1,14 @@
 """Pieces to token ids and labels.
 
 Motivation: labels must follow from what the template said, for any tokenizer, role name and answer.
-How it works: adjacent text pieces with the same train flag are one run; each run is encoded once, alone; its labels
-are its ids or -100. Nothing is tokenised twice or counted back, so a prompt is always an exact prefix of the
-conversation that continues it.
-The two modes differ in one thing: to `llava15` an image ends the text and a new one starts after it, for which a
-Llama-like tokenizer puts a space in front (`USER: <image>\\nWhat` has the lone space 29871 on both sides of the
-image); to `pieces` an image is one more token inside the text.
+
+How it works: adjacent text pieces with the same train flag are one run; each run is encoded once, alone; its
+labels are its ids or -100. Nothing is tokenised twice or counted back, so a prompt is always an exact prefix
+of the conversation that continues it.
+
+The two modes differ in one thing: to `llava15` an image ends the text
+and a new one starts after it, for which a Llama-like tokenizer puts a space in front (`USER: <image>\\nWhat`
+has the lone space 29871 on both sides of the image); to `pieces` an image is one more token inside the text.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Tokens:
 
     Args:
         ids: token ids; the image token marks an image.
-        labels: for each token its id if it is a target, else -100. Not shifted: a label stands at its own token.
+        labels: for each token its id if it is a target, else -100. Not shifted: a label stands at its own
+            token.
     """
 
     ids: list[int]
@@ -53,14 +56,17 @@ def tokenize(
         Ids and labels of the same length.
 
     Raises:
-        LmmError: the mode is unknown, the tokenizer lacks a token that the template asks for, or a text is not
-            valid Unicode.
+        LmmError: the mode is unknown, the tokenizer lacks a token that the template asks for, or a text is
+            not valid Unicode.
 
-    Source: for "llava15", `tokenizer_image_token` and `preprocess_v1` of LLaVA at c121f04 with transformers 4.37.2.
+    Source: for "llava15", `tokenizer_image_token` and `preprocess_v1` of LLaVA at c121f04 with transformers
+    4.37.2.
     """
     if mode not in get_args(Mode):
         modes = get_args(Mode)
-        raise LmmError(f"unknown tokenising mode {mode!r}{closest(str(mode), modes)}; known: {', '.join(modes)}")
+        raise LmmError(
+            f"unknown tokenising mode {mode!r}{closest(str(mode), modes)}; known: {', '.join(modes)}"
+        )
     encoder = text_encoder(tokenizer)
     fresh = _kinds_before_a_prefix(encoder, mode)
     ids: list[int] = []
@@ -95,8 +101,8 @@ def encode_chat(
         messages: an optional system message, then user and assistant in turn; `<image>` marks an image.
         template: a name or a template object.
         tokenizer: a transformers tokenizer backed by the `tokenizers` library.
-        mode: "pieces" leaves images where they stand; "llava15" moves them to the front of their turn and gives the
-            ids of LLaVA-1.5.
+        mode: "pieces" leaves images where they stand; "llava15" moves them to the front of their turn and
+            gives the ids of LLaVA-1.5.
         add_generation_prompt: end with the prompt for an answer; the last message must be the user's.
         image_token: the id that marks an image.
 
@@ -104,7 +110,8 @@ def encode_chat(
         Ids and labels of the same length.
 
     Raises:
-        LmmError: the conversation is malformed, a name is unknown, or the tokenizer does not fit the template.
+        LmmError: the conversation is malformed, a name is unknown, or the tokenizer does not fit the
+            template.
     """
     template = get_template(template)
     if mode == "llava15":

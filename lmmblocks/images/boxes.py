@@ -18,8 +18,8 @@ import math
 import re
 from dataclasses import astuple, dataclass
 
-from .preprocess import scaled_long_side
 from ..spec import LmmError
+from .preprocess import scaled_long_side
 
 _DECIMALS = 2
 _NUMBER = r"\s*(-?(?:\d+(?:\.\d*)?|\.\d+))\s*"
@@ -45,7 +45,9 @@ class Box:
         if not all(math.isfinite(edge) for edge in astuple(self)):
             raise LmmError(f"box {list(astuple(self))} has an edge that is not a finite number")
         if self.x1 >= self.x2 or self.y1 >= self.y2:
-            raise LmmError(f"box {list(astuple(self))} has no area: expected x1 < x2 and y1 < y2 ([left, top, right, bottom])")
+            raise LmmError(
+                f"box {list(astuple(self))} has no area: expected x1 < x2 and y1 < y2 ([left, top, right, bottom])"
+            )
 
     @property
     def area(self) -> float:
@@ -77,7 +79,12 @@ def to_padded(box_px: Box, width_px: int, height_px: int) -> Box:
     """
     _refuse_outside(box_px, width_px, height_px)
     side, left, top = _padded_square(width_px, height_px)
-    return Box((box_px.x1 + left) / side, (box_px.y1 + top) / side, (box_px.x2 + left) / side, (box_px.y2 + top) / side)
+    return Box(
+        (box_px.x1 + left) / side,
+        (box_px.y1 + top) / side,
+        (box_px.x2 + left) / side,
+        (box_px.y2 + top) / side,
+    )
 
 
 def from_padded(box: Box, width_px: int, height_px: int) -> Box:
@@ -89,7 +96,12 @@ def from_padded(box: Box, width_px: int, height_px: int) -> Box:
     _refuse_unnormalised(box)
     side, left, top = _padded_square(width_px, height_px)
     edges = (box.x1 * side - left, box.y1 * side - top, box.x2 * side - left, box.y2 * side - top)
-    return _inside(edges, width_px, height_px, f"box {list(astuple(box))} lies in the padding of a {width_px}x{height_px} image")
+    return _inside(
+        edges,
+        width_px,
+        height_px,
+        f"box {list(astuple(box))} lies in the padding of a {width_px}x{height_px} image",
+    )
 
 
 def to_cropped(box_px: Box, width_px: int, height_px: int, size_px: int = 336) -> Box:
@@ -106,7 +118,12 @@ def to_cropped(box_px: Box, width_px: int, height_px: int, size_px: int = 336) -
     """
     _refuse_outside(box_px, width_px, height_px)
     x_scale, y_scale, left, top = _crop_window(width_px, height_px, size_px)
-    edges = (box_px.x1 * x_scale - left, box_px.y1 * y_scale - top, box_px.x2 * x_scale - left, box_px.y2 * y_scale - top)
+    edges = (
+        box_px.x1 * x_scale - left,
+        box_px.y1 * y_scale - top,
+        box_px.x2 * x_scale - left,
+        box_px.y2 * y_scale - top,
+    )
     message = f"box {list(astuple(box_px))} px is outside the centre crop of a {width_px}x{height_px} image; use fit='pad'"
     seen = _inside(edges, size_px, size_px, message)
     return Box(seen.x1 / size_px, seen.y1 / size_px, seen.x2 / size_px, seen.y2 / size_px)
@@ -122,7 +139,9 @@ def from_cropped(box: Box, width_px: int, height_px: int, size_px: int = 336) ->
         (box.x2 * size_px + left) / x_scale,
         (box.y2 * size_px + top) / y_scale,
     )
-    return _inside(edges, width_px, height_px, f"box {list(astuple(box))} has no area in a {width_px}x{height_px} image")
+    return _inside(
+        edges, width_px, height_px, f"box {list(astuple(box))} has no area in a {width_px}x{height_px} image"
+    )
 
 
 def format_box(box: Box, *, trailing_zeros: bool = True) -> str:
@@ -193,12 +212,16 @@ def _refuse_outside(box: Box, width_px: int, height_px: int) -> None:
     if width_px < 1 or height_px < 1:
         raise LmmError(f"an image needs at least 1x1 px, found {width_px}x{height_px}")
     if box.x1 < 0 or box.y1 < 0 or box.x2 > width_px or box.y2 > height_px:
-        raise LmmError(f"box {list(astuple(box))} px reaches outside the {width_px}x{height_px} image; is it in another unit?")
+        raise LmmError(
+            f"box {list(astuple(box))} px reaches outside the {width_px}x{height_px} image; is it in another unit?"
+        )
 
 
 def _refuse_unnormalised(box: Box) -> None:
     if min(astuple(box)) < 0 or max(astuple(box)) > 1:
-        raise LmmError(f"box {list(astuple(box))} is not normalised: expected edges in [0, 1]; convert pixels with to_padded")
+        raise LmmError(
+            f"box {list(astuple(box))} is not normalised: expected edges in [0, 1]; convert pixels with to_padded"
+        )
 
 
 def _rounded_apart(low: float, high: float) -> tuple[float, float]:

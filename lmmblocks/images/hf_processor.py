@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from .preprocess import CLIP_MEAN, CLIP_STD, Fit, ImagePreprocess, Resample
 from ..spec import LmmError
+from .preprocess import CLIP_MEAN, CLIP_STD, Fit, ImagePreprocess, Resample
 
 _RESAMPLE: dict[int, Resample] = {
     int(Image.Resampling.BICUBIC): "bicubic",
@@ -65,7 +65,9 @@ def from_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
         problems.append(f"resample={config['resample']} (expected 3 for bicubic or 2 for bilinear)")
     if problems:
         kind = config.get("image_processor_type", "image processor")
-        raise LmmError(f"{kind} config is not a pad or centre crop as CLIP and LLaVA use it: {'; '.join(problems)}")
+        raise LmmError(
+            f"{kind} config is not a pad or centre crop as CLIP and LLaVA use it: {'; '.join(problems)}"
+        )
     return ImagePreprocess(
         size_px=size_px,
         patch_px=patch_px,

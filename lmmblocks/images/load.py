@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..spec import LmmError
 
-ImageErrorKind = Literal["missing", "empty", "truncated", "unreadable", "bomb", "extreme"]
+ImageErrorKind = Literal["missing", "zero_byte", "truncated", "corrupt", "bomb", "extreme"]
 ImageSource = str | os.PathLike | Image.Image
 
 MAX_ASPECT = 200
@@ -29,17 +29,34 @@ MAX_SIDE_PX = 32_768
 """Longest side; padding to a square costs its square."""
 
 # What PIL's readers raise on damaged files, beside OSError: found by cutting and flipping bytes of every common format.
-_DAMAGE = (SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error, MemoryError)
+_DAMAGE = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    MemoryError,
+)
 
 _ENDS_EARLY = ("truncated", "incomplete", "reached eof", "not enough image data")
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP", b"II*\0": "TIFF"}
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG": "PNG",
+    b"GIF8": "GIF",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"II*\0": "TIFF",
+}
 
 
 class ImageError(LmmError):
     """An image that cannot be used.
 
     Attributes:
-        kind: what is wrong, for programs: ``missing, empty, truncated, unreadable, bomb, extreme``.
+        kind: what is wrong, for programs: ``missing, zero_byte, truncated, corrupt, bomb, extreme``.
     """
 
     def __init__(self, kind: ImageErrorKind, message: str) -> None:
@@ -82,13 +99,13 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         ImageError: as for ``load_image``.
     """
     name = os.fspath(path)
-    _refuse_file(name)
+    require_bytes(name)
     try:
         image = Image.open(name)
     except Image.DecompressionBombError as error:
         raise ImageError("bomb", f"image {name} is a decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError("unreadable", f"image {name} {_looks_like(name)}: replace the file") from error
+        raise ImageError("corrupt", f"image {name} {_looks_like(name)}: replace the file") from error
     except (OSError, *_DAMAGE) as error:
         raise _damaged(name, error) from error
     with image:
@@ -97,8 +114,8 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
         yield image
 
 
-def _refuse_file(name: str) -> None:
-    """Raise for a path that holds no bytes of an image."""
+def require_bytes(name: str) -> None:
+    """Raise ``ImageError`` for a path that is missing, a folder or empty; the file is not opened."""
     try:
         size_bytes = os.stat(name).st_size
     except (OSError, ValueError) as error:
@@ -108,7 +125,7 @@ def _refuse_file(name: str) -> None:
     if Path(name).is_dir():
         raise ImageError("missing", f"image {name} is a folder; expected an image file")
     if size_bytes == 0:
-        raise ImageError("empty", f"image {name} is empty (0 bytes): fetch it again")
+        raise ImageError("zero_byte", f"image {name} is empty (0 bytes): fetch it again")
 
 
 def _refuse_shape(size: tuple[int, int], name: str) -> None:
@@ -141,9 +158,13 @@ def _decode(image: Image.Image, name: str) -> None:
 def _damaged(name: str, error: BaseException) -> ImageError:
     """Tell a file that ends too early from one whose content makes no sense."""
     reason = str(error) or type(error).__name__
-    if isinstance(error, EOFError) or any(word in reason.lower() for word in _ENDS_EARLY) or _riff_ends_early(name):
+    if (
+        isinstance(error, EOFError)
+        or any(word in reason.lower() for word in _ENDS_EARLY)
+        or _riff_ends_early(name)
+    ):
         return ImageError("truncated", f"image {name} is truncated ({reason}): fetch it again")
-    return ImageError("unreadable", f"image {name} cannot be decoded ({reason}): replace the file")
+    return ImageError("corrupt", f"image {name} cannot be decoded ({reason}): replace the file")
 
 
 def _riff_ends_early(name: str) -> bool:
@@ -152,7 +173,11 @@ def _riff_ends_early(name: str) -> bool:
         return False
     with open(name, "rb") as file:
         head = file.read(8)
-    return head[:4] == b"RIFF" and len(head) == 8 and int.from_bytes(head[4:], "little") + 8 > os.path.getsize(name)
+    return (
+        head[:4] == b"RIFF"
+        and len(head) == 8
+        and int.from_bytes(head[4:], "little") + 8 > os.path.getsize(name)
+    )
 
 
 def _looks_like(name: str) -> str:
@@ -163,4 +188,8 @@ def _looks_like(name: str) -> str:
         if head.startswith(magic):
             return f"starts like a {kind} file but has no readable header"
     text = head.decode("ascii", errors="replace")
-    return f"is not an image (it starts with {text!r})" if text.isprintable() else f"is not an image (it starts with {head[:8]!r})"
+    return (
+        f"is not an image (it starts with {text!r})"
+        if text.isprintable()
+        else f"is not an image (it starts with {head[:8]!r})"
+    )

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from .load import ImageSource, load_image
 from ..spec import Grid, LmmError, closest
+from .load import ImageSource, load_image
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,11 +63,15 @@ class ImagePreprocess:
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch_px <= self.size_px:
-            raise LmmError(f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}")
+            raise LmmError(
+                f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}"
+            )
         if self.fit not in ("pad", "crop"):
             raise LmmError(f"image fit {self.fit!r} is unknown: expected 'pad' or 'crop'")
         if self.resample not in _FILTERS:
-            raise LmmError(f"image filter {self.resample!r} is unknown: expected one of {', '.join(_FILTERS)}")
+            raise LmmError(
+                f"image filter {self.resample!r} is unknown: expected one of {', '.join(_FILTERS)}"
+            )
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -172,7 +176,7 @@ def scaled_long_side(long_px: int, short_px: int, size_px: int) -> int:
 def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Return float32 ``(3, 256)``: each byte value normalised, rounded after every step as CLIPImageProcessor does."""
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    return (unit - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    return (unit - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
 
 
 def _crop_centre(image: Image.Image, size_px: int, resample: Image.Resampling) -> Image.Image:

@@ -85,7 +85,9 @@ def modality_length_grouped_indices(
     if batch_size < 1 or world_size < 1:
         raise LmmError(f"batch_size and world_size must be at least 1, found {batch_size} and {world_size}")
     if empty := [index for index, length in enumerate(lengths) if length == 0]:
-        raise LmmError(f"sample {empty[0]} has length 0 ({len(empty)} such samples): expected at least one word each")
+        raise LmmError(
+            f"sample {empty[0]} has length 0 ({len(empty)} such samples): expected at least one word each"
+        )
     image = [index for index, length in enumerate(lengths) if length > 0]
     text = [index for index, length in enumerate(lengths) if length < 0]
     if not image or not text:
@@ -112,7 +114,11 @@ def _megabatches(
     size = batch_size * world_size
     megabatches = [order[start : start + size] for start in range(0, len(order), size)]
     return [
-        [index for chunk in _deal(sorted(mega, key=lambda i: -lengths[i]), lengths, world_size) for index in chunk]
+        [
+            index
+            for chunk in _deal(sorted(mega, key=lambda i: -lengths[i]), lengths, world_size)
+            for index in chunk
+        ]
         for mega in megabatches
     ]
 

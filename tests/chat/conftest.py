@@ -11,7 +11,7 @@ CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",
     "USER: What color is the cat? ASSISTANT: Black USER: Is it asleep? ASSISTANT: No, it is awake.",
     "Answer the question using a single word or phrase. Human: Assistant: <image> </s> <s> <unk>",
-    "一只猫 在 垫子上。 123 456.78% \n\t {\"x\": 1} [0.10, 0.20]",
+    '一只猫 在 垫子上。 123 456.78% \n\t {"x": 1} [0.10, 0.20]',
 ] * 4
 LLAMA_SPECIALS = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -24,11 +24,14 @@ def _llama_like(prepend_scheme, **wrap):
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=600, special_tokens=[*LLAMA_SPECIALS, *BYTES], show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=600, special_tokens=[*LLAMA_SPECIALS, *BYTES], show_progress=False),
     )
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(models.BPE(model["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer = Tokenizer(
+        models.BPE(model["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in LLAMA_SPECIALS])
     if prepend_scheme == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -54,7 +57,9 @@ def _gpt_like(bos):
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
     specials = ["<|begin|>", "<|end|>", "</s>", "<unk>"]
     tokenizer.add_special_tokens([AddedToken(token, rstrip=True) for token in specials])
-    return _wrap(tokenizer, eos_token="<|end|>", pad_token="<|end|>", **({"bos_token": "<|begin|>"} if bos else {}))
+    return _wrap(
+        tokenizer, eos_token="<|end|>", pad_token="<|end|>", **({"bos_token": "<|begin|>"} if bos else {})
+    )
 
 
 def _unigram():
@@ -67,7 +72,9 @@ def _unigram():
     vocabulary += [(token, -9.0) for token in characters] + [(token, -8.0) for token in words]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
     return _wrap(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -104,14 +111,16 @@ def golden():
     default = Path(__file__).resolve().parents[3] / "shared" / "golden"
     folder = Path(os.environ.get("LMMBLOCKS_GOLDEN", default))
     if not (folder / "llama_tokenizer.model").is_file():
-        pytest.skip(f"LLaMA's tokenizer is not redistributable and not in {folder}: set LMMBLOCKS_GOLDEN to its folder")
+        pytest.skip(
+            f"LLaMA's tokenizer is not redistributable and not in {folder}: set LMMBLOCKS_GOLDEN to its folder"
+        )
     return folder
 
 
 @pytest.fixture(scope="session")
 def llama(golden, tmp_path_factory):
     """LLaMA's tokenizer by its `legacy` flag."""
-    from transformers import AutoTokenizer
+    from lmmblocks.chat import load_tokenizer
 
     loaded = {}
     for legacy in (False, True):
@@ -120,5 +129,5 @@ def llama(golden, tmp_path_factory):
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
         config = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, **names}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        loaded[legacy] = AutoTokenizer.from_pretrained(folder)
+        loaded[legacy] = load_tokenizer(folder)
     return loaded

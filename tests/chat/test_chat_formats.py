@@ -25,7 +25,9 @@ def test_prompt_follows_the_question_on_a_new_line(fmt):
 
 def test_region_prompts_lead_their_box_or_sentence_as_in_the_released_data():
     box = "[0.00, 0.64, 0.30, 0.76]"
-    assert with_format(box, "region_description") == f"Please provide a short description for this region: {box}"
+    assert (
+        with_format(box, "region_description") == f"Please provide a short description for this region: {box}"
+    )
     assert with_format("a red cup", "region_box").endswith("region this sentence describes: a red cup")
 
 

@@ -50,14 +50,18 @@ def test_prompt_ends_with_the_colon_and_the_answer_brings_its_space(llama, mode)
     messages = messages_of(["<image>\nWhat color is the cat?", "Black", "Is it asleep?", "No"])
     whole = encode_chat(messages, "vicuna_v1", llama[False], mode=mode).ids
     for end, first in ((1, 6054), (3, 1939)):
-        prompt = encode_chat(messages[:end], "vicuna_v1", llama[False], mode=mode, add_generation_prompt=True).ids
+        prompt = encode_chat(
+            messages[:end], "vicuna_v1", llama[False], mode=mode, add_generation_prompt=True
+        ).ids
         assert prompt[-5:] == [319, 1799, 9047, 13566, 29901]
         assert whole[: len(prompt) + 2] == [*prompt, first, EOS]
 
 
 def test_pieces_mode_differs_from_llava15_only_in_the_space_after_an_image(llama):
     messages = messages_of(["<image>\nWhat color is the cat?", "Black"])
-    pieces, llava15 = (encode_chat(messages, "vicuna_v1", llama[False], mode=mode) for mode in ("pieces", "llava15"))
+    pieces, llava15 = (
+        encode_chat(messages, "vicuna_v1", llama[False], mode=mode) for mode in ("pieces", "llava15")
+    )
     after = llava15.ids.index(IMAGE) + 1
     assert llava15.ids[after] == 29871
     assert llava15.ids[:after] + llava15.ids[after + 1 :] == pieces.ids
@@ -119,7 +123,28 @@ def preprocess_v1(conversation, tokenizer, has_image):
 
 
 words = st.sampled_from(
-    ["What", " is", "it", "?", "  ", " ", "\n", "7", "0.25", "猫", "你好", "🙂", "é", "USER:", "\t", "▁", "a", ".", ":", "]"]
+    [
+        "What",
+        " is",
+        "it",
+        "?",
+        "  ",
+        " ",
+        "\n",
+        "7",
+        "0.25",
+        "猫",
+        "你好",
+        "🙂",
+        "é",
+        "USER:",
+        "\t",
+        "▁",
+        "a",
+        ".",
+        ":",
+        "]",
+    ]
 )
 texts = st.lists(words, min_size=1, max_size=6).map("".join)
 places = st.sampled_from(["<image>\n{}", "{}\n<image>", "{}<image>{}", "<image>"])
@@ -127,14 +152,22 @@ questions = st.tuples(places, texts).map(lambda pair: pair[0].replace("{}", pair
 turns = st.lists(st.tuples(texts, texts), max_size=2)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.fixture(scope="module", params=[False, True], ids=["legacy=False", "legacy=True"])
+def original(request, golden):
+    return OriginalTokenizer(golden / "llama_tokenizer.model", request.param)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(first=st.one_of(questions, texts), answer=texts, more=turns)
-def test_any_conversation_has_the_ids_and_labels_of_llava(golden, llama, legacy, first, answer, more):
-    original = OriginalTokenizer(golden / "llama_tokenizer.model", legacy)
+def test_any_conversation_has_the_ids_and_labels_of_llava(llama, original, first, answer, more):
     conversation = [first, answer, *(text for turn in more for text in turn)]
     ids, labels, counted = preprocess_v1(conversation, original, has_image="<image>" in first)
-    tokens = encode_chat(messages_of(conversation), "vicuna_v1", llama[legacy], mode="llava15")
+    tokens = encode_chat(messages_of(conversation), "vicuna_v1", llama[original.legacy], mode="llava15")
     assert counted, "LLaVA itself would mask this sample"
     assert tokens.ids == ids
     assert tokens.labels == labels
@@ -143,6 +176,8 @@ def test_any_conversation_has_the_ids_and_labels_of_llava(golden, llama, legacy,
 @pytest.mark.parametrize("mode", ["pieces", "llava15"])
 @pytest.mark.parametrize("answer", ["say ASSISTANT: x", "a</s>b", "", "an <unk> token", "7", "猫", "\nA cat"])
 def test_samples_that_llava_masks_are_supervised_in_full(llama, answer, mode):
-    tokens = encode_chat(messages_of(["<image>\nhi <unk>", answer, "And?", "Black"]), "vicuna_v1", llama[False], mode=mode)
+    tokens = encode_chat(
+        messages_of(["<image>\nhi <unk>", answer, "And?", "Black"]), "vicuna_v1", llama[False], mode=mode
+    )
     assert decode_supervised(tokens, llama[False]) == [answer, "Black"]
     assert tokens.labels.count(EOS) == 2

@@ -28,7 +28,9 @@ def written(pieces):
 
 
 def test_vicuna_renders_as_the_original():
-    pieces = TEMPLATES["vicuna_v1"].render([user("<image>\nq1"), assistant("a1"), user("q2"), assistant("a2")])
+    pieces = TEMPLATES["vicuna_v1"].render(
+        [user("<image>\nq1"), assistant("a1"), user("q2"), assistant("a2")]
+    )
     assert written(pieces) == f"{SYSTEM} USER: <image>\nq1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
 
 
@@ -39,7 +41,9 @@ def test_llava_v1_says_human_in_the_system_prompt_only():
 
 
 def test_generation_prompt_ends_with_the_colon():
-    pieces = TEMPLATES["vicuna_v1"].render([user("q1"), assistant("a1"), user("q2")], add_generation_prompt=True)
+    pieces = TEMPLATES["vicuna_v1"].render(
+        [user("q1"), assistant("a1"), user("q2")], add_generation_prompt=True
+    )
     assert written(pieces) == f"{SYSTEM} USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT:"
 
 
@@ -53,7 +57,11 @@ def test_plain_keeps_images_and_caption_only():
 
 def test_only_answers_and_their_ends_are_trained():
     pieces = TEMPLATES["vicuna_v1"].render([user("q1"), assistant("a1"), user("q2"), assistant("")])
-    assert [(piece.kind, piece.text) for piece in pieces if piece.train] == [("text", " a1"), ("eos", ""), ("eos", "")]
+    assert [(piece.kind, piece.text) for piece in pieces if piece.train] == [
+        ("text", " a1"),
+        ("eos", ""),
+        ("eos", ""),
+    ]
 
 
 def test_system_message_replaces_the_templates_own():
@@ -111,7 +119,10 @@ def test_an_answered_conversation_cannot_be_answered_again():
     [
         ([user("Describe it."), assistant("a")], "needs an image"),
         ([user("<image>"), assistant("a"), user("q"), assistant("a")], "found 4 turns"),
-        ([{"role": "system", "content": "s"}, user("<image>"), assistant("a")], "no place for a system message"),
+        (
+            [{"role": "system", "content": "s"}, user("<image>"), assistant("a")],
+            "no place for a system message",
+        ),
     ],
 )
 def test_plain_refuses_what_it_would_drop(messages, says):
@@ -160,5 +171,10 @@ def test_llava15_messages_refuse_records_that_are_not_messages():
 
 
 def test_importing_chat_loads_no_tokenizer_library():
-    code = "import sys, lmmblocks.chat; print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, lmmblocks.chat; print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def _scenes(count: int, split: str, seed: int = 0) -> list[Scene]:
     return [sample_scene(rng, split) for _ in range(count)]  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------- scenes and pixels
+# ----------------------------------------------------------------------------------- scenes and pixels
 
 
 def test_same_seed_gives_same_pixels_and_files_whatever_the_hash_seed(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_canvases_are_square_landscape_and_portrait_and_greying_keeps_their_size
     assert sizes == {-1, 0, 1}
 
 
-# ------------------------------------------------------------------------------------------------ words and boxes
+# ------------------------------------------------------------------------------------- words and boxes
 
 
 def test_a_caption_names_every_item_once_and_regions_have_their_boxes() -> None:
@@ -219,7 +220,7 @@ def test_box_text_is_relative_to_the_padded_square() -> None:
     assert box_text(padded_box(tall, item)) == "[0.25, 0.06, 0.50, 0.31]"
 
 
-# ------------------------------------------------------------------------------- answers, worked out independently
+# ------------------------------------------------------------------- answers, worked out independently
 
 
 def _phrase(item: Item) -> str:
@@ -405,7 +406,7 @@ def test_text_only_turns_are_true() -> None:
             assert _true_answers(scene, asked) == [turn.answer] and "," not in asked, told
 
 
-# -------------------------------------------------------------------------------------------------------- balance
+# --------------------------------------------------------------------------------------------- balance
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -416,7 +417,7 @@ def test_no_answer_dominates_its_task(split: str) -> None:
     }  # fmt: skip
     rng, scenes = random.Random(5), _scenes(6400, split)
     answers: dict[str, Counter[str]] = {task: Counter() for task in limits}
-    for scene, other in zip(scenes, scenes[1:]):
+    for scene, other in pairwise(scenes):
         for task, counter in answers.items():
             if counter.total() < 2000:
                 turn = compare(scene, other, rng) if task == "compare" else TASKS[task](scene, rng)
@@ -445,7 +446,7 @@ def test_the_wording_of_a_question_does_not_give_its_answer_away(task: str) -> N
     assert shares and all(0.35 < share < 0.65 for share, _ in shares.values()), shares
 
 
-# --------------------------------------------------------------------------------------------- corpus and data sets
+# -------------------------------------------------------------------------------- corpus and data sets
 
 
 def _forbidden(text: str) -> list[str]:
@@ -549,7 +550,7 @@ def test_tasks_can_be_chosen_and_pretraining_is_one_caption_a_picture(tmp_path: 
         assert answer.endswith(".") and _check_images(record, tmp_path) == 1
 
 
-# ------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_arguments_are_refused_with_what_to_change(tmp_path: Path) -> None:

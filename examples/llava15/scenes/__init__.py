@@ -1,1 +1,1 @@
-"""The tiny world: seeded scenes of shapes, handwritten digits and words, with LLaVA-1.5's task types on them."""
+"""The tiny world: seeded scenes of shapes, handwritten digits and words, with LLaVA's task types on them."""

@@ -46,7 +46,7 @@ def _count(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     if not shapes:
         return None
     counts = {shape: sum(item.shape == shape for item in shapes) for shape in SHAPES}
-    wanted = rng.choice(sorted(set(counts.values()) - {0}) + [len(shapes)])
+    wanted = rng.choice([*sorted(set(counts.values()) - {0}), len(shapes)])
     named = [f"图中有几个{SHAPES_ZH[shape]}？" for shape, count in counts.items() if count == wanted]
     questions = named + (["图中有几个形状？"] if len(shapes) == wanted else [])
     return rng.choice(questions), NUMBERS_ZH[wanted]

@@ -23,9 +23,9 @@ def corpus_messages(rng: random.Random) -> Messages:
     """A conversation without pictures.
 
     Returns:
-        {"role": "user" | "assistant", "content": str} in turn. In nine of ten, the first user message begins with
-        a scene told in words (half of them with boxes) and the questions are about it; the others are text-only
-        turns.
+        {"role": "user" | "assistant", "content": str} in turn. In nine of ten, the first user message begins
+        with a scene told in words (half of them with boxes) and the questions are about it; the others are
+        text-only turns.
     """
     scene = sample_scene(rng, "train")
     if rng.random() < 0.1:
@@ -41,7 +41,7 @@ def corpus_messages(rng: random.Random) -> Messages:
 
 
 def corpus_text(rng: random.Random) -> str:
-    """One document: a conversation in the Vicuna prompt format (three of four), or a few captions, one a line."""
+    """One document: a conversation in the Vicuna prompt format (three of four), or captions, one a line."""
     if rng.random() < 0.25:
         return "\n".join(caption(sample_scene(rng, "train"), rng) for _ in range(rng.randint(1, 4)))
     pieces = get_template("vicuna_v1").render(corpus_messages(rng))

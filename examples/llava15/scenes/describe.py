@@ -69,7 +69,7 @@ def regions(scene: Scene) -> list[tuple[str, Box]]:
 def padded_box(scene: Scene, item: Item) -> Box:
     """An item's box, 0..1 of the square the picture is padded to (centred, offset rounded down).
 
-    Source: the convention of LLaVA-1.5's RefCOCO and VG data, given by its author in haotian-liu/LLaVA issue 606.
+    Source: the convention of LLaVA-1.5's region data, as its author states it (haotian-liu/LLaVA, 606).
     """
     side = max(scene.width_px, scene.height_px)
     dx, dy = (side - scene.width_px) // 2, (side - scene.height_px) // 2

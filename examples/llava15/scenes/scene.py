@@ -28,8 +28,8 @@ class Item:
     """One thing in a picture.
 
     Args:
-        kind: "shape" (has color and shape), "digit" (has digit and digit_instance) or "word" (has word; color is
-            its sign's).
+        kind: "shape" (has color and shape), "digit" (has digit and digit_instance) or "word" (has word; color
+            is its sign's).
         cell: row and column in the 3x3 grid, of the item's centre.
         box_px: x0, y0, x1, y1 in pixels of the unpadded picture; x1 and y1 are one past the last pixel.
         inverted: for a digit, light ink on a dark plate.

@@ -13,7 +13,8 @@ from .vocabulary import WORDS
 
 _OPPOSITES = (
     ("left", "right"), ("top", "bottom"), ("above", "below"), ("big", "small"), ("hot", "cold"),
-    ("day", "night"), ("yes", "no"), ("open", "closed"), ("light", "dark"), ("fast", "slow"), ("first", "last"), ("in", "out"),
+    ("day", "night"), ("yes", "no"), ("open", "closed"), ("light", "dark"), ("fast", "slow"),
+    ("first", "last"), ("in", "out"),
 )  # fmt: skip
 
 

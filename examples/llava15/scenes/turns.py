@@ -37,7 +37,7 @@ Task = Callable[[Scene, random.Random], Turn | None]
 
 @dataclass(frozen=True)
 class Ask:
-    """A bare question about one property, before its format prompt: `pool` holds the answers it could have had."""
+    """A bare question about one property, before its format prompt: `pool` are the answers it could have."""
 
     question: str
     answer: str

@@ -23,8 +23,8 @@ PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPE
 
 WORDS = (
     "sun", "cat", "dog", "hat", "cup", "bus", "key", "fox", "pen", "bed", "egg", "fan", "jam", "zip",
-    "milk", "moon", "tree", "fish", "bird", "cake", "door", "lamp", "ship", "road", "bell", "frog", "king", "wolf",
-    "rain", "nest", "hand", "leaf",
+    "milk", "moon", "tree", "fish", "bird", "cake", "door", "lamp", "ship", "road", "bell", "frog", "king",
+    "wolf", "rain", "nest", "hand", "leaf",
 )  # fmt: skip
 
 POSITIONS: dict[tuple[int, int], str] = {

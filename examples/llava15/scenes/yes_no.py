@@ -13,10 +13,10 @@ Claim = tuple[str, bool]
 
 
 def absent_shape_pair(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A (colour, shape) that the scene does not show but could; at least half share one of the two with an item.
+    """A (colour, shape) the scene does not show but could; at least half share one of the two with an item.
 
-    Questions about train scenes never name a held-out pair; those about held-out scenes name them about as often
-    as the scenes show them.
+    Questions about train scenes never name a held-out pair; those about held-out scenes name them about as
+    often as the scenes show them.
     """
     shown = {(item.color, item.shape) for item in of_kind(scene, "shape")}
     allowed: tuple[tuple[str, str], ...] = TRAIN_SHAPE_PAIRS

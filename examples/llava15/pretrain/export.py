@@ -1,0 +1,123 @@
+"""Weights as Hugging Face folders, fp16, replaced file by file so that a reader never meets a half-written one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmmblocks.decoders.transformer import Transformer, TransformerConfig
+from lmmblocks.encoders.clip import CLIP, CLIPConfig
+from lmmblocks.images.hf_processor import to_hf
+
+
+def export_vision(encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write a `CLIPVisionModel` folder: config, preprocessing, weights, and the scores they reached.
+
+    Args:
+        encoder: the tower, with all its layers.
+        folder: created when missing.
+        metrics: saved as `metrics.json`.
+        dtype: of the weights.
+    """
+    config = hf_vision_config(encoder.config)
+    config.architectures, config.dtype = ["CLIPVisionModel"], dtype
+    with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
+        config.save_pretrained(unfinished)
+        _write_json(Path(unfinished) / "preprocessor_config.json", to_hf(encoder.preprocess))
+        _write_json(Path(unfinished) / "metrics.json", metrics)
+        _write_weights(encoder.state_dict(), Path(unfinished), dtype)
+        _move_files(Path(unfinished), folder)
+
+
+def export_language(
+    decoder: Transformer, tokenizer_folder: Path, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a `LlamaForCausalLM` folder with its tokenizer.
+
+    Args:
+        decoder: the language model.
+        tokenizer_folder: what `save_tokenizer` wrote.
+        folder: created when missing.
+        metrics: saved as `metrics.json`.
+        dtype: of the weights.
+    """
+    from transformers import GenerationConfig
+
+    config = hf_language_config(decoder.config)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
+    with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
+        config.save_pretrained(unfinished)
+        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(unfinished)
+        for file in sorted(tokenizer_folder.glob("*token*.json")):
+            (Path(unfinished) / file.name).write_bytes(file.read_bytes())
+        _write_json(Path(unfinished) / "metrics.json", metrics)
+        _write_weights(decoder.state_dict(), Path(unfinished), dtype)
+        _move_files(Path(unfinished), folder)
+
+
+def hf_vision_config(config: CLIPConfig) -> Any:
+    """The same shape as a `transformers.CLIPVisionConfig`."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        image_size=config.image_size,
+        patch_size=config.patch,
+        hidden_act=config.activation,
+        layer_norm_eps=config.eps,
+        projection_dim=config.dim,
+    )
+
+
+def hf_language_config(config: TransformerConfig) -> Any:
+    """The same shape as a `transformers.LlamaConfig`; pad is `<unk>`, as LLaVA has it."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=config.dim,
+        intermediate_size=config.ffn_dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_width,
+        vocab_size=config.vocab,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tied,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+
+
+def _parent(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.parent
+
+
+def _write_weights(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().to(dtype).contiguous() for name, value in state.items()}
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(dict(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move_files(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        os.replace(file, target / file.name)

@@ -1,0 +1,147 @@
+"""The command line. Each command lives beside the code it runs; this file finds it, and turns its errors into exit codes.
+
+A command's module offers ``add_cli(parser)``, which must not need torch, and ``run(args) -> int | None``. Only the chosen command's
+module is imported, so ``--help`` answers at once.
+
+Exit codes: 0 done, 1 what was checked is not in order, 2 a mistake in the arguments, files or settings, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import __version__
+from .spec import LmmError, closest
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: a line for ``--help``, and where its ``add_cli`` and ``run`` are (None: in this file)."""
+
+    help: str
+    module: str | None = None
+    run: Callable[[argparse.Namespace], int | None] | None = None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: words after the program's name; None = those of the process.
+
+    Returns:
+        The exit code. Mistakes in the usage leave with ``SystemExit(2)``, as argparse does.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        return _run(words)
+    except LmmError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; a last flush into the pipe must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _run(words: list[str]) -> int:
+    top = _top_parser()
+    first = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
+    top.parse_args(words[:first])
+    name, rest = _command_of(top, words[first:])
+    command = COMMANDS[name]
+    module: Any = importlib.import_module(command.module) if command.module else None
+    parser = argparse.ArgumentParser(prog=f"{top.prog} {name}", description=command.help, allow_abbrev=False)
+    if module is not None:
+        module.add_cli(parser)
+    _add_debug(parser)
+    args = parser.parse_args(rest)
+    run = command.run or module.run
+    code = run(args) or 0
+    sys.stdout.flush()
+    return code
+
+
+def _command_of(top: argparse.ArgumentParser, words: list[str]) -> tuple[str, list[str]]:
+    """Split words into the name of a command, one or two words, and its arguments; leaves with 2 when there is none."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if len(words) >= length and name in COMMANDS:
+            return name, words[length:]
+    if not words:
+        top.error("expected a command, found none; 'lmmblocks --help' lists them")
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
+    if group and words[1:2] in (["-h"], ["--help"]):
+        print("\n".join(["commands:", *_command_lines(group)]))
+        raise SystemExit(0)
+    if group and len(words) == 1:
+        top.error(f"{words[0]!r} is a group of commands: {', '.join(group)}")
+    found = " ".join(words[:2]) if group else words[0]
+    top.error(f"unknown command {found!r}{closest(found, COMMANDS)}; known: {', '.join(COMMANDS)}")
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lmmblocks",
+        usage="%(prog)s [--help] [--version] [--debug] COMMAND ...",
+        description="Large multimodal models from interchangeable blocks.",
+        epilog="\n".join(["commands:", *_command_lines(COMMANDS), "", "lmmblocks COMMAND --help explains one command."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lmmblocks {__version__}")
+    _add_debug(parser)
+    return parser
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error as well")
+
+
+def _command_lines(names: Sequence[str] | dict[str, Command]) -> list[str]:
+    width = max(map(len, COMMANDS))
+    return [f"  {name:<{width}}  {COMMANDS[name].help}" for name in names]
+
+
+def _run_explain(args: argparse.Namespace) -> None:
+    from .ops import backend
+
+    print(backend.explain())
+
+
+def _run_version(args: argparse.Namespace) -> None:
+    print(f"lmmblocks {__version__}\npython {platform.python_version()} on {platform.platform()}")
+    for package in ("torch", "transformers", "safetensors", "numpy", "pillow"):
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} is not installed")
+
+
+COMMANDS = {
+    "chat": Command("answer questions about pictures with a trained model", "lmmblocks.generate.command"),
+    "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
+    "explain": Command("print which implementation each op uses, and why", run=_run_explain),
+    "train": Command("train a model in stages", "lmmblocks.train.command"),
+    "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version),
+}

@@ -1,0 +1,215 @@
+"""Find what is wrong with a data file before any training: ``lmmblocks data check FILE --images DIR``.
+
+Everything is reported at once, with counts and the first offenders of each kind. Exit codes: 0 fit for training,
+1 problems found, 2 the check itself could not run (missing file or folder, wrong option).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..spec import LmmError, Sample, closest
+from .check_images import Progress
+from .check_report import CheckReport, Finding, Offender, findings_of
+from .find_problems import errors_of, find_problems
+from .read_json import read_records
+from .record_rules import PROBLEM_KINDS, BrokenJson, Problem
+from .records import Records
+
+__all__ = ["CheckReport", "Finding", "Offender", "add_cli", "check_file", "run"]
+
+_UNREADABLE = ("broken_json", "wrong_type", "bad_role")
+
+
+def check_file(
+    json_path: str | os.PathLike,
+    images_dir: str | os.PathLike,
+    *,
+    max_tokens: int | None = None,
+    count_tokens: Callable[[Sample], int] | None = None,
+    limit: int = 5,
+    allow: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> CheckReport:
+    """Check every record and decode every image of a LLaVA JSON or ``.jsonl`` file.
+
+    Args:
+        json_path: the records.
+        images_dir: folder the image paths are relative to.
+        max_tokens: longest sample allowed, image rows included; None = any length.
+        count_tokens: rows of a sample in the decoder, see ``token_count.token_counter``; None counts words and one row per
+            image, which no tokenizer undercuts by much, and so finds the worst only.
+        limit: offenders listed per kind; all are counted.
+        allow: codes that are reported but don't make the file unfit.
+        progress: called with the number of image files done and of all.
+
+    Returns:
+        The report; ``report.ok`` says whether the file is fit for training.
+
+    Raises:
+        LmmError: the file or the images folder cannot be opened, or an option makes no sense.
+    """
+    if unknown := [code for code in allow if code not in PROBLEM_KINDS]:
+        raise LmmError(
+            f"unknown problem code {unknown[0]!r}{closest(unknown[0], PROBLEM_KINDS)}; known: {', '.join(PROBLEM_KINDS)}"
+        )
+    if limit < 0 or (max_tokens is not None and max_tokens < 1):
+        raise LmmError(
+            f"expected limit >= 0 and max_tokens >= 1, found limit={limit}, max_tokens={max_tokens}"
+        )
+    name, folder = os.fspath(json_path), os.fspath(images_dir)
+    try:
+        records = read_records(name)
+    except BrokenJson as error:
+        broken = findings_of(
+            [(Offender(None, None, str(error)), Problem("broken_json", ""))], limit=max(limit, 1), allow=allow
+        )
+        return CheckReport(name, folder, 0, 0, 0, broken)
+    found, image_files = find_problems(records, folder, images="decode", progress=progress)
+    _add_duplicate_ids(records, found)
+    if max_tokens is not None:
+        _add_lengths(records, folder, found, max_tokens, count_tokens)
+    places = list(_places(records, found))
+    if not records:
+        places.append((Offender(None, None, f"{name} is an empty list"), Problem("no_records", "")))
+    text_only = sum(isinstance(record, Mapping) and not record.get("image") for record in records)
+    return CheckReport(
+        name, folder, len(records), text_only, image_files, findings_of(places, limit=limit, allow=allow)
+    )
+
+
+def _add_duplicate_ids(records: Sequence[Any], found: dict[int, list[Problem]]) -> None:
+    """Report every record whose id an earlier one has."""
+    first_use: dict[Any, int] = {}
+    for index, record in enumerate(records):
+        name = record.get("id") if isinstance(record, Mapping) else None
+        if not isinstance(name, (str, int)) or isinstance(name, bool):
+            continue
+        first = first_use.setdefault(name, index)
+        if first != index:
+            found.setdefault(index, []).append(Problem("duplicate_id", f"id of record {first}"))
+
+
+def _add_lengths(
+    records: Sequence[Any],
+    images_dir: str,
+    found: dict[int, list[Problem]],
+    max_tokens: int,
+    count_tokens: Callable[[Sample], int] | None,
+) -> None:
+    """Report records longer than allowed; those without readable turns have no length."""
+    for index, record in enumerate(records):
+        problems = found.get(index, [])
+        if any(problem.code in _UNREADABLE or problem.code == "path_escape" for problem in problems):
+            continue
+        sample = Records([record], images_dir)[0]
+        try:
+            length = _least_tokens(sample) if count_tokens is None else count_tokens(sample)
+        except LmmError as error:
+            if not errors_of(problems):  # else the reason is reported already
+                found.setdefault(index, []).append(Problem("untokenisable", str(error)))
+            continue
+        if length > max_tokens:
+            least = "at least " if count_tokens is None else ""
+            found.setdefault(index, []).append(
+                Problem("too_long", f"{least}{length} tokens, allowed {max_tokens}")
+            )
+
+
+def _least_tokens(sample: Sample) -> int:
+    """Words and images."""
+    return len(sample.images) + sum(len(message["content"].split()) for message in sample.messages)
+
+
+def _places(records: Sequence[Any], found: Mapping[int, list[Problem]]) -> Iterator[tuple[Offender, Problem]]:
+    """All problems in the order of the file."""
+    for index in sorted(found):
+        name = records[index].get("id") if isinstance(records[index], Mapping) else None
+        shown = name if isinstance(name, (str, int)) else None
+        yield from ((Offender(index, shown, problem.detail), problem) for problem in found[index])
+
+
+def add_cli(subparsers: Any) -> argparse.ArgumentParser:
+    """Add the ``check`` command to the subparsers of ``lmmblocks data``; ``args.run(args)`` gives the exit code."""
+    parser = subparsers.add_parser(
+        "check",
+        help="find what is wrong with a data file before training",
+        description="Check every record and decode every image of a LLaVA JSON file; nothing is changed.",
+        epilog="exit codes: 0 fit for training, 1 problems found, 2 the check could not run",
+    )
+    parser.add_argument("file", metavar="FILE", help="list of records (.json), or one per line (.jsonl)")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="report samples longer than this")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder of a tokenizer or model, for exact lengths with --max-tokens",
+    )
+    parser.add_argument(
+        "--template", default="vicuna_v1", help="chat template for exact lengths (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-rows",
+        type=int,
+        default=576,
+        metavar="N",
+        help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=5,
+        metavar="N",
+        help="offenders listed per problem (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="report this problem as a note; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``lmmblocks data check`` and return its exit code."""
+    try:
+        report = check_file(
+            args.file,
+            args.images if args.images is not None else os.path.dirname(args.file) or ".",
+            max_tokens=args.max_tokens,
+            count_tokens=_counter(args),
+            limit=args.limit,
+            allow=args.allow,
+            progress=_show_progress if sys.stderr.isatty() else None,
+        )
+    except LmmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(report.to_dict(), indent=2) if args.json else report.render())
+    return 0 if report.ok else 1
+
+
+def _counter(args: argparse.Namespace) -> Callable[[Sample], int] | None:
+    """The exact token counter, if a tokenizer was given."""
+    if args.tokenizer is None:
+        return None
+    if args.max_tokens is None:
+        raise LmmError("--tokenizer is for --max-tokens, which is not given: add --max-tokens N")
+    from .token_count import token_counter
+
+    return token_counter(args.tokenizer, template=args.template, image_rows=args.image_rows)
+
+
+def _show_progress(done: int, total: int) -> None:
+    print(f"\rimages {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""Questions with known answers, read from LLaVA records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..data.records import Records
+from ..images.load import load_image
+from ..spec import LmmError
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask.
+
+    Attributes:
+        id: of the record.
+        task: what it belongs to in the summary.
+        kind: how it is scored, a key of ``scorers.KINDS``.
+        prompt: the user's turn with its ``<image>`` markers and its format prompt.
+        images: paths or PIL images, in the order of the markers.
+        answer: the right answer.
+    """
+
+    id: Any
+    task: str
+    kind: str
+    prompt: str
+    images: tuple[Any, ...]
+    answer: str
+
+
+def read_questions(records: Records) -> list[Question]:
+    """Turn single-turn records into questions; ``tasks`` and ``kinds`` of a record name its one turn (default: one task, short).
+
+    Raises:
+        LmmError: a record with several turns.
+    """
+    questions = []
+    for index in range(len(records)):
+        sample, raw = records[index], records.raw(index)
+        if len(sample.messages) != 2:
+            raise LmmError(f"record {sample.id!r} has {len(sample.messages)} messages: evaluation asks one question and knows one answer")
+        question, answer = (message["content"] for message in sample.messages)
+        task, kind = (raw.get(key, [default])[0] for key, default in (("tasks", "all"), ("kinds", "short")))
+        questions.append(Question(sample.id, task, kind, question, tuple(sample.images), answer))
+    return questions
+
+
+def blind(questions: Sequence[Question], cover: Callable[[Any], Any]) -> list[Question]:
+    """Return the questions with every image covered: what a model can score without seeing.
+
+    Args:
+        questions: with images.
+        cover: from a PIL image to the one shown instead, such as a grey one of the same size.
+    """
+    return [replace(q, images=tuple(cover(load_image(image)) for image in q.images)) for q in questions]

@@ -1,0 +1,77 @@
+"""``lmmblocks chat``: questions about pictures in a terminal, or one question and its answer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..spec import LmmError
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
+
+
+def add_cli(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a saved model")
+    parser.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="picture to ask about; repeat it for several"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this one question and leave; without it, questions are read line by line")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's own)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the most likely token (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the tokens of this probability (default: %(default)s)")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among this many tokens; 0 = all (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="makes sampled answers repeatable")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end an answer in front of this text; may be repeated")
+    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer questions.
+
+    Raises:
+        LmmError: an argument, the model or a picture that can't be used. In a conversation, mistakes are printed and it goes on.
+    """
+    if not os.path.isdir(args.model):
+        raise LmmError(f"no model folder {args.model!r}: give the folder that model.save() or the training wrote")
+    if args.prompt is not None and not args.prompt.strip():
+        raise LmmError("--prompt is empty: write a question, or leave it out to ask line by line")
+    from ..images.load import load_image
+
+    images = [load_image(path) for path in args.image]
+    options = _options(args)
+    model = _load(args.model, args.device)
+    from .repl import Repl, print_pieces
+
+    if args.prompt is None:
+        Repl(model, images, args.system, options).run()
+        return
+    from .conversation import Conversation
+
+    print_pieces(Conversation(model, args.system).stream(args.prompt, images, **options))
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of ``generate``, checked before anything slow happens."""
+    from .options import Options
+
+    names = ("temperature", "top_p", "top_k", "seed", "max_new_tokens", "stop")
+    options = {name: getattr(args, name) for name in names}
+    Options.of(options)
+    return options
+
+
+def _load(folder: str, device: str | None) -> LMM:
+    import torch
+
+    from .. import load
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(folder)
+    try:
+        return model.to(torch.device(device)).eval()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise LmmError(f"--device {device!r} can't be used: {error}") from error

@@ -1,0 +1,176 @@
+"""Running the decoder behind a cache: all prompts in one packed pass, then one row per answer that still grows.
+
+Nothing is padded: prompts of any lengths lie side by side, and a finished answer leaves the cache at once. Only the last row of each
+sequence reaches the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..plan import plan_splice
+from ..spec import LmmError, Segments, SplicePlan
+from .options import Options
+from .prompts import Prompt
+from .sampling import choose
+from .text import AnswerText, special_ids
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
+
+
+class Answer:
+    """One answer while it is generated.
+
+    Args:
+        model: whose tokenizer and template say what ends an answer.
+        options: of the caller.
+
+    Attributes:
+        ids: generated so far, the end-of-sequence token included.
+        done: whether it ended.
+        generator: its random state.
+    """
+
+    def __init__(self, model: LMM, options: Options) -> None:
+        self.ids: list[int] = []
+        self.done = False
+        self.generator = options.generator()
+        self._most = options.max_new_tokens
+        self._ends, stops = _endings(model, options)
+        self._text = AnswerText(model.tokenizer, stops)
+
+    def push(self, token: int) -> str:
+        """Take the next token; return the text that may be shown now."""
+        self.ids.append(token)
+        text = "" if token in self._ends else self._text.push(token)
+        over = token in self._ends or len(self.ids) >= self._most
+        self.done = over or self._text.stopped
+        return text if self._text.stopped or not over else text + self._text.finish()
+
+
+def _endings(model: LMM, options: Options) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Return the tokens and the strings that end an answer; the string of a special token is that token, which gives no text."""
+    tokenizer = model.tokenizer
+    strings = dict.fromkeys((*model.template.stop, *options.stop))
+    special, vocabulary = special_ids(tokenizer), tokenizer.backend_tokenizer
+    tokens = {text: vocabulary.token_to_id(text) for text in strings}
+    ends = {token for token in (tokenizer.eos_token_id, *tokens.values()) if token in special}
+    return frozenset(ends), tuple(text for text in strings if tokens[text] not in special)
+
+
+@torch.inference_mode()
+def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Options) -> Tensor:
+    """Run new prompt rows of every sequence behind what the cache holds.
+
+    Args:
+        model: the model.
+        cache: of the decoder, one sequence per prompt; grows by the rows of the prompts.
+        prompts: what is new of each sequence, at least one token.
+        options: for the room that the answers need.
+
+    Returns:
+        ``logits_SV`` of the token after each prompt.
+
+    Raises:
+        LmmError: a prompt and its answer don't fit into the decoder's positions.
+    """
+    _check_room(model, cache, prompts, options.max_new_tokens)
+    plan = plan_splice([p.ids for p in prompts], [p.image_rows for p in prompts], names=[p.name for p in prompts])
+    positions_T = plan.positions + torch.from_numpy(np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths))
+    pixels = torch.cat([p.pixels for p in prompts]).to(model.device)
+    plan = plan.to(model.device)
+    with evaluating(model):
+        embeds_TD = ops.splice(model.decoder.table, model.encode(pixels)[0], plan)
+        return _last_logits(model, cache, embeds_TD, positions_T.to(model.device), plan)
+
+
+def _last_logits(model: LMM, cache: Any, embeds_TD: Tensor, positions_T: Tensor, plan: SplicePlan) -> Tensor:
+    hidden_TD = model.decoder(embeds_TD, positions=positions_T, segments=plan.segments, cache=cache)
+    return model.decoder.head(hidden_TD.index_select(0, plan.cu_seqlens[1:] - 1))
+
+
+@torch.inference_mode()
+def _step(model: LMM, cache: Any, tokens: list[int]) -> Tensor:
+    """Run one token of each sequence; return ``logits_SV`` of the next."""
+    ids_S, positions_S = torch.tensor([tokens, cache.lengths], dtype=torch.int32).to(model.device)
+    segments = Segments.of([1] * len(tokens), device=model.device)
+    with evaluating(model):
+        return model.decoder.head(model.decoder(model.decoder.embed(ids_S), positions=positions_S, segments=segments, cache=cache))
+
+
+def decode(model: LMM, cache: Any, logits_SV: Tensor, answers: Sequence[Answer], options: Options) -> Iterator[tuple[int, str]]:
+    """Generate until every answer ended.
+
+    Args:
+        model: the model.
+        cache: holds the prompts; finished sequences leave it as long as others go on. The last token of an answer is not in it.
+        logits_SV: of the first token of each answer.
+        answers: to fill.
+        options: how tokens are chosen.
+
+    Yields:
+        Index of an answer and text to add to it.
+    """
+    live = list(range(len(answers)))
+    while live:
+        tokens = choose(logits_SV, options, [answers[index].generator for index in live])
+        for index, token in zip(live, tokens):
+            text = answers[index].push(token)
+            if text:
+                yield index, text
+        going = [row for row, index in enumerate(live) if not answers[index].done]
+        if not going:
+            return
+        if len(going) < len(live):
+            cache.keep(going)
+        live = [live[row] for row in going]
+        logits_SV = _step(model, cache, [tokens[row] for row in going])
+
+
+def new_cache(model: LMM, sequences: int) -> Any:
+    """Return an empty cache of the model's decoder.
+
+    Raises:
+        LmmError: the decoder has none.
+    """
+    make = getattr(model.decoder, "new_cache", None)
+    if make is None:
+        raise LmmError(
+            f"decoder {type(model.decoder).__name__!r} can't generate: it has no new_cache(sequences), expected one that returns a KVCache "
+            f"(lmmblocks.decoders.cache) for its layers"
+        )
+    return make(sequences)
+
+
+def _check_room(model: LMM, cache: Any, prompts: Sequence[Prompt], new_tokens: int) -> None:
+    most = getattr(getattr(model.decoder, "config", None), "max_positions", None)
+    for prompt, read in zip(prompts, cache.lengths):
+        rows = read + prompt.rows
+        if most is None or rows + new_tokens <= most:
+            continue
+        lower = f", or lower max_new_tokens to {most - rows}" if rows < most else ""
+        raise LmmError(
+            f"{prompt.name} has {rows} rows and its answer may have {new_tokens} (max_new_tokens): together more than the decoder's "
+            f"{most} positions: shorten the conversation{lower}"
+        )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch what is in training mode (dropout) to evaluation for the block; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

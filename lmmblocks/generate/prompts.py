@@ -1,0 +1,175 @@
+"""What a caller asks, made ready to be read: messages to token ids, pictures to pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ..chat import IMAGE_MARKER, Message, encode_chat
+from ..images.load import ImageSource
+from ..inputs import InputSpec
+from ..spec import IMAGE_TOKEN, LmmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One conversation that waits for an answer.
+
+    Attributes:
+        name: what to call it in messages.
+        messages: ends with the user's.
+        images: one for each ``<image>``, in order.
+    """
+
+    name: str
+    messages: list[Message]
+    images: list[ImageSource]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the decoder reads of one conversation.
+
+    Attributes:
+        name: what to call it in messages.
+        ids: token ids; ``IMAGE_TOKEN`` stands for one image each.
+        pixels: of its images, as the encoder wants them.
+        image_rows: decoder rows of each image.
+    """
+
+    name: str
+    ids: list[int]
+    pixels: Tensor
+    image_rows: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of decoder rows."""
+        return len(self.ids) - len(self.image_rows) + sum(self.image_rows)
+
+    def split(self, ids: int) -> tuple[Prompt, Prompt]:
+        """Return the first ``ids`` token ids and the others, each with its images."""
+        images = self.ids[:ids].count(IMAGE_TOKEN)
+        before = Prompt(self.name, self.ids[:ids], self.pixels[:images], self.image_rows[:images])
+        return before, Prompt(self.name, self.ids[ids:], self.pixels[images:], self.image_rows[images:])
+
+
+def as_questions(prompts: Any, images: Any) -> tuple[list[Question], bool]:
+    """Sort out what the caller passed.
+
+    Args:
+        prompts: a text or a list of messages, or a list of these.
+        images: for one prompt, an image or a list of images; for a list of prompts, a list with one such entry (or None) for each.
+
+    Returns:
+        The questions, and whether it was one prompt and not a list.
+
+    Raises:
+        LmmError: something else was passed, a text is empty, or there is not one entry of ``images`` per prompt.
+    """
+    if isinstance(prompts, str) or _is_conversation(prompts):
+        return [_question(prompts, images, "the prompt")], True
+    if not isinstance(prompts, (list, tuple)):
+        raise LmmError(f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of these")
+    each = [None] * len(prompts) if images is None else images
+    if not isinstance(each, (list, tuple)):
+        raise LmmError(f"images is one picture for a list of {len(prompts)} prompts: give a list with one entry per prompt")
+    if len(each) != len(prompts):
+        raise LmmError(f"found {len(prompts)} prompts and {len(each)} entries of images: give one per prompt, None for no image")
+    return [_question(prompt, own, f"prompt {index}") for index, (prompt, own) in enumerate(zip(prompts, each))], False
+
+
+def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
+    """Return the user's turn for a text.
+
+    Args:
+        text: the question. Without ``<image>`` in it, its images go in front, each on a line of its own.
+        images: how many images it comes with.
+        name: what to call it in messages.
+
+    Raises:
+        LmmError: not a text, or an empty one without an image.
+
+    >>> user_message("What is this?", 1)
+    {'role': 'user', 'content': '<image>\\nWhat is this?'}
+    """
+    if not isinstance(text, str):
+        raise LmmError(f"{name} is a {type(text).__name__}, expected a text")
+    if not text.strip() and not images:
+        raise LmmError(f"{name} is empty: write a question")
+    if IMAGE_MARKER in text:
+        return {"role": "user", "content": text}
+    return {"role": "user", "content": f"{IMAGE_MARKER}\n" * images + text}
+
+
+def as_images(images: Any, name: str = "the prompt") -> list[ImageSource]:
+    """Return the images of one prompt as a list; None is none, and one path or PIL image is a list of one.
+
+    Raises:
+        LmmError: something else was passed.
+    """
+    if images is None:
+        return []
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if isinstance(images, (list, tuple)) and all(isinstance(image, (str, os.PathLike, Image.Image)) for image in images):
+        return list(images)
+    found = [type(image).__name__ for image in images] if isinstance(images, (list, tuple)) else type(images).__name__
+    raise LmmError(f"images of {name}: found {found}, expected paths or PIL images")
+
+
+def read_images(images: Sequence[ImageSource], spec: InputSpec) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the pixels of images and the decoder rows that each becomes.
+
+    Raises:
+        ImageError: an image that can't be used.
+    """
+    pixels, grids = spec.preprocess.batch(images)
+    return pixels, tuple(spec.image_rows(grid) for grid in grids)
+
+
+def question_ids(question: Question, spec: InputSpec) -> list[int]:
+    """Return the token ids of a conversation up to where the answer begins.
+
+    Raises:
+        LmmError: the conversation is malformed, or has not one ``<image>`` per image.
+    """
+    try:
+        ids = encode_chat(
+            question.messages, spec.template, spec.tokenizer, mode=spec.tokenize_mode, add_generation_prompt=True  # type: ignore[arg-type]
+        ).ids
+    except LmmError as error:
+        raise LmmError(f"{question.name}: {error}") from error
+    marks = ids.count(IMAGE_TOKEN)
+    if marks != len(question.images):
+        raise LmmError(
+            f"{question.name} has {marks} {IMAGE_MARKER} in its text and {len(question.images)} images: write one {IMAGE_MARKER} per "
+            f"image, or none in a plain text, which puts its images in front"
+        )
+    return ids
+
+
+def as_prompt(question: Question, spec: InputSpec) -> Prompt:
+    """Tokenise a question and read its images."""
+    return Prompt(question.name, question_ids(question, spec), *read_images(question.images, spec))
+
+
+def _is_conversation(prompts: Any) -> bool:
+    """Whether a list is one conversation; an empty list is no prompts."""
+    return isinstance(prompts, (list, tuple)) and bool(prompts) and all(isinstance(entry, Mapping) for entry in prompts)
+
+
+def _question(prompt: Any, images: Any, name: str) -> Question:
+    pictures = as_images(images, name)
+    if isinstance(prompt, str):
+        return Question(name, [user_message(prompt, len(pictures), name)], pictures)
+    if not _is_conversation(prompt):
+        raise LmmError(f"{name} is {prompt!r:.60}, expected a text or a list of messages")
+    return Question(name, list(prompt), pictures)

@@ -1,0 +1,133 @@
+"""From logits to the next token: greedy, temperature, top-k, nucleus (Holtzman et al., arXiv 1904.09751).
+
+Each sequence draws one number per token from a generator of its own, on the CPU, and looks it up in the cumulative distribution. So an
+answer does not depend on what is decoded beside it, nor on the device that computed the logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from ..spec import LmmError
+
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: divides the logits; 0 = greedy, the most likely token and the lowest id among equals.
+        top_p: sample among the fewest tokens that together have at least this probability; 1 = all.
+        top_k: sample among this many most likely tokens, before ``top_p``; 0 = all.
+        seed: makes an answer repeatable; None = torch's global random state decides.
+
+    Raises:
+        LmmError: values that make no sense, all of them in one message.
+
+    >>> Sampling(temperature=0.2, top_p=0.7).greedy
+    False
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = list(self.problems())
+        if problems:
+            raise LmmError("generation options: " + "; ".join(problems))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn."""
+        return self.temperature == 0
+
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the values."""
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            yield f"temperature is {self.temperature!r}, expected a number >= 0 (0 = greedy)"
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            yield f"top_p is {self.top_p!r}, expected a number above 0 and at most 1 (1 = all tokens)"
+        if not is_integer(self.top_k) or self.top_k < 0:
+            yield f"top_k is {self.top_k!r}, expected an integer >= 0 (0 = all tokens)"
+        if self.seed is not None and (not is_integer(self.seed) or not 0 <= self.seed < _SEEDS):
+            yield f"seed is {self.seed!r}, expected None or an integer from 0 to 2**63 - 1"
+
+    def generator(self) -> torch.Generator:
+        """Return a new random state for one sequence, on the CPU."""
+        if self.seed is not None or self.greedy:  # a greedy answer leaves the global state alone
+            return torch.Generator().manual_seed(int(self.seed or 0))
+        return torch.Generator().manual_seed(int(torch.randint(_SEEDS - 1, ())))
+
+
+def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
+    """Choose the next token of each sequence.
+
+    Args:
+        logits_SV: one row per sequence, any float dtype.
+        sampling: how to choose.
+        generators: one per sequence, on the CPU; each is advanced by one draw unless greedy.
+
+    Returns:
+        One token id per sequence.
+
+    Raises:
+        LmmError: a row holds NaN or +inf, or nothing finite.
+
+    >>> choose(torch.tensor([[0.0, 2.0, 2.0]]), Sampling(), [])
+    [1]
+    """
+    dtype, logits_SV = logits_SV.dtype, logits_SV.float()
+    peak_S1 = logits_SV.amax(-1, keepdim=True)
+    if not bool(peak_S1.isfinite().all()):
+        raise LmmError(
+            f"the model's logits are not finite: its weights hold NaN or inf, or {dtype} overflows: check the weights, "
+            f"or convert the model with .to(torch.float32)"
+        )
+    if sampling.greedy:
+        return logits_SV.argmax(-1).tolist()
+    probabilities_SV, ids_SV = candidates(logits_SV - peak_S1, sampling)
+    draws_S1 = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(logits_SV.device)
+    cumulative_SV = probabilities_SV.cumsum(-1)
+    place_S1 = torch.searchsorted(cumulative_SV, draws_S1 * cumulative_SV[:, -1:], right=True)
+    last_S1 = (probabilities_SV > 0).sum(-1, keepdim=True) - 1  # a draw that rounds up to the total
+    return ids_SV.gather(1, place_S1.minimum(last_S1))[:, 0].tolist()
+
+
+def candidates(logits_SV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Sort the tokens by probability and give those outside top-k and top-p none.
+
+    Args:
+        logits_SV: fp32, at most 0 so that a temperature near 0 does not overflow.
+        sampling: temperature above 0.
+
+    Returns:
+        ``probabilities_SV``, descending, not normalised again, and ``ids_SV``; equals are in order of their ids.
+    """
+    probabilities_SV, ids_SV = (logits_SV / sampling.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    if sampling.top_k:
+        probabilities_SV[:, sampling.top_k :] = 0
+    if sampling.top_p < 1:
+        cumulative_SV = probabilities_SV.cumsum(-1)
+        outside_SV = cumulative_SV - probabilities_SV >= sampling.top_p * cumulative_SV[:, -1:]
+        outside_SV[:, 0] = False
+        probabilities_SV = probabilities_SV.masked_fill(outside_SV, 0)
+    return probabilities_SV, ids_SV
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value is an integer, numpy's included, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,125 @@
+"""From generated tokens to text that is safe to show: whole characters only, and nothing of a stop string.
+
+Motivation: a token may hold half a character (byte fallback) or half a stop string, and what was shown can't be taken back.
+How it works: tokens wait until they decode to whole characters; text waits while it may still become a stop string. What comes out, joined,
+is the same whatever the tokens were cut into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..chat.text_encoder import text_encoder
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenText:
+    """Decodes tokens one by one into whole characters.
+
+    Args:
+        tokenizer: a transformers tokenizer backed by the ``tokenizers`` library. Its special tokens give no text.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._decode = text_encoder(tokenizer).decode
+        self._silent = special_ids(tokenizer)
+        self._waiting: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Return the text that became complete with this token."""
+        if token in self._silent:
+            return ""
+        self._waiting.append(token)
+        text = self._decode(self._waiting)
+        if text.endswith(_BROKEN):
+            return ""
+        self._waiting.clear()
+        return text
+
+    def finish(self) -> str:
+        """Return what is left; bytes that never became a character are shown as U+FFFD."""
+        text = self._decode(self._waiting) if self._waiting else ""
+        self._waiting.clear()
+        return text
+
+
+class StopStrings:
+    """Passes text on up to the first stop string.
+
+    The first is the one that is complete first, reading character by character; of two that end together, the longer. Text in front of it
+    is passed on, the string and what follows is not.
+
+    Args:
+        stops: strings that end the text; none of them empty.
+
+    Attributes:
+        stopped: whether one was found; nothing may be pushed after that.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = tuple(stops)
+        self.stopped = False
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        """Return the text that can't be part of a stop string any more."""
+        text = self._held + text
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        passed = len(text) - max((_overlap(text, stop) for stop in self.stops), default=0)
+        self._held = text[passed:]
+        return text[:passed]
+
+    def finish(self) -> str:
+        """Return what was held back: the text ends, so it is no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+class AnswerText:
+    """The text of one answer, as it grows.
+
+    The one space that stands between the template's prompt and the answer is taken off, then the stop strings are looked for.
+
+    Args:
+        tokenizer: see ``TokenText``.
+        stops: see ``StopStrings``.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+        self._tokens, self._stops = TokenText(tokenizer), StopStrings(stops)
+        self._begun = False
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the answer."""
+        return self._stops.stopped
+
+    def push(self, token: int) -> str:
+        """Return the text that may be shown after this token."""
+        return self._show(self._tokens.push(token))
+
+    def finish(self) -> str:
+        """Return what was held back, at the end of the answer."""
+        rest = self._show(self._tokens.finish())
+        return rest if self.stopped else rest + self._stops.finish()
+
+    def _show(self, text: str) -> str:
+        if text and not self._begun:
+            text, self._begun = text.removeprefix(" "), True
+        return self._stops.push(text)
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of all special tokens, added ones included."""
+    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset({*tokenizer.all_special_ids, *added})
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

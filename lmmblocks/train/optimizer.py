@@ -1,0 +1,99 @@
+"""What a stage trains: freeze the rest, group the parameters, count them.
+
+Groups are LLaVA's (``train/llava_trainer.py:150-228``): each trained part with its learning rate, split into weights that decay and weights that
+don't (biases and the scales of norms). Frozen parts hold no gradient and no optimiser state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from ..spec import LmmError
+from .stage import Stage
+
+
+def prepare_parts(model: Any, stage: Stage) -> None:
+    """Freeze the parts the stage doesn't name (no gradient, eval mode), wake the others (fp32 weights, train mode).
+
+    Raises:
+        LmmError: the model lacks a part, or the part has no parameters.
+    """
+    problems = [
+        f"the model has no part {part!r}, only {', '.join(model.parts)}" if part not in model.parts else f"part {part!r} has no parameters"
+        for part in stage.train
+        if part not in model.parts or next(model.parts[part].parameters(), None) is None
+    ]
+    if problems:
+        raise LmmError(f"stage {stage.name!r}: " + "; ".join(problems) + ": change 'train'")
+    for name, part in model.parts.items():
+        trained = name in stage.train
+        part.train(trained).requires_grad_(trained)
+        if hasattr(part, "frozen"):
+            part.frozen = not trained
+        if trained:
+            for parameter in part.parameters():
+                parameter.data = parameter.data.float()  # small updates vanish in 16 bits
+
+
+def trained_parameters(model: Any) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield (part, name in the model's state dict, parameter) of everything that has a gradient, each once."""
+    prefixes = {id(part): name for name, part in model.named_modules()}
+    seen: set[int] = set()
+    for part_name, part in model.parts.items():
+        prefix = prefixes[id(part)]
+        for name, parameter in part.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield part_name, f"{prefix}.{name}", parameter
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, not to the scales of norms (a ``weight`` with one dimension)."""
+    last = name.rpartition(".")[2]
+    return last != "bias" and not (last == "weight" and parameter.dim() == 1)
+
+
+def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
+    """Return AdamW's groups: part x (decay, no decay), each with its peak learning rate and the names of its parameters."""
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for part, name, parameter in trained_parameters(model):
+        key = (part, decays(name, parameter))
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "names": [],
+                "part": part,
+                "peak_lr": stage.train[part],
+                "lr": stage.train[part],
+                "weight_decay": stage.weight_decay if key[1] else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
+    """Return AdamW over the trained parts; one fused kernel, which can also be told on the device to leave a step out."""
+    return torch.optim.AdamW(parameter_groups(model, stage), betas=stage.betas, eps=stage.eps, fused=True)
+
+
+def trainable_table(model: Any, stage: Stage) -> str:
+    """Return one line per part: parameters, trained parameters, learning rate."""
+    lines = [f"{'part':<10} {'parameters':>14} {'trained':>14}  learning rate"]
+    for name, part in model.parts.items():
+        total = sum(p.numel() for p in part.parameters())
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        rate = f"{stage.train[name]:g}" if name in stage.train else "frozen"
+        lines.append(f"{name:<10} {total:>14,} {trained:>14,}  {rate}")
+    return "\n".join(lines)
+
+
+def print_trainable(model: Any, stage: Stage) -> None:
+    """Print :func:`trainable_table`."""
+    print(trainable_table(model, stage))

@@ -1,0 +1,256 @@
+"""A training stage: which parts learn, how fast, from batches of what size; one typed, frozen set of values.
+
+Every value is checked when the stage is made and all mistakes are reported together. What is printed and saved with a run is this object.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+from ..config import refuse_unknown
+from ..plan import TRUNCATE
+from ..spec import LmmError, closest
+
+PARTS = ("encoder", "projector", "decoder")
+"""Names of ``LMM.parts``; parts a stage doesn't name are frozen and hold no optimiser state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of the optimiser.
+
+    Attributes:
+        name: for logs and files.
+        train: part (``encoder``, ``projector``, ``decoder``) -> peak learning rate. Other parts are frozen.
+        batch_size: samples per optimiser step.
+        template: chat template of this stage; None = the model's.
+        epochs: passes over the data.
+        max_steps: end after this many steps, over as many epochs as that takes; None = ``epochs``.
+        micro_batch_rows: most packed rows (text and image) of one forward and backward; a longer sample is a micro-batch of its own.
+        micro_batch_samples: most samples of one forward and backward; None = no limit.
+        warmup_ratio: share of all steps with rising learning rate, rounded up to whole steps.
+        schedule: ``cosine`` to 0, or ``constant``, behind the warm-up.
+        weight_decay: AdamW's, on weights that are neither biases nor scales of norms.
+        betas: AdamW's.
+        eps: AdamW's.
+        clip_norm: largest gradient norm; None = no clipping, as the released LLaVA-1.5.
+        seed: of the order of the samples and of every random generator.
+        sampler: ``packed`` (seeded permutation) or ``modality_length_grouped`` (LLaVA's order).
+        truncate: what happens to samples longer than ``max_length``: see ``plan_splice``.
+        max_length: most rows of a sample; None = the model's.
+        bad_samples: ``error``, or ``skip`` samples that can't be read, and count them.
+        image_fit: ``pad`` or ``crop``; None = the model's.
+        llava15_compat: the loss is the mean of the means over ``micro_batch_samples`` samples, as in LLaVA, not the mean over all tokens.
+        precision: ``auto`` (bf16 autocast on CUDA devices that have it, else fp32), ``bf16`` or ``fp32``.
+        deterministic: refuse operations whose result differs from run to run on the same device.
+        log_every: steps between log lines; the device is asked for numbers only then.
+        checkpoint_every_steps: steps between checkpoints; the first and the last step always write one.
+        keep_checkpoints: how many of the newest checkpoints stay.
+        workers: processes that prepare batches; 0 = one thread of this process.
+        prefetch_steps: how many steps each worker, or the thread, works ahead.
+
+    Raises:
+        LmmError: values that make no sense, all of them in one message.
+
+    >>> Stage(name="connector", train={"projecter": 1e-3}, batch_size=8)
+    Traceback (most recent call last):
+    lmmblocks.spec.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? parts: encoder, projector, decoder
+    """
+
+    name: str
+    train: Mapping[str, float]
+    batch_size: int
+    template: str | None = None
+    epochs: int = 1
+    max_steps: int | None = None
+    micro_batch_rows: int = 8192
+    micro_batch_samples: int | None = None
+    warmup_ratio: float = 0.03
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    seed: int = 42
+    sampler: str = "packed"
+    truncate: str = "error"
+    max_length: int | None = None
+    bad_samples: str = "error"
+    image_fit: str | None = None
+    llava15_compat: bool = False
+    precision: str = "auto"
+    deterministic: bool = False
+    log_every: int = 1
+    checkpoint_every_steps: int = 500
+    keep_checkpoints: int = 2
+    workers: int = 0
+    prefetch_steps: int = 2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, Mapping):
+            object.__setattr__(self, "train", dict(self.train))
+        if isinstance(self.betas, list):
+            object.__setattr__(self, "betas", tuple(self.betas))
+        problems = [*_value_problems(self), *_part_problems(self.train), *_joint_problems(self)]
+        if problems:
+            raise LmmError(f"stage {self.name!r}: " + "; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that survive a round trip through JSON."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "train": dict(self.train), "betas": list(self.betas)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Stage:
+        """Rebuild from ``to_dict``.
+
+        Raises:
+            LmmError: unknown or missing keys, or values that make no sense.
+        """
+        refuse_unknown("stage", values, [f.name for f in fields(cls)])
+        missing = [name for name in ("name", "train", "batch_size") if name not in values]
+        if missing:
+            raise LmmError(f"stage: missing keys {', '.join(missing)}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Stage:
+        """Rebuild from JSON text.
+
+        Raises:
+            LmmError: broken JSON, with line and column, or a stage that ``from_dict`` refuses.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise LmmError(f"stage is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        if not isinstance(values, dict):
+            raise LmmError(f"stage must be a JSON object, found {type(values).__name__}")
+        return cls.from_dict(values)
+
+
+def stage1(**changes: Any) -> Stage:
+    """LLaVA-1.5's first stage, 558k captions: the projector learns at 1e-3, batches of 256, pictures cropped. Source: ``scripts/v1_5/pretrain.sh``.
+
+    >>> stage1(batch_size=32).train
+    {'projector': 0.001}
+    """
+    values = {"name": "stage1", "train": {"projector": 1e-3}, "batch_size": 256, "template": "plain", "image_fit": "crop"}
+    return Stage.from_dict({**values, **changes})
+
+
+def stage2(**changes: Any) -> Stage:
+    """LLaVA-1.5's second stage, 665k instructions: projector and decoder learn at 2e-5, batches of 128, pictures padded.
+
+    Too long samples keep the turns that fit. The original's sampler, its cut at the right and its mean of means are
+    ``sampler="modality_length_grouped", truncate="right", llava15_compat=True, micro_batch_samples=16``. Source: ``scripts/v1_5/finetune.sh``.
+    """
+    values = {
+        "name": "stage2",
+        "train": {"projector": 2e-5, "decoder": 2e-5},
+        "batch_size": 128,
+        "template": "vicuna_v1",
+        "image_fit": "pad",
+        "truncate": "turn",
+    }
+    return Stage.from_dict({**values, **changes})
+
+
+STAGES: dict[str, Callable[..., Stage]] = {"stage1": stage1, "stage2": stage2}
+"""Stages by name."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(_number(v) and 0 <= v < 1 for v in value)
+
+
+Check = tuple[Callable[[Any], bool], str]
+
+
+def _at_least(least: int) -> Check:
+    return (lambda value: _whole(value, least)), f"a whole number of at least {least}"
+
+
+def _or_none(check: Check) -> Check:
+    return (lambda value: value is None or check[0](value)), f"{check[1]}, or null"
+
+
+def _one_of(*choices: str) -> Check:
+    return (lambda value: value in choices), "one of " + ", ".join(choices)
+
+
+_TRUTH: Check = (lambda value: isinstance(value, bool)), "true or false"
+_TEXT: Check = (lambda value: isinstance(value, str) and bool(value)), "a non-empty string"
+_ABOVE_ZERO: Check = (lambda value: _number(value) and value > 0), "a number above 0"
+_NOT_NEGATIVE: Check = (lambda value: _number(value) and value >= 0), "a number of at least 0"
+_SHARE: Check = (lambda value: _number(value) and 0 <= value <= 1), "a number from 0 to 1"
+
+_CHECKS: dict[str, Check] = {
+    "name": _TEXT,
+    "batch_size": _at_least(1),
+    "template": _or_none(_TEXT),
+    "epochs": _at_least(1),
+    "max_steps": _or_none(_at_least(1)),
+    "micro_batch_rows": _at_least(1),
+    "micro_batch_samples": _or_none(_at_least(1)),
+    "warmup_ratio": _SHARE,
+    "schedule": _one_of("cosine", "constant"),
+    "weight_decay": _NOT_NEGATIVE,
+    "betas": (_is_pair, "two numbers from 0 to below 1"),
+    "eps": _ABOVE_ZERO,
+    "clip_norm": _or_none(_ABOVE_ZERO),
+    "seed": _at_least(0),
+    "sampler": _one_of("packed", "modality_length_grouped"),
+    "truncate": _one_of(*TRUNCATE),
+    "max_length": _or_none(_at_least(1)),
+    "bad_samples": _one_of("error", "skip"),
+    "image_fit": _or_none(_one_of("pad", "crop")),
+    "llava15_compat": _TRUTH,
+    "precision": _one_of("auto", "fp32", "bf16"),
+    "deterministic": _TRUTH,
+    "log_every": _at_least(1),
+    "checkpoint_every_steps": _at_least(1),
+    "keep_checkpoints": _at_least(1),
+    "workers": _at_least(0),
+    "prefetch_steps": _at_least(1),
+}
+
+
+def _value_problems(stage: Stage) -> list[str]:
+    found = ((name, getattr(stage, name), check) for name, check in _CHECKS.items())
+    return [f"{name} must be {expected}, found {value!r}" for name, value, (holds, expected) in found if not holds(value)]
+
+
+def _part_problems(train: Any) -> list[str]:
+    if not isinstance(train, Mapping) or not train:
+        return [f"train must map parts to learning rates, such as {{'projector': 1e-3}}, found {train!r}"]
+    names = [
+        f"train names the part {part!r}{closest(str(part), PARTS)} parts: {', '.join(PARTS)}" for part in train if part not in PARTS
+    ]
+    rates = [f"the learning rate of {part!r} must be a number above 0, found {lr!r}" for part, lr in train.items() if not _ABOVE_ZERO[0](lr)]
+    return names + rates
+
+
+def _joint_problems(stage: Stage) -> list[str]:
+    problems = []
+    if stage.llava15_compat is True and stage.micro_batch_samples is None:
+        problems.append("llava15_compat takes means over micro_batch_samples samples: set it (LLaVA: 32 in stage 1, 16 in stage 2)")
+    if stage.sampler == "modality_length_grouped" and _whole(stage.micro_batch_samples, 1) and _whole(stage.batch_size, 1):
+        if stage.batch_size % stage.micro_batch_samples:
+            problems.append(
+                f"sampler 'modality_length_grouped' deals batch_size {stage.batch_size} to groups of micro_batch_samples "
+                f"{stage.micro_batch_samples}: make the one a multiple of the other"
+            )
+    return problems

@@ -1,0 +1,115 @@
+"""One optimiser step: forward and backward of each micro-batch, then AdamW. Nothing here waits for the device.
+
+Losses are summed and each micro-batch is multiplied with a weight known in advance, so accumulating gradients changes nothing. To train with
+several processes, ``loss_weights`` needs the number of targets over all of them, and gradients are added up (not averaged) between the
+backwards and the update: both belong here.
+
+A loss or gradient norm that isn't finite sets ``halted`` on the device. AdamW reads it there and leaves the step out, this one and
+all later ones, so the weights stay those before the bad step whenever the host gets to look.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .micro_batches import StepInput
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step gave, still on the device.
+
+    Attributes:
+        loss: fp32 scalar.
+        grad_norm: fp32 scalar, before clipping.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+class Stepper:
+    """Takes optimiser steps.
+
+    Args:
+        model: an ``LMM`` whose parts are prepared for the stage.
+        optimizer: fused AdamW of :func:`build_optimizer`.
+        clip_norm: largest gradient norm; None = no clipping.
+        bf16: compute in bf16 autocast.
+
+    Attributes:
+        halted: fp32 scalar on the device, 1 from the first non-finite step on.
+    """
+
+    def __init__(self, model: Any, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False) -> None:
+        self.model, self.optimizer, self.bf16 = model, optimizer, bf16
+        self.most_norm = float("inf") if clip_norm is None else clip_norm
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.halted = torch.zeros((), device=self.device)
+        optimizer.found_inf = self.halted  # type: ignore[attr-defined]
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+    def __call__(self, inputs: StepInput, factor: float) -> StepOutcome:
+        """Take one step.
+
+        Args:
+            inputs: micro-batches on the host, at least one.
+            factor: what the peak learning rates are multiplied with.
+        """
+        loss = self.backward(inputs)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.most_norm)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        self.halted.copy_(torch.maximum(self.halted, (~finite).float()))
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepOutcome(loss, norm)
+
+    def backward(self, inputs: StepInput) -> Tensor:
+        """Add the gradients of all micro-batches to the parameters and return the loss of the step."""
+        total = torch.zeros((), device=self.device)
+        for batch, weight in zip(inputs.batches, inputs.weights):
+            with self.autocast():
+                loss = self.model.loss(batch.to(self.device), reduction="sum") * weight
+            if loss.requires_grad:  # a text-only micro-batch doesn't reach the projector
+                loss.backward()
+            total += loss.detach()
+        self._zero_where_unreached()
+        return total
+
+    def autocast(self) -> AbstractContextManager:
+        """bf16 where the run asks for it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def _zero_where_unreached(self) -> None:
+        """A parameter that has moved before and that no sample reaches now gets a gradient of zero: its moments decay, as they do in LLaVA."""
+        for parameter in self.parameters:
+            if parameter.grad is None and parameter in self.optimizer.state:
+                parameter.grad = torch.zeros_like(parameter)
+
+
+def non_finite_samples(stepper: Stepper, inputs: StepInput, singles: list[StepInput]) -> list[str | int | None]:
+    """Return which samples of a failed step are not finite on their own: pixels, loss or gradient.
+
+    Args:
+        stepper: whose weights are still those before the failed step.
+        inputs: the failed step.
+        singles: the same samples, each as a step of its own.
+    """
+    guilty = []
+    for single in singles:
+        pixels_fine = all(bool(torch.isfinite(batch.pixels).all()) for batch in single.batches)
+        loss = stepper.backward(single)
+        gradients = [p.grad for p in stepper.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        stepper.optimizer.zero_grad(set_to_none=True)
+        if not (pixels_fine and bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
+            guilty += single.sample_ids
+    return guilty

@@ -1,0 +1,105 @@
+"""Every way an image file can be broken is one clear error; what LLaVA does to sound files is done, nothing else."""
+
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmmblocks.images import ImageError, load_image
+
+
+@pytest.fixture
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+
+
+def kind_of(source):
+    with pytest.raises(ImageError) as caught:
+        load_image(source)
+    assert str(source) in str(caught.value), "the message names the file"
+    return caught.value.kind
+
+
+def png_header(width, height):
+    """A PNG that promises a picture and holds next to nothing."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_missing_folder_and_empty_files(tmp_path):
+    assert kind_of(tmp_path / "no.jpg") == "missing"
+    assert kind_of(tmp_path) == "missing"
+    assert kind_of("https://example.org/cat.jpg") == "missing"
+    (tmp_path / "zero.jpg").touch()
+    assert kind_of(tmp_path / "zero.jpg") == "zero_byte"
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff"])
+def test_a_file_cut_in_half_is_truncated(picture, tmp_path, name):
+    picture.save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    assert kind_of(tmp_path / name) == "truncated"
+
+
+def test_what_is_not_an_image_says_what_it_is(tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>404 not found</html>")
+    assert kind_of(tmp_path / "page.jpg") == "corrupt"
+    with pytest.raises(ImageError, match="starts with '<html>404 not fo'"):
+        load_image(tmp_path / "page.jpg")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(12_000, 12_000), (60_000, 60_000)])
+def test_a_decompression_bomb_is_refused_from_its_header(tmp_path, width, height):
+    (tmp_path / "bomb.png").write_bytes(png_header(width, height))
+    assert kind_of(tmp_path / "bomb.png") == "bomb"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # PIL's own remarks on the damage
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff", "a.tga"])
+def test_damaged_bytes_never_raise_anything_but_an_image_error(picture, tmp_path, name):
+    picture.save(tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(0, min(len(whole), 200), 6)] = random.integers(0, 256, 6)
+        (tmp_path / name).write_bytes(damaged.tobytes())
+        try:
+            load_image(tmp_path / name)
+        except ImageError:
+            refused += 1
+    assert refused > 0
+
+
+def test_like_llava_orientation_is_not_applied_and_the_first_frame_is_taken(picture, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    picture.save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").size == picture.size
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb_as_pil_converts_it(picture, mode):
+    image = Image.new("I;16", (60, 40), 300) if mode == "I;16" else picture.convert(mode)
+    assert load_image(image).tobytes() == image.convert("RGB").tobytes()
+
+
+def test_other_types_are_refused_and_errors_cross_processes():
+    with pytest.raises(TypeError, match="path or a PIL image, found int"):
+        load_image(3)
+    error = ImageError("bomb", "too big")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.kind, str(copy)) == ("bomb", "too big")

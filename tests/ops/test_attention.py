@@ -1,0 +1,141 @@
+"""Packed attention: against a dense fp64 formula, per segment, for every implementation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmmblocks import ops
+from lmmblocks.spec import LmmError, Segments
+
+IMPLEMENTATIONS = ("torch", "reference")
+
+
+def dense_attention(q, k, v, visible):
+    """Independent oracle: one segment, one head at a time, plain loops over rows in fp64."""
+    out = torch.zeros_like(q, dtype=torch.float64)
+    group = q.shape[1] // k.shape[1]
+    for row in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            keys = [j for j in range(k.shape[0]) if visible(row, j)]
+            if not keys:
+                continue
+            scores = torch.stack([(q[row, head].double() * k[j, head // group].double()).sum() for j in keys])
+            weights = torch.softmax(scores * q.shape[-1] ** -0.5, 0)
+            out[row, head] = sum(w * v[j, head // group].double() for w, j in zip(weights, keys))
+    return out
+
+
+def make(lengths_q, lengths_k, heads=4, kv_heads=2, dim=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(sum(lengths_q), heads, dim, generator=generator)
+    k, v = (torch.randn(sum(lengths_k), kv_heads, dim, generator=generator) for _ in range(2))
+    return q, k, v, Segments.of(lengths_q, lengths_k)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=4),
+    causal=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_each_segment_attends_to_itself_bottom_right_aligned(lengths, causal, seed):
+    lengths_q, lengths_k = zip(*lengths)
+    q, k, v, segments = make(lengths_q, lengths_k, seed=seed)
+    out = ops.attention(q, k, v, segments, causal=causal)
+    q_at = k_at = 0
+    for len_q, len_k in lengths:
+        shift = len_k - len_q
+        expected = dense_attention(
+            q[q_at : q_at + len_q],
+            k[k_at : k_at + len_k],
+            v[k_at : k_at + len_k],
+            lambda i, j, shift=shift: not causal or j <= i + shift,
+        )
+        torch.testing.assert_close(out[q_at : q_at + len_q].double(), expected, atol=2e-6, rtol=0)
+        q_at, k_at = q_at + len_q, k_at + len_k
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_kv_end_lets_an_image_row_see_its_whole_image(name):
+    q, k, v, segments = make([3, 6], [3, 6])
+    kv_end = torch.tensor([1, 2, 3, 4, 7, 7, 7, 8, 9], dtype=torch.int32)  # rows 1..3 of the second segment are an image
+    out = ops.attention(q, k, v, segments, kv_end=kv_end, backend=name)
+    starts = [0] * 3 + [3] * 6
+    for first, last in ((0, 3), (3, 9)):
+        expected = dense_attention(
+            q[first:last], k[first:last], v[first:last], lambda i, j, first=first: starts[first] + j < kv_end[first + i]
+        )
+        torch.testing.assert_close(out[first:last].double(), expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_causal_equals_its_own_kv_end(name):
+    q, k, v, segments = make([4, 1, 5], [4, 1, 5])
+    kv_end = torch.arange(1, 11, dtype=torch.int32)
+    causal = ops.attention(q, k, v, segments, backend=name)
+    torch.testing.assert_close(causal, ops.attention(q, k, v, segments, kv_end=kv_end, backend=name), atol=1e-6, rtol=0)
+
+
+def test_implementations_agree_and_so_do_their_gradients():
+    lengths = [5, 5, 5, 2, 7, 7]
+    q, k, v, segments = make(lengths, lengths)
+    gradients = {}
+    for name in IMPLEMENTATIONS:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        ops.attention(*leaves, segments, backend=name).square().sum().backward()
+        gradients[name] = [leaf.grad for leaf in leaves]
+    for ours, theirs in zip(*gradients.values()):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_reference_passes_gradcheck_in_fp64():
+    q, k, v, segments = make([2, 3], [3, 3], heads=2, kv_heads=1, dim=2)
+    leaves = [x.double().requires_grad_() for x in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *x: ops.attention(*x, segments, backend="reference"), leaves)
+
+
+def test_rows_behind_the_last_segment_are_zero():
+    q, k, v, _ = make([6], [6])
+    out = ops.attention(q, k, v, Segments.of([2, 2]))
+    assert out.shape == q.shape and not out[4:].any()
+
+
+def test_no_mask_of_all_rows_is_built_for_many_segments():
+    rows, segments = 64 * 64, Segments.of([64] * 64)
+    q = torch.randn(rows, 2, 16)
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Largest():
+        ops.attention(q, q, q, segments)
+    assert 0 < largest < rows * rows // 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": (5, 3, 8)}, "equal k, v"),
+        ({"k": (5, 3, 8), "v": (5, 3, 8)}, "not a multiple"),
+        ({"k": (4, 2, 8), "v": (4, 2, 8)}, "rows"),
+        ({"kv_end": torch.zeros(3)}, "kv_end"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(change, message):
+    q, k, v, segments = make([5], [5])
+    k, v = (torch.zeros(change[name]) if name in change else x for name, x in (("k", k), ("v", v)))
+    with pytest.raises(LmmError, match=message):
+        ops.attention(q, k, v, segments, kv_end=change.get("kv_end"))
+
+
+def test_forced_backend_refuses_with_its_reason():
+    q, k, v, segments = make([0, 2], [0, 2])
+    with pytest.raises(LmmError, match="length 0"):
+        ops.attention(q, k, v, segments, backend="torch")
