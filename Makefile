@@ -26,7 +26,7 @@ setup_files := pyproject.toml setup.py
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 demo: $(stamp)-demo
 	$(bin)/python -m examples.llava15.demo --out $(DEMO)
@@ -54,12 +54,12 @@ define install
 endef
 
 $(bin)/python:
-	@command -v $(PYTHON) >/dev/null || { \
-	  echo "error: no interpreter '$(PYTHON)': install Python 3.10 or newer, or give one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c '' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' does not run: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "error: lmmblocks needs Python >= 3.10, $(PYTHON) is $$($(PYTHON) -V 2>&1): give a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	  echo "error: lmmblocks needs Python >= 3.10, '$(PYTHON)' is $$($(PYTHON) -V 2>&1): name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "error: $(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	  echo "error: '$(PYTHON)' cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 clean:

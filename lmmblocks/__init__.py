@@ -47,7 +47,7 @@ _HOMES = {
 }
 _MODULES = frozenset({"ops", "presets"})
 
-__all__ = [*_HOMES, *_MODULES, "__version__"]
+__all__ = [*_HOMES, *_MODULES, "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

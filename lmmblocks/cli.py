@@ -1,7 +1,8 @@
 """The command line. Each command lives beside the code it runs; this file finds it, and turns its errors into exit codes.
 
-A command's module offers ``add_cli(parser)``, which must not need torch, and ``run(args) -> int | None``. Only the chosen command's
-module is imported, so ``--help`` answers at once.
+A command's module offers ``add_cli``, which must not need torch, and ``run(args) -> int | None``. Only the chosen command's module is
+imported, so ``--help`` answers at once. ``add_cli(parser)`` declares the arguments; in a group such as ``data``, it is
+``add_cli(subparsers)`` and returns the parser it added.
 
 Exit codes: 0 done, 1 what was checked is not in order, 2 a mistake in the arguments, files or settings, 130 interrupted.
 """
@@ -22,6 +23,7 @@ from typing import Any
 from . import __version__
 from .spec import LmmError, closest
 
+MISTAKE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -45,23 +47,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Mistakes in the usage leave with ``SystemExit(2)``, as argparse does.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
     try:
         return _run(words)
-    except LmmError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if debug:
-            traceback.print_exc()
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; a last flush into the pipe must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except (LmmError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in words:
+            traceback.print_exc()
+        interrupted = isinstance(error, KeyboardInterrupt)
+        print("interrupted" if interrupted else f"error: {error}", file=sys.stderr)
+        return INTERRUPTED if interrupted else MISTAKE
 
 
 def _run(words: list[str]) -> int:
@@ -71,15 +68,25 @@ def _run(words: list[str]) -> int:
     name, rest = _command_of(top, words[first:])
     command = COMMANDS[name]
     module: Any = importlib.import_module(command.module) if command.module else None
-    parser = argparse.ArgumentParser(prog=f"{top.prog} {name}", description=command.help, allow_abbrev=False)
-    if module is not None:
-        module.add_cli(parser)
-    _add_debug(parser)
-    args = parser.parse_args(rest)
+    args = _arguments(f"{top.prog} {name}", command, module, rest)
     run = command.run or module.run
     code = run(args) or 0
     sys.stdout.flush()
     return code
+
+
+def _arguments(name: str, command: Command, module: Any, words: list[str]) -> argparse.Namespace:
+    """Parse the words behind a command. One of a group adds itself to the group's subparsers, any other is given its parser."""
+    group, _, last = name.rpartition(" ")
+    if module is not None and " " in group:
+        parent = argparse.ArgumentParser(prog=group, allow_abbrev=False)
+        _add_debug(module.add_cli(parent.add_subparsers()))
+        return parent.parse_args([last, *words])
+    parser = argparse.ArgumentParser(prog=name, description=command.help, allow_abbrev=False)
+    if module is not None:
+        module.add_cli(parser)
+    _add_debug(parser)
+    return parser.parse_args(words)
 
 
 def _command_of(top: argparse.ArgumentParser, words: list[str]) -> tuple[str, list[str]]:

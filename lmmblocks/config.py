@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from . import registry
+from .field_checks import field_problems
 from .images.preprocess import ImagePreprocess
 from .spec import LmmError, closest
 
@@ -31,6 +32,8 @@ class Block:
         joint = sorted({"in_dim", "out_dim"} & set(self.options))
         if joint:
             raise LmmError(f"block {self.type!r}: {joint} follow from the encoder and the decoder: leave them out")
+        if "type" in self.options:
+            raise LmmError(f"block {self.type!r}: an option can't be called 'type', which names the block in JSON: choose another name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +65,17 @@ class LMMConfig:
     tokenizer_source: str | None = None
 
     def __post_init__(self) -> None:
+        problems = field_problems(self)
         if self.tokenize_mode not in TOKENIZE_MODES:
-            raise LmmError(f"tokenize_mode {self.tokenize_mode!r} is none of {TOKENIZE_MODES}{closest(self.tokenize_mode, TOKENIZE_MODES)}")
-        if self.max_length is not None and self.max_length < 1:
-            raise LmmError(f"max_length must be at least 1, found {self.max_length}")
-        for kind in ("encoder", "decoder"):
-            if not is_dataclass(getattr(self, kind)):
-                raise LmmError(f"LMMConfig.{kind} needs a config dataclass such as CLIPConfig(...), found {getattr(self, kind)!r}")
+            mode = self.tokenize_mode
+            problems.append(f"tokenize_mode {mode!r} is none of {TOKENIZE_MODES}{closest(str(mode), TOKENIZE_MODES)}")
+        for kind, example in (("encoder", "CLIPConfig(...)"), ("decoder", "TransformerConfig(...)")):
+            if not is_config(getattr(self, kind)):
+                problems.append(f"{kind} needs a config dataclass such as {example}, found {getattr(self, kind)!r}")
+        if not isinstance(self.projector, Block):
+            problems.append(f"projector must be a Block, such as Block('mlp'), found {self.projector!r}")
+        if problems:
+            raise LmmError("LMMConfig: " + "; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; ``from_dict`` rebuilds an equal config."""
@@ -100,10 +107,10 @@ class LMMConfig:
         for kind in ("encoder", "decoder"):
             rest[kind] = _block_from_dict(kind, rest[kind])
         if "projector" in rest:
-            options = dict(rest["projector"])
+            options = _object("projector config", rest["projector"])
             rest["projector"] = Block(_type_of("projector", options), options)
         if rest.get("preprocess") is not None:
-            rest["preprocess"] = ImagePreprocess.from_dict(rest["preprocess"])
+            rest["preprocess"] = ImagePreprocess.from_dict(_object("preprocess", rest["preprocess"]))
         return cls(**rest)
 
     def to_json(self) -> str:
@@ -133,6 +140,17 @@ def refuse_unknown(what: str, values: Mapping[str, Any], known: list[str]) -> No
         raise LmmError(f"{what}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
 
 
+def is_config(value: Any) -> bool:
+    """Return whether a value is an instance of a dataclass (not the class itself)."""
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _object(what: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise LmmError(f"{what} must be a JSON object, found {values!r}")
+    return dict(values)
+
+
 def _type_of(kind: str, values: dict[str, Any]) -> str:
     name = values.pop("type", None)
     if not isinstance(name, str):
@@ -146,7 +164,13 @@ def _block_to_dict(kind: str, config: Any) -> dict[str, Any]:
 
 
 def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
-    rest = dict(values)
-    config = registry.resolve(kind, _type_of(kind, rest))
+    rest = _object(f"{kind} config", values)
+    name = _type_of(kind, rest)
+    config = registry.resolve(kind, name)
+    if not is_dataclass(config):
+        raise LmmError(f"{kind} {name!r} is no config dataclass, which a model config needs: found {config!r}")
     refuse_unknown(f"{kind} config", rest, [f.name for f in fields(config)])
+    missing = [f.name for f in fields(config) if f.default is f.default_factory is MISSING and f.name not in rest]
+    if missing:
+        raise LmmError(f"{kind} config {name!r} lacks {missing}")
     return config(**{key: tuple(v) if isinstance(v, list) else v for key, v in rest.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,22 @@ class InputSpec:
         if self.tokenizer is None:
             raise LmmError("the model has no tokenizer: pass tokenizer=... to build(), or load a folder that holds one")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the projector's weights behind: a worker counts rows, it computes none."""
+        return {**self.__dict__, "out_grid": _without_weights(self.out_grid)}
+
     def image_rows(self, grid: Grid) -> int:
         """Return how many rows of the decoder one image of ``grid`` becomes."""
         return image_count(self.out_grid(grid))
+
+
+def _without_weights(out_grid: Callable[[Grid], Grid | int]) -> Callable[[Grid], Grid | int]:
+    """Return the same method of a copy of its module that holds no memory."""
+    import torch
+
+    module = getattr(out_grid, "__self__", None)
+    if not isinstance(module, torch.nn.Module):
+        return out_grid
+    empty: dict[int, Any] = {id(p): torch.nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in module.parameters()}
+    empty |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+    return getattr(copy.deepcopy(module, empty), out_grid.__name__)

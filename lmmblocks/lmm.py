@@ -112,7 +112,7 @@ class LMM(nn.Module):
         """
         if not pixels.shape[0]:
             return self.decoder.table.new_zeros(0, self.decoder.dim), ()
-        return self.projector(self.encoder(pixels, need=self.projector.requires))
+        return self.projector(self.encoder(pixels, need=frozenset(self.projector.requires)))
 
     def forward(self, batch: Batch) -> Tensor:
         """Return ``hidden_TD`` of a packed batch, after the decoder's final norm."""
@@ -164,7 +164,7 @@ class LMM(nn.Module):
                 f"projector {_name(self.projector)} needs {sorted(needed - spec.offers)}, encoder {_name(self.encoder)} offers "
                 f"{sorted(spec.offers)}: choose an encoder that offers them, or another projector"
             )
-        elif spec.image_size:
+        if spec.image_size:
             yield from self._projector_mismatches()
         if self.tokenizer is not None and len(self.tokenizer) > self.decoder.vocab:
             yield (
@@ -178,21 +178,27 @@ class LMM(nn.Module):
     def _projector_mismatches(self) -> Iterator[str]:
         """Run the projector on one empty image: its width and its count must be what it says."""
         side = self.encoder.spec.image_size // self.encoder.spec.patch
-        grid = Grid(side, side)
+        grid, name = Grid(side, side), _name(self.projector)
         try:
             expected = image_count(self.projector.out_grid(grid))
-            with torch.no_grad():
-                rows, counts = self.projector(_blank_features(self.encoder.spec, grid, self.projector))
-        except (RuntimeError, ValueError) as error:
-            yield f"projector {_name(self.projector)} can't take {grid} patches of width {self.encoder.spec.dim}: {error}"
+            result = _on_a_blank_image(self.projector, self.encoder.spec, grid)
+        except (RuntimeError, ValueError, LookupError) as error:
+            yield f"projector {name} can't take {grid} patches of width {self.encoder.spec.dim}: {type(error).__name__}: {error}"
             return
-        if tuple(counts) != (expected,) or rows.shape[0] != expected:
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor) or result[0].dim() != 2:
+            yield f"projector {name} returns {_kind(result)}, expected (rows_MD, rows of each image)"
+            return
+        rows, counts = result[0], tuple(result[1])
+        if counts != (expected,) or rows.shape[0] != expected:
             yield (
-                f"projector {_name(self.projector)} says one image of {grid} becomes {expected} rows, but gives {rows.shape[0]} "
-                f"(counts {tuple(counts)}): correct its out_grid()"
+                f"projector {name} says one image of {grid} becomes {expected} rows, but gives {rows.shape[0]} (counts {counts}): "
+                f"correct its out_grid()"
             )
         if rows.shape[1] != self.decoder.dim:
-            yield f"projector {_name(self.projector)} gives width {rows.shape[1]}, decoder {_name(self.decoder)} takes {self.decoder.dim}"
+            yield (
+                f"projector {name} gives width {rows.shape[1]}, decoder {_name(self.decoder)} takes {self.decoder.dim}: make the projector "
+                f"with out_dim={self.decoder.dim}"
+            )
 
 
 _CONTRACT = {
@@ -213,12 +219,20 @@ def _name(module: nn.Module) -> str:
     return repr(type(module).__name__)
 
 
-def _blank_features(spec: Any, grid: Grid, projector: nn.Module) -> VisionFeatures:
-    """One image of zeros with everything the encoder offers, in the projector's dtype and on its device."""
+def _kind(result: Any) -> str:
+    """Describe what a projector returned."""
+    if isinstance(result, Tensor):
+        return f"a tensor {tuple(result.shape)}"
+    return f"({', '.join(map(_kind, result))})" if isinstance(result, tuple) else type(result).__name__
+
+
+@torch.no_grad()
+def _on_a_blank_image(projector: nn.Module, spec: Any, grid: Grid) -> Any:
+    """Run the projector on zeros with everything the encoder offers, in its dtype and on its device; its buffers stay as they are."""
     like = next(iter(projector.parameters()), torch.zeros(()))
     zeros = like.new_zeros
     each = spec.dim // len(spec.layers)
-    return VisionFeatures(
+    features = VisionFeatures(
         patches=zeros(grid.rows, spec.dim),
         grids=(grid,),
         prefix=zeros(1, spec.prefix, spec.dim),
@@ -226,3 +240,5 @@ def _blank_features(spec: Any, grid: Grid, projector: nn.Module) -> VisionFeatur
         keys=zeros(grid.rows, 1, each),
         cls_attn=zeros(grid.rows),
     )
+    buffers = {name: buffer.clone() for name, buffer in projector.named_buffers()}
+    return torch.func.functional_call(projector, buffers, (features,))

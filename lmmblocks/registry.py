@@ -81,22 +81,29 @@ def resolve(kind: str, name: str) -> Any:
 
 
 def name_of(kind: str, block: type) -> str:
-    """Return the name under which :func:`resolve` finds a class: the registered one, or ``package.module:Class``."""
-    for name in names(kind):
-        if resolve(kind, name) is block:
-            return name
-    return f"{block.__module__}:{block.__qualname__}"
+    """Return the name under which :func:`resolve` finds a class: the registered one, or ``package.module:Class``.
+
+    Imports nothing: a block of another package that can't be imported is in nobody's way.
+    """
+    path = f"{block.__module__}:{block.__qualname__}"
+    homes = {name: point.value for name, point in _plugins(kind).items()} | _BUILT_IN[kind] | _REGISTERED[kind]
+    return next((name for name, home in homes.items() if home is block or home == path), path)
 
 
 def _import(kind: str, path: str) -> Any:
     module_name, _, attribute = path.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise LmmError(f"{kind} {path!r}: expected 'package.module:Class', with the whole name of the module")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise LmmError(f"{kind} {path!r}: no module {error.name!r}: install it or correct the part before ':'") from error
-    if not hasattr(module, attribute):
-        raise LmmError(f"{kind} {path!r}: {module_name} has no {attribute!r}{closest(attribute, dir(module))}")
-    return getattr(module, attribute)
+    found = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise LmmError(f"{kind} {path!r}: {module_name} has no {attribute!r}{closest(part, dir(found))}")
+        found = getattr(found, part)
+    return found
 
 
 def _plugins(kind: str) -> dict[str, Any]:

@@ -141,6 +141,19 @@ class Segments:
         cu_k = cu_q if k == q else boundaries(k).to(device, non_blocking=True)
         return Segments(cu_q, cu_k, max(q, default=0), max(k, default=0), q, k)
 
+    @staticmethod
+    def equal(count: int, length: int, *, device: torch.device | str = "cpu") -> Segments:
+        """Build ``count`` segments of one length; the boundaries are computed where they are needed, nothing is copied from the host.
+
+        >>> Segments.equal(2, 3).cu_q.tolist()
+        [0, 3, 6]
+        """
+        import torch
+
+        cu = torch.arange(count + 1, dtype=torch.int32, device=device) * length
+        most = length if count else 0
+        return Segments(cu, cu, most, most, (length,) * count, (length,) * count)
+
 
 def boundaries(lengths: Sequence[int]) -> Tensor:
     """Return the int32 ``(S+1,)`` running sum of host ``lengths``, starting at 0."""

@@ -77,7 +77,7 @@ def check_file(
     places = list(_places(records, found))
     if not records:
         places.append((Offender(None, None, f"{name} is an empty list"), Problem("no_records", "")))
-    text_only = sum(isinstance(record, Mapping) and not record.get("image") for record in records)
+    text_only = sum(isinstance(record, dict) and not record.get("image") for record in records)
     return CheckReport(
         name, folder, len(records), text_only, image_files, findings_of(places, limit=limit, allow=allow)
     )
@@ -87,7 +87,7 @@ def _add_duplicate_ids(records: Sequence[Any], found: dict[int, list[Problem]]) 
     """Report every record whose id an earlier one has."""
     first_use: dict[Any, int] = {}
     for index, record in enumerate(records):
-        name = record.get("id") if isinstance(record, Mapping) else None
+        name = record.get("id") if isinstance(record, dict) else None
         if not isinstance(name, (str, int)) or isinstance(name, bool):
             continue
         first = first_use.setdefault(name, index)
@@ -129,7 +129,7 @@ def _least_tokens(sample: Sample) -> int:
 def _places(records: Sequence[Any], found: Mapping[int, list[Problem]]) -> Iterator[tuple[Offender, Problem]]:
     """All problems in the order of the file."""
     for index in sorted(found):
-        name = records[index].get("id") if isinstance(records[index], Mapping) else None
+        name = records[index].get("id") if isinstance(records[index], dict) else None
         shown = name if isinstance(name, (str, int)) else None
         yield from ((Offender(index, shown, problem.detail), problem) for problem in found[index])
 
@@ -194,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
             progress=_show_progress if sys.stderr.isatty() else None,
         )
     except LmmError as error:
+        if getattr(args, "debug", False):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.render())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..chat import Tokens, encode_chat
 from ..inputs import InputSpec
 from ..plan import plan_splice
-from ..spec import Batch, LmmError, Sample
+from ..spec import Batch, Grid, LmmError, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def collate(
@@ -51,7 +54,7 @@ def collate(
         spec = replace(spec, preprocess=replace(spec.preprocess, fit=fit))
     names = [index if sample.id is None else sample.id for index, sample in enumerate(samples)]
     tokens = [_tokens(sample, spec, add_generation_prompt, name) for sample, name in zip(samples, names)]
-    pixels, grids = spec.preprocess.batch([image for sample in samples for image in sample.images])
+    pixels, grids = _pixels(samples, spec, names)
     rows = iter([spec.image_rows(grid) for grid in grids])
     plan = plan_splice(
         [entry.ids for entry in tokens],
@@ -65,6 +68,18 @@ def collate(
     return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept))
 
 
+def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Any, tuple[Grid, ...]]:
+    try:
+        return spec.preprocess.batch([image for sample in samples for image in sample.images])
+    except LmmError:
+        for sample, name in zip(samples, names):  # only to name the sample that holds the image
+            try:
+                spec.preprocess.batch(sample.images)
+            except LmmError as error:
+                raise LmmError(f"sample {name!r}: {error}") from error
+        raise
+
+
 def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: object) -> Tokens:
     try:
         return encode_chat(
@@ -76,3 +91,16 @@ def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: 
         )
     except LmmError as error:
         raise LmmError(f"sample {name!r}: {error}") from error
+
+
+def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Tensor, tuple[Grid, ...]]:
+    """Preprocess the images of all samples at once; when one can't be used, look for its sample."""
+    try:
+        return spec.preprocess.batch([image for sample in samples for image in sample.images])
+    except LmmError:
+        for sample, name in zip(samples, names):
+            try:
+                spec.preprocess.batch(sample.images)
+            except LmmError as error:
+                raise LmmError(f"sample {name!r}: {error}") from error
+        raise

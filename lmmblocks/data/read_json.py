@@ -9,7 +9,7 @@ from typing import Any
 from ..spec import LmmError
 from .record_rules import BrokenJson
 
-_AROUND = 20  # characters shown on each side of an error
+_SHOWN = 40  # characters shown from an error on
 
 
 def read_records(path: str | os.PathLike) -> list[Any]:
@@ -67,12 +67,12 @@ def _parse(text: str, name: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         where = f"{name}:{line}:{error.colno}"
-        near = text[max(0, error.pos - _AROUND) : error.pos + _AROUND]
+        rest = text[error.pos : error.pos + _SHOWN]
         found = (
-            f"near {near!r}" if near.strip() else "the file is empty" if not text.strip() else "at the end"
+            f"at {rest!r}" if rest else "the file is empty" if not text.strip() else "at the end of the text"
         )
         one_per_line = error.msg == "Extra data" and text.lstrip().startswith("{")
         hint = "; this looks like one record per line: name the file .jsonl" if one_per_line else ""
         raise BrokenJson(f"{where}: {error.msg}, {found}{hint}") from error
-    except RecursionError as error:
-        raise BrokenJson(f"{name}:{first_line}:1: nested too deeply to be records") from error
+    except (RecursionError, ValueError) as error:  # brackets or digits without end; Python doesn't say where
+        raise BrokenJson(f"{name}:{first_line}:1: not records: {error}") from error

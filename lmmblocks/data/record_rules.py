@@ -88,9 +88,7 @@ PROBLEM_KINDS = {
         "more tokens than allowed", "shorten or split it, raise the limit, or train with truncate='turn'"
     ),
     "untokenisable": ProblemKind("the template refuses the conversation", "see the detail"),
-    "duplicate_id": ProblemKind(
-        "the id was used before", "make ids unique, or --allow duplicate_id (LLaVA's own mix repeats ids)"
-    ),
+    "duplicate_id": ProblemKind("the id was used before", "make ids unique, or --allow duplicate_id"),
     "animated_image": ProblemKind(
         "several frames; the first one is used", "nothing, if the first frame is right", note=True
     ),
@@ -117,7 +115,7 @@ def record_problems(record: Any) -> list[Problem]:
     """
     if isinstance(record, BrokenJson):
         return [Problem("broken_json", str(record))]
-    if not isinstance(record, Mapping):
+    if not isinstance(record, dict):
         return [Problem("wrong_type", f"the record is {_named(record)}, expected an object")]
     problems = _id_problems(record) + _image_field_problems(record)
     turns: Any = record.get("conversations")
@@ -166,6 +164,10 @@ def _image_field_problems(record: Mapping[str, Any]) -> list[Problem]:
         if not isinstance(name, str) or not name:
             what = f"{_named(name)} in image" if isinstance(image, list) else f"image is {_named(name)}"
             return [Problem("wrong_type", f"{what}, expected a path, a list of paths, or no image at all")]
+        if _has_lone_surrogate(name):
+            return [
+                Problem("wrong_type", f"image path {name!r} holds a lone surrogate, no file can be named so")
+            ]
     return []
 
 
@@ -180,7 +182,7 @@ def _turn_type_problems(turns: Any, record: Mapping[str, Any]) -> list[Problem]:
         return [Problem("wrong_type", "conversations is empty, expected a question and an answer at least")]
     problems = []
     for number, turn in enumerate(turns):
-        if not isinstance(turn, Mapping):
+        if not isinstance(turn, dict):
             problems.append(
                 Problem(
                     "wrong_type", f"turn {number} is {_named(turn)}, expected {{'from': ..., 'value': ...}}"
@@ -226,9 +228,9 @@ def _text_problems(turns: list[Mapping[str, str]]) -> list[Problem]:
             problems.append(Problem("empty_answer", f"turn {number} is empty"))
         elif role == "human" and not text.strip():
             problems.append(Problem("empty_question", f"turn {number} is empty"))
-        elif role == "human" and not text.replace(IMAGE_MARKER, "").strip():
+        elif role == "human" and IMAGE_MARKER in text and not text.replace(IMAGE_MARKER, "").strip():
             problems.append(Problem("image_only_question", f"turn {number} is {_short(text)}"))
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if _has_lone_surrogate(text):
             problems.append(Problem("bad_text", f"turn {number} holds a lone surrogate"))
     return problems
 
@@ -246,6 +248,11 @@ def _marker_problems(turns: list[Mapping[str, str]], record: Mapping[str, Any]) 
         text_only = " (a text-only record)" if images == 0 else ""
         problems.append(Problem(code, f"{markers} {IMAGE_MARKER} for {images} images{text_only}"))
     return problems
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Whether JSON escapes left half a character behind, which no tokenizer and no file system takes."""
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _meant(role: str) -> str:

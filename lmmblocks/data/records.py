@@ -136,7 +136,7 @@ def load_records(
         if errors := errors_of(found[index]):
             record = everything[index]
             skipped.append(
-                Skipped(index, record.get("id") if isinstance(record, Mapping) else None, tuple(errors))
+                Skipped(index, record.get("id") if isinstance(record, dict) else None, tuple(errors))
             )
     if skipped and policy == "error":
         raise LmmError(_refusal(name, images_dir, skipped, len(everything)))

@@ -53,15 +53,25 @@ class KVCache:
         self.lengths = [old + new for old, new in zip(self.lengths, new_lengths)]
 
     def keep(self, sequences: list[int]) -> None:
-        """Drop every sequence but these (finished answers free their memory)."""
+        """Drop every sequence but these (finished answers free their memory).
+
+        Raises:
+            LmmError: a sequence is named twice; the copies would write into one buffer.
+        """
+        if len(set(sequences)) != len(sequences):
+            raise LmmError(f"cannot keep a sequence of the cache twice: found {sequences}")
         self.lengths = [self.lengths[s] for s in sequences]
         for store in (self._keys, self._values):
             for layer, buffers in enumerate(store):
                 store[layer] = [buffers[s] for s in sequences]
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget the rows of a sequence from ``length`` on."""
-        if length > self.lengths[sequence]:
+        """Forget the rows of a sequence from ``length`` on.
+
+        Raises:
+            LmmError: the sequence doesn't hold that many rows.
+        """
+        if not 0 <= length <= self.lengths[sequence]:
             raise LmmError(f"cannot truncate sequence {sequence} to {length} rows: it holds {self.lengths[sequence]}")
         self.lengths[sequence] = length
 

@@ -7,8 +7,8 @@ restart, attention stays inside. The module returns hidden states; the loss owns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
+from ..field_checks import field_problems
 from ..spec import LayerHook, LmmError, Segments
 from .cache import KVCache
 
@@ -54,15 +55,17 @@ class TransformerConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.heads % self.kv_heads:
-            problems.append(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.head_dim is None and self.dim % self.heads:
-            problems.append(f"dim {self.dim} is not a multiple of heads {self.heads}: set head_dim")
-        elif self.head_width % 2:
-            problems.append(f"head_dim {self.head_width} is odd: rotary embedding turns pairs")
+        problems = field_problems(self) or list(self._disagreements())
         if problems:
             raise LmmError("TransformerConfig: " + "; ".join(problems))
+
+    def _disagreements(self) -> Iterator[str]:
+        if self.heads % self.kv_heads:
+            yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
+        if self.head_dim is None and self.dim % self.heads:
+            yield f"dim {self.dim} is not a multiple of heads {self.heads}: set head_dim"
+        elif self.head_width % 2:
+            yield f"head_dim {self.head_width} is odd: rotary embedding turns pairs"
 
     @property
     def head_width(self) -> int:
@@ -235,7 +238,7 @@ class Transformer(nn.Module):
         context = LayerContext(0, positions, whole, kv_end, cos_TE, sin_TE, cache)
         x_TD = embeds
         for index, layer in enumerate(self.model.layers):
-            context.layer = index
+            context = replace(context, layer=index)  # recomputing a layer needs the context it had
             for hook in hooks:
                 if index in hook.layers:
                     x_TD = hook(x_TD, context)

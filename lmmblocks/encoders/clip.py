@@ -6,6 +6,7 @@ export is complete, but never computed. Source: Radford et al., arXiv 2103.00020
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
 from ..spec import PATCHES, FeatureSpec, Grid, LmmError, Segments, VisionFeatures
 
@@ -48,18 +50,19 @@ class CLIPConfig:
     select: tuple[int, ...] = (-2,)
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.image_size % self.patch:
-            problems.append(f"image_size {self.image_size} px is not a multiple of patch {self.patch} px")
-        if self.dim % self.heads:
-            problems.append(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.activation not in _ACTIVATIONS:
-            problems.append(f"activation {self.activation!r} is none of {sorted(_ACTIVATIONS)}")
-        bad = [s for s in self.select if not -self.layers - 1 <= s <= self.layers]
-        if bad or not self.select:
-            problems.append(f"select {self.select} must name hidden states 0..{self.layers} (or -{self.layers + 1}..-1)")
+        problems = field_problems(self) or list(self._disagreements())
         if problems:
             raise LmmError("CLIPConfig: " + "; ".join(problems))
+
+    def _disagreements(self) -> Iterator[str]:
+        if self.image_size % self.patch:
+            yield f"image_size {self.image_size} px is not a multiple of patch {self.patch} px"
+        if self.dim % self.heads:
+            yield f"dim {self.dim} is not a multiple of heads {self.heads}"
+        if self.activation not in _ACTIVATIONS:
+            yield f"activation {self.activation!r} is none of {sorted(_ACTIVATIONS)}"
+        if not self.select or not all(-self.layers - 1 <= s <= self.layers for s in self.select):
+            yield f"select {self.select} must name hidden states 0..{self.layers} (or -{self.layers + 1}..-1)"
 
     def build(self) -> CLIP:
         """Return the encoder with random weights."""
@@ -139,7 +142,7 @@ class CLIPVisionTransformer(nn.Module):
         """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
         x_IPC = self.pre_layrnorm(self.embeddings(pixels))
         images, tokens = x_IPC.shape[:2]
-        segments = Segments.of([tokens] * images, device=pixels.device)
+        segments = Segments.equal(images, tokens, device=pixels.device)
         x_TC, states = x_IPC.flatten(0, 1), {}
         for index in range(max(wanted) + 1):
             if index:

@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from ..spec import LmmError
 
 if TYPE_CHECKING:
+    import torch
+
     from ..lmm import LMM
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_cli(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a saved model")
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a saved model, or a hub id")
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="picture to ask about; repeat it for several"
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture to ask about; repeat it for several",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="answer this one question and leave; without it, questions are read line by line")
+    parser.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="answer this one question and leave; without it, questions are read line by line",
+    )
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's own)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 = always the most likely token (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the tokens of this probability (default: %(default)s)")
-    parser.add_argument("--top-k", type=int, default=0, help="sample among this many tokens; 0 = all (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="0 = always the most likely token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample among the tokens of this probability (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="sample among this many tokens; 0 = all (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, help="makes sampled answers repeatable")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end an answer in front of this text; may be repeated")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end an answer in front of this text; may be repeated",
+    )
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are stored)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,15 +67,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         LmmError: an argument, the model or a picture that can't be used. In a conversation, mistakes are printed and it goes on.
     """
-    if not os.path.isdir(args.model):
-        raise LmmError(f"no model folder {args.model!r}: give the folder that model.save() or the training wrote")
     if args.prompt is not None and not args.prompt.strip():
         raise LmmError("--prompt is empty: write a question, or leave it out to ask line by line")
     from ..images.load import load_image
 
     images = [load_image(path) for path in args.image]
     options = _options(args)
-    model = _load(args.model, args.device)
+    model = _load(args)
     from .repl import Repl, print_pieces
 
     if args.prompt is None:
@@ -64,14 +94,22 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _load(folder: str, device: str | None) -> LMM:
+def _load(args: argparse.Namespace) -> LMM:
     import torch
 
     from .. import load
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load(folder)
+    dtype = None if args.dtype is None else getattr(torch, args.dtype)
+    return load(args.model, dtype=dtype, device=_device(args.device))
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device after placing a tensor on it."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return model.to(torch.device(device)).eval()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise LmmError(f"--device {device!r} can't be used: {error}") from error
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        reason = str(error).splitlines()[0]
+        raise LmmError(f"--device {name!r} can't be used ({reason}): leave it out, or give cpu") from error

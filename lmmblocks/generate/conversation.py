@@ -52,7 +52,9 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all turns and pictures."""
-        self.messages: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
+        self.messages: list[Message] = (
+            [] if self.system is None else [{"role": "system", "content": self.system}]
+        )
         self._images: list[ImageSource] = []
         self._pixels, self._image_rows = read_images([], self._spec)
         self._cache = new_cache(self.model, 1)
@@ -86,7 +88,9 @@ class Conversation:
         prompt = Prompt(_NAME, ids, torch.cat([self._pixels, new_pixels]), (*self._image_rows, *new_rows))
         logits_SV = self._read(prompt, settings)
         self._streaming = answer = Answer(self.model, settings)
-        return self._answer(question, prompt, answer, decode(self.model, self._cache, logits_SV, [answer], settings))
+        return self._answer(
+            question, prompt, answer, decode(self.model, self._cache, logits_SV, [answer], settings)
+        )
 
     def _read(self, prompt: Prompt, options: Options) -> torch.Tensor:
         """Run what the cache hasn't read of the prompt; return the logits after it."""
@@ -104,13 +108,17 @@ class Conversation:
         pieces: list[str] = []
         while True:
             if self._streaming is not answer:
-                raise LmmError("this answer was given up when the next question was asked: read a stream to its end first")
+                raise LmmError(
+                    "this answer was given up when the next question was asked: read a stream to its end first"
+                )
             piece = next(generated, None)
             if piece is None:
                 break
             pieces.append(piece[1])
             yield piece[1]
-        self._cached_ids = [*prompt.ids, *answer.ids][: len(prompt.ids) + self._cache.lengths[0] - prompt.rows]
+        self._cached_ids = [*prompt.ids, *answer.ids][
+            : len(prompt.ids) + self._cache.lengths[0] - prompt.rows
+        ]
         # An answer can't hold a picture: rendered again, its marker would ask for one.
         spoken = "".join(pieces).replace(IMAGE_MARKER, f"< {IMAGE_MARKER[1:]}")
         self.messages = [*question.messages, {"role": "assistant", "content": spoken}]

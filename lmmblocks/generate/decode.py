@@ -83,8 +83,12 @@ def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Opt
         LmmError: a prompt and its answer don't fit into the decoder's positions.
     """
     _check_room(model, cache, prompts, options.max_new_tokens)
-    plan = plan_splice([p.ids for p in prompts], [p.image_rows for p in prompts], names=[p.name for p in prompts])
-    positions_T = plan.positions + torch.from_numpy(np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths))
+    plan = plan_splice(
+        [p.ids for p in prompts], [p.image_rows for p in prompts], names=[p.name for p in prompts]
+    )
+    positions_T = plan.positions + torch.from_numpy(
+        np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths)
+    )
     pixels = torch.cat([p.pixels for p in prompts]).to(model.device)
     plan = plan.to(model.device)
     with evaluating(model):
@@ -103,10 +107,14 @@ def _step(model: LMM, cache: Any, tokens: list[int]) -> Tensor:
     ids_S, positions_S = torch.tensor([tokens, cache.lengths], dtype=torch.int32).to(model.device)
     segments = Segments.of([1] * len(tokens), device=model.device)
     with evaluating(model):
-        return model.decoder.head(model.decoder(model.decoder.embed(ids_S), positions=positions_S, segments=segments, cache=cache))
+        return model.decoder.head(
+            model.decoder(model.decoder.embed(ids_S), positions=positions_S, segments=segments, cache=cache)
+        )
 
 
-def decode(model: LMM, cache: Any, logits_SV: Tensor, answers: Sequence[Answer], options: Options) -> Iterator[tuple[int, str]]:
+def decode(
+    model: LMM, cache: Any, logits_SV: Tensor, answers: Sequence[Answer], options: Options
+) -> Iterator[tuple[int, str]]:
     """Generate until every answer ended.
 
     Args:

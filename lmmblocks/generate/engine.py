@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: LMM, prompts: Any, images: Any = None, *, stream: Callable[[str], Any] | None = None, **options: Any
+    model: LMM,
+    prompts: Any,
+    images: Any = None,
+    *,
+    stream: Callable[[str], Any] | None = None,
+    **options: Any,
 ) -> str | list[str]:
     """Answer one prompt or many.
 
@@ -42,7 +47,9 @@ def generate(
     settings = Options.of(options)
     questions, single = as_questions(prompts, images)
     if stream is not None and not single:
-        raise LmmError("stream takes the text of one prompt, found a list of prompts: leave stream out, or ask one by one")
+        raise LmmError(
+            "stream takes the text of one prompt, found a list of prompts: leave stream out, or ask one by one"
+        )
     texts = [""] * len(questions)
     for index, text in _answers(model, questions, settings):
         texts[index] += text
@@ -69,7 +76,9 @@ def generate_stream(model: LMM, prompt: Any, images: Any = None, **options: Any)
     settings = Options.of(options)
     questions, single = as_questions(prompt, images)
     if not single:
-        raise LmmError("generate_stream answers one prompt, found a list of prompts: use generate, or ask one by one")
+        raise LmmError(
+            "generate_stream answers one prompt, found a list of prompts: use generate, or ask one by one"
+        )
     return (text for _, text in _answers(model, questions, settings))
 
 

@@ -43,7 +43,9 @@ class Options(Sampling):
         known = [field.name for field in fields(cls)]
         unknown = [f"{name!r}{closest(name, known)}" for name in values if name not in known]
         if unknown:
-            raise LmmError(f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            raise LmmError(
+                f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
         return cls(**values)
 
     def problems(self) -> Iterator[str]:

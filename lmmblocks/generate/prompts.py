@@ -77,13 +77,21 @@ def as_questions(prompts: Any, images: Any) -> tuple[list[Question], bool]:
     if isinstance(prompts, str) or _is_conversation(prompts):
         return [_question(prompts, images, "the prompt")], True
     if not isinstance(prompts, (list, tuple)):
-        raise LmmError(f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of these")
+        raise LmmError(
+            f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of these"
+        )
     each = [None] * len(prompts) if images is None else images
     if not isinstance(each, (list, tuple)):
-        raise LmmError(f"images is one picture for a list of {len(prompts)} prompts: give a list with one entry per prompt")
+        raise LmmError(
+            f"images is one picture for a list of {len(prompts)} prompts: give a list with one entry per prompt"
+        )
     if len(each) != len(prompts):
-        raise LmmError(f"found {len(prompts)} prompts and {len(each)} entries of images: give one per prompt, None for no image")
-    return [_question(prompt, own, f"prompt {index}") for index, (prompt, own) in enumerate(zip(prompts, each))], False
+        raise LmmError(
+            f"found {len(prompts)} prompts and {len(each)} entries of images: give one per prompt, None for no image"
+        )
+    return [
+        _question(prompt, own, f"prompt {index}") for index, (prompt, own) in enumerate(zip(prompts, each))
+    ], False
 
 
 def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
@@ -119,9 +127,15 @@ def as_images(images: Any, name: str = "the prompt") -> list[ImageSource]:
         return []
     if isinstance(images, (str, os.PathLike, Image.Image)):
         return [images]
-    if isinstance(images, (list, tuple)) and all(isinstance(image, (str, os.PathLike, Image.Image)) for image in images):
+    if isinstance(images, (list, tuple)) and all(
+        isinstance(image, (str, os.PathLike, Image.Image)) for image in images
+    ):
         return list(images)
-    found = [type(image).__name__ for image in images] if isinstance(images, (list, tuple)) else type(images).__name__
+    found = (
+        [type(image).__name__ for image in images]
+        if isinstance(images, (list, tuple))
+        else type(images).__name__
+    )
     raise LmmError(f"images of {name}: found {found}, expected paths or PIL images")
 
 
@@ -143,7 +157,11 @@ def question_ids(question: Question, spec: InputSpec) -> list[int]:
     """
     try:
         ids = encode_chat(
-            question.messages, spec.template, spec.tokenizer, mode=spec.tokenize_mode, add_generation_prompt=True  # type: ignore[arg-type]
+            question.messages,
+            spec.template,
+            spec.tokenizer,
+            mode=spec.tokenize_mode,
+            add_generation_prompt=True,  # type: ignore[arg-type]
         ).ids
     except LmmError as error:
         raise LmmError(f"{question.name}: {error}") from error
@@ -163,7 +181,11 @@ def as_prompt(question: Question, spec: InputSpec) -> Prompt:
 
 def _is_conversation(prompts: Any) -> bool:
     """Whether a list is one conversation; an empty list is no prompts."""
-    return isinstance(prompts, (list, tuple)) and bool(prompts) and all(isinstance(entry, Mapping) for entry in prompts)
+    return (
+        isinstance(prompts, (list, tuple))
+        and bool(prompts)
+        and all(isinstance(entry, Mapping) for entry in prompts)
+    )
 
 
 def _question(prompt: Any, images: Any, name: str) -> Question:

@@ -40,7 +40,11 @@ class Repl:
         self._options = options
         self._shown: list[Any] = []
         self._waiting = list(images)
-        self._commands: dict[str, Callable[[str], None]] = {"/image": self._image, "/reset": self._reset, "/help": self._help}
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._image,
+            "/reset": self._reset,
+            "/help": self._help,
+        }
 
     def run(self) -> None:
         """Talk until the input ends."""
@@ -55,7 +59,9 @@ class Repl:
             except EOFError:
                 return
             except UnicodeDecodeError as error:
-                raise LmmError(f"the input is not {error.encoding} text ({error.reason}): convert it") from error
+                raise LmmError(
+                    f"the input is not {error.encoding} text ({error.reason}): convert it"
+                ) from error
             if line == "/quit":
                 return
             try:

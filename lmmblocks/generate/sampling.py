@@ -17,6 +17,7 @@ from torch import Tensor
 from ..spec import LmmError
 
 _SEEDS = 2**63
+_COLDEST = 1e-30  # a temperature that is 0 in fp32 would divide 0 by 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,9 @@ def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
     if sampling.greedy:
         return logits_SV.argmax(-1).tolist()
     probabilities_SV, ids_SV = candidates(logits_SV - peak_S1, sampling)
-    draws_S1 = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(logits_SV.device)
+    draws_S1 = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(
+        logits_SV.device
+    )
     cumulative_SV = probabilities_SV.cumsum(-1)
     place_S1 = torch.searchsorted(cumulative_SV, draws_S1 * cumulative_SV[:, -1:], right=True)
     last_S1 = (probabilities_SV > 0).sum(-1, keepdim=True) - 1  # a draw that rounds up to the total
@@ -113,7 +116,8 @@ def candidates(logits_SV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     Returns:
         ``probabilities_SV``, descending, not normalised again, and ``ids_SV``; equals are in order of their ids.
     """
-    probabilities_SV, ids_SV = (logits_SV / sampling.temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    scaled_SV = logits_SV / max(float(sampling.temperature), _COLDEST)
+    probabilities_SV, ids_SV = scaled_SV.softmax(-1).sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         probabilities_SV[:, sampling.top_k :] = 0
     if sampling.top_p < 1:

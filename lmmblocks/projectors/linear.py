@@ -21,6 +21,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = True) -> None:
         super().__init__()
+        self.options = {"bias": bias}
         self.linear = nn.Linear(in_dim, out_dim, bias=bias)
 
     def out_grid(self, grid: Grid) -> Grid:

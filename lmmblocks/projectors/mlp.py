@@ -35,6 +35,7 @@ class MLP(nn.Module):
         super().__init__()
         if depth < 1:
             raise LmmError(f"projector 'mlp' needs depth >= 1, found {depth}")
+        self.options = {"depth": depth, "bias": bias}
         for index in range(depth):
             self.add_module(f"linear_{index + 1}", nn.Linear(out_dim if index else in_dim, out_dim, bias=bias))
 

@@ -1,7 +1,8 @@
 """Checkpoints: all that is needed to go on exactly where a run stopped, written so that a kill at any moment leaves a whole one.
 
-A checkpoint is written into a hidden folder, flushed to the disk, and renamed: readers see all of it or nothing. Which one is newest, and whether it
-is whole, is read from its ``state.json``, which lists every file and its size. Folders that aren't whole are what a kill left, and are removed.
+A checkpoint is written into a hidden folder, flushed to the disk, and renamed: readers see all of it or nothing. Which one
+is newest, and whether it is whole, is read from its ``state.json``, which lists every file and its size. Folders that aren't
+whole are what a kill left, and are removed.
 
 =======================  ==========================================================================================
 ``trainable.safetensors``  parameters and buffers of the trained parts, under the names of the model's state dict
@@ -30,7 +31,7 @@ from ..spec import LmmError
 from .optimizer import trained_parameters
 
 TENSORS, OPTIMIZER, LOSSES, STATE = "trainable.safetensors", "optimizer.pt", "losses.csv", "state.json"
-_WRITING = ".writing"
+_WRITING, _STEP = ".writing", "step-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class CheckpointStore:
     def remove_incomplete(self) -> list[Path]:
         """Remove what a kill left behind, and return it."""
         whole = {checkpoint.path for checkpoint in self._whole()}
-        broken = [path for path in self._folders() if path not in whole]
+        broken = [p for p in self._folders() if p not in whole and p.name.startswith((_WRITING, _STEP))]
         for path in broken:
             shutil.rmtree(path)
         return broken
@@ -101,22 +102,29 @@ class CheckpointStore:
         Raises:
             LmmError: the disk refuses (full, read-only); checkpoints written before are untouched.
         """
-        target = self.folder / f"step-{step:08d}"
+        target = self.folder / f"{_STEP}{step:08d}"
         temporary = self.folder / f"{_WRITING}-{target.name}"
         try:
             temporary.mkdir(parents=True)
             _write_tensors(temporary / TENSORS, trained_tensors(model))
-            _write_torch(temporary / OPTIMIZER, {"optimizer": optimizer.state_dict(), "random": random_state()})
+            _write_torch(
+                temporary / OPTIMIZER, {"optimizer": optimizer.state_dict(), "random": random_state()}
+            )
+            shutil.copymode(
+                temporary / OPTIMIZER, temporary / TENSORS
+            )  # safetensors lets only the owner read
             _write_text(temporary / LOSSES, losses)
             sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
             state = {"step": step, "fingerprint": fingerprint, "counts": dict(counts), "files": sizes}
             _write_text(temporary / STATE, json.dumps(state, indent=1))
-            _flush(temporary)
+            _flush_folder(temporary)
             temporary.rename(target)
-            _flush(self.folder)
+            _flush_folder(self.folder)
         except (OSError, RuntimeError, _safetensors_error()) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise LmmError(f"can't write the checkpoint {target}: {error}: make room, or choose another folder") from error
+            raise LmmError(
+                f"can't write the checkpoint {target}: {error}: make room, or choose another folder"
+            ) from error
         for old in sorted(self._whole(), key=lambda checkpoint: checkpoint.step)[: -self.keep]:
             shutil.rmtree(old.path)
         return Checkpoint(target, step, fingerprint, counts)
@@ -138,7 +146,10 @@ def load_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.O
 
     saved = load_file(checkpoint.path / TENSORS)
     wanted = trained_tensors(model)
-    problems = [f"{name} is {'missing' if name in wanted else 'not trained by this run'}" for name in sorted(wanted.keys() ^ saved.keys())]
+    problems = [
+        f"{name} is {'missing' if name in wanted else 'not trained by this run'}"
+        for name in sorted(wanted.keys() ^ saved.keys())
+    ]
     problems += [
         f"{name} has shape {tuple(saved[name].shape)}, the model {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & saved.keys())
@@ -173,7 +184,9 @@ def verify_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim
     pairs = [(name, tensor, saved.get(name)) for name, tensor in live.items()] + moments
     wrong = [name for name, ours, theirs in pairs if theirs is None or not torch.equal(ours.cpu(), theirs)]
     if wrong or on_disk["param_groups"] != in_memory["param_groups"]:
-        raise LmmError(f"{checkpoint.path} reads back differently from what was written ({wrong[:3]}): check the disk")
+        raise LmmError(
+            f"{checkpoint.path} reads back differently from what was written ({wrong[:3]}): check the disk"
+        )
 
 
 def trained_tensors(model: Any) -> dict[str, Tensor]:
@@ -224,7 +237,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    _flush(path)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _write_torch(path: Path, values: Mapping[str, Any]) -> None:
@@ -241,9 +255,11 @@ def _write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _flush_folder(folder: Path) -> None:
+    """Wait until the entries of a folder are on the disk (Windows does that by itself and opens no folders)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..spec import LmmError, Sample
 from .stage import Stage
 
-FREE_SETTINGS = frozenset({"name", "workers", "prefetch_steps", "log_every", "checkpoint_every_steps", "keep_checkpoints"})
+FREE_SETTINGS = frozenset(
+    {"name", "workers", "prefetch_steps", "log_every", "checkpoint_every_steps", "keep_checkpoints"}
+)
 """Settings that change no loss: a resumed run may set them anew."""
 
 
@@ -32,7 +34,9 @@ def fingerprint(model: Any, stage: Stage, samples: Sequence[Sample]) -> dict[str
         "model": _model_settings(model),
         "tokenizer": _vocabulary_hash(model.tokenizer),
         "frozen weights": {
-            name: tensors_hash(part.state_dict().items()) for name, part in model.parts.items() if name not in stage.train
+            name: tensors_hash(part.state_dict().items())
+            for name, part in model.parts.items()
+            if name not in stage.train
         },
         "data": {"samples": len(samples), "hash": samples_hash(samples)},
     }
@@ -96,7 +100,7 @@ def _tensor_digest(entry: tuple[str, Tensor]) -> bytes:
     digest = hashlib.blake2b(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
     flat = tensor.detach().contiguous().reshape(-1)
     if flat.numel():
-        digest.update(flat.view(torch.uint8).cpu().numpy())
+        digest.update(flat.view(torch.uint8).cpu().numpy().data)
     return digest.digest()
 
 

@@ -1,7 +1,8 @@
 """Batches in the background, in order: while the device computes a step, the next ones are read, decoded and planned.
 
-One item is one whole step, so the result doesn't depend on how many workers there are or which is faster. ``workers=0`` uses a thread of this
-process: image decoding and tokenising release Python's lock, and nothing is copied between processes. More workers are processes.
+One item is one whole step, so the result doesn't depend on how many workers there are or which is faster. ``workers=0`` uses a
+thread of this process: image decoding and tokenising release Python's lock, and nothing is copied between processes. More
+workers are processes.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def stage_inputs(spec: InputSpec, stage: Stage) -> InputSpec:
         spec = dataclasses.replace(spec, template=get_template(stage.template))
     if stage.image_fit is not None:
         if not hasattr(spec.preprocess, "fit"):
-            raise LmmError(f"stage {stage.name!r}: image_fit={stage.image_fit!r}, but the encoder's preprocessing has no fit: leave it out")
+            raise LmmError(
+                f"stage {stage.name!r}: image_fit={stage.image_fit!r}, but the encoder's preprocessing has no fit: leave it out"
+            )
         spec = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, fit=stage.image_fit))
     return spec
 

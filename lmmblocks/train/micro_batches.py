@@ -78,7 +78,9 @@ def step_input(step: int, samples: Sequence[Sample], spec: InputSpec, stage: Sta
     return StepInput(
         step,
         tuple(batches),
-        loss_weights([sum(b.plan.target_counts) for b in batches], groups, mean_of_means=stage.llava15_compat),
+        loss_weights(
+            [sum(b.plan.target_counts) for b in batches], groups, mean_of_means=stage.llava15_compat
+        ),
         sample_ids=batch.sample_ids,
         rows=sum(plan.lengths),
         computed_rows=sum(b.plan.source.shape[0] for b in batches),
@@ -111,7 +113,9 @@ def _collate(
     return batch, len(usable), tuple(skipped)
 
 
-def micro_batch_segments(lengths: Sequence[int], groups: Sequence[int], most_rows: int) -> list[tuple[int, int]]:
+def micro_batch_segments(
+    lengths: Sequence[int], groups: Sequence[int], most_rows: int
+) -> list[tuple[int, int]]:
     """Cut segments, in order, into runs ``[first, last)`` of one group and at most ``most_rows`` rows (one segment may be longer).
 
     >>> micro_batch_segments([3, 3, 3, 9, 1], [0, 0, 0, 0, 1], most_rows=6)
@@ -131,7 +135,9 @@ def micro_batch_segments(lengths: Sequence[int], groups: Sequence[int], most_row
     return cuts
 
 
-def loss_weights(targets: Sequence[int], groups: Sequence[int], *, mean_of_means: bool = False) -> tuple[float, ...]:
+def loss_weights(
+    targets: Sequence[int], groups: Sequence[int], *, mean_of_means: bool = False
+) -> tuple[float, ...]:
     """Return what to multiply the summed loss of each micro-batch with.
 
     ``1 / all targets``: the mean over all supervised tokens of the step. ``mean_of_means``: ``1 / (groups * targets of the group)``, the
@@ -162,7 +168,7 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
     starts = plan.cu_seqlens.tolist()
     begin, end = starts[first], starts[last]
     placed = plan.image_rows.numpy()
-    image_starts = np.concatenate([[0], np.cumsum([spec.image_rows(grid) for grid in batch.grids])]).astype(np.int64)
+    image_starts = np.cumsum([0, *(spec.image_rows(grid) for grid in batch.grids)])
     inside = np.concatenate([[0], np.cumsum((placed >= begin) & (placed < end))])
     shown = np.flatnonzero(inside[image_starts[1:]] > inside[image_starts[:-1]])
     rows = _ranges(image_starts[shown], image_starts[shown + 1])
@@ -173,7 +179,7 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
     order = plan.token_order
     part = dataclasses.replace(
         plan,
-        source=_int32(np.where(source < 0, -new_row[-source.astype(np.int64) - 1] - 1, source)),
+        source=_int32(np.where(source < 0, -1 - new_row[np.maximum(-1 - source, 0)], source)),
         positions=plan.positions[begin:end],
         cu_seqlens=boundaries(plan.lengths[first:last]),
         max_seqlen=max(plan.lengths[first:last]),
@@ -183,14 +189,24 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
         kv_end=None if plan.kv_end is None else plan.kv_end[begin:end] - begin,
         image_rows=_int32(np.where(placed[rows] < 0, -1, placed[rows] - begin)),
         token_order=order[(order >= begin) & (order < end)] - begin,
-        **{name: getattr(plan, name)[first:last] for name in ("lengths", "target_counts", "truncated", "kept")},
+        **{
+            name: getattr(plan, name)[first:last]
+            for name in ("lengths", "target_counts", "truncated", "kept")
+        },
     )
-    pixels = batch.pixels[int(shown[0]) : int(shown[-1]) + 1] if _adjacent(shown) else batch.pixels[torch.from_numpy(shown)]
-    return Batch(pixels, tuple(batch.grids[i] for i in shown), part, batch.sample_ids[first:last])
+    return Batch(
+        _selected(batch.pixels, shown),
+        tuple(batch.grids[i] for i in shown),
+        part,
+        batch.sample_ids[first:last],
+    )
 
 
-def _adjacent(indices: np.ndarray) -> bool:
-    return len(indices) > 0 and indices[-1] - indices[0] + 1 == len(indices)
+def _selected(pixels: torch.Tensor, images: np.ndarray) -> torch.Tensor:
+    """Return the pixels of some images: a view where they are neighbours, which they are unless truncation took one away."""
+    if len(images) and images[-1] - images[0] + 1 == len(images):
+        return pixels[int(images[0]) : int(images[-1]) + 1]
+    return pixels[torch.from_numpy(images)]
 
 
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

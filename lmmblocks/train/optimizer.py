@@ -1,7 +1,7 @@
 """What a stage trains: freeze the rest, group the parameters, count them.
 
-Groups are LLaVA's (``train/llava_trainer.py:150-228``): each trained part with its learning rate, split into weights that decay and weights that
-don't (biases and the scales of norms). Frozen parts hold no gradient and no optimiser state.
+Groups are LLaVA's (``train/llava_trainer.py:150-228``): each trained part with its learning rate, split into weights that decay
+and weights that don't (biases and the scales of norms). Frozen parts hold no gradient and no optimiser state.
 """
 
 from __future__ import annotations
@@ -16,14 +16,24 @@ from ..spec import LmmError
 from .stage import Stage
 
 
-def prepare_parts(model: Any, stage: Stage) -> None:
-    """Freeze the parts the stage doesn't name (no gradient, eval mode), wake the others (fp32 weights, train mode).
+def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
+    """Freeze the parts the stage doesn't name (no gradient, eval mode), wake the others (train mode).
+
+    Trained weights become fp32, in which small updates don't vanish. Frozen ones do too, which loses nothing, unless they are
+    bf16 and the run computes in it.
+
+    Args:
+        model: changed in place.
+        stage: names the trained parts.
+        bf16: the run computes in bf16 autocast.
 
     Raises:
         LmmError: the model lacks a part, or the part has no parameters.
     """
     problems = [
-        f"the model has no part {part!r}, only {', '.join(model.parts)}" if part not in model.parts else f"part {part!r} has no parameters"
+        f"the model has no part {part!r}, only {', '.join(model.parts)}"
+        if part not in model.parts
+        else f"part {part!r} has no parameters"
         for part in stage.train
         if part not in model.parts or next(model.parts[part].parameters(), None) is None
     ]
@@ -34,9 +44,8 @@ def prepare_parts(model: Any, stage: Stage) -> None:
         part.train(trained).requires_grad_(trained)
         if hasattr(part, "frozen"):
             part.frozen = not trained
-        if trained:
-            for parameter in part.parameters():
-                parameter.data = parameter.data.float()  # small updates vanish in 16 bits
+        if trained or not bf16 or any(p.dtype == torch.float16 for p in part.parameters()):
+            part.float()
 
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -31,7 +31,9 @@ class StepOrder(Sequence[tuple[int, ...]]):
         if not len(samples):
             raise LmmError(f"stage {stage.name!r}: the data is empty: expected at least one sample")
         self.stage = stage
-        self.lengths = modality_lengths(samples) if stage.sampler == "modality_length_grouped" else [1] * len(samples)
+        self.lengths = (
+            modality_lengths(samples) if stage.sampler == "modality_length_grouped" else [1] * len(samples)
+        )
         self.steps_per_epoch = -(-len(samples) // stage.batch_size)
         self.total = stage.max_steps or stage.epochs * self.steps_per_epoch
         self._epoch = lru_cache(maxsize=2)(self._steps_of_epoch)
@@ -50,11 +52,13 @@ class StepOrder(Sequence[tuple[int, ...]]):
         if stage.sampler == "packed":
             return packed_batches(self.lengths, stage.batch_size, stage.seed, epoch)
         group = stage.micro_batch_samples or stage.batch_size
-        generator = _generator(stage.seed, epoch)
+        outer, inner = (_generator(stage.seed, epoch) for _ in range(2))
         indices = modality_length_grouped_indices(
-            self.lengths, group, stage.batch_size // group, generator=generator, inner_generator=generator
+            self.lengths, group, stage.batch_size // group, generator=outer, inner_generator=inner
         )
-        return [indices[start : start + stage.batch_size] for start in range(0, len(indices), stage.batch_size)]
+        return [
+            indices[start : start + stage.batch_size] for start in range(0, len(indices), stage.batch_size)
+        ]
 
 
 def modality_lengths(samples: Sequence[Sample]) -> list[int]:
@@ -70,7 +74,7 @@ def modality_lengths(samples: Sequence[Sample]) -> list[int]:
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    """One stream for both permutations, as LLaVA draws both from the global one; epoch 0 is LLaVA's for this seed."""
+    """A stream of its own for every epoch; that of epoch 0 is the seed's own."""
     import torch
 
     return torch.Generator().manual_seed(seed + (epoch << 32))

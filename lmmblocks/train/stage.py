@@ -6,18 +6,13 @@ Every value is checked when the stage is made and all mistakes are reported toge
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 from ..config import refuse_unknown
-from ..plan import TRUNCATE
-from ..spec import LmmError, closest
-
-PARTS = ("encoder", "projector", "decoder")
-"""Names of ``LMM.parts``; parts a stage doesn't name are frozen and hold no optimiser state."""
+from ..spec import LmmError
+from .stage_checks import stage_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +54,7 @@ class Stage:
 
     >>> Stage(name="connector", train={"projecter": 1e-3}, batch_size=8)
     Traceback (most recent call last):
-    lmmblocks.spec.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? parts: encoder, projector, decoder
+    lmmblocks.spec.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? ...
     """
 
     name: str
@@ -96,13 +91,17 @@ class Stage:
             object.__setattr__(self, "train", dict(self.train))
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
-        problems = [*_value_problems(self), *_part_problems(self.train), *_joint_problems(self)]
+        problems = list(stage_problems(self))
         if problems:
             raise LmmError(f"stage {self.name!r}: " + "; ".join(problems))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that survive a round trip through JSON."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "train": dict(self.train), "betas": list(self.betas)}
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "train": dict(self.train),
+            "betas": list(self.betas),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Stage:
@@ -127,19 +126,29 @@ class Stage:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise LmmError(f"stage is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+            raise LmmError(
+                f"stage is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+            ) from error
         if not isinstance(values, dict):
             raise LmmError(f"stage must be a JSON object, found {type(values).__name__}")
         return cls.from_dict(values)
 
 
 def stage1(**changes: Any) -> Stage:
-    """LLaVA-1.5's first stage, 558k captions: the projector learns at 1e-3, batches of 256, pictures cropped. Source: ``scripts/v1_5/pretrain.sh``.
+    """LLaVA-1.5's first stage, 558k captions: the projector learns at 1e-3, batches of 256, pictures cropped.
+
+    Source: ``scripts/v1_5/pretrain.sh``.
 
     >>> stage1(batch_size=32).train
     {'projector': 0.001}
     """
-    values = {"name": "stage1", "train": {"projector": 1e-3}, "batch_size": 256, "template": "plain", "image_fit": "crop"}
+    values = {
+        "name": "stage1",
+        "train": {"projector": 1e-3},
+        "batch_size": 256,
+        "template": "plain",
+        "image_fit": "crop",
+    }
     return Stage.from_dict({**values, **changes})
 
 
@@ -147,7 +156,8 @@ def stage2(**changes: Any) -> Stage:
     """LLaVA-1.5's second stage, 665k instructions: projector and decoder learn at 2e-5, batches of 128, pictures padded.
 
     Too long samples keep the turns that fit. The original's sampler, its cut at the right and its mean of means are
-    ``sampler="modality_length_grouped", truncate="right", llava15_compat=True, micro_batch_samples=16``. Source: ``scripts/v1_5/finetune.sh``.
+    ``sampler="modality_length_grouped", truncate="right", llava15_compat=True, micro_batch_samples=16``.
+    Source: ``scripts/v1_5/finetune.sh``.
     """
     values = {
         "name": "stage2",
@@ -162,95 +172,3 @@ def stage2(**changes: Any) -> Stage:
 
 STAGES: dict[str, Callable[..., Stage]] = {"stage1": stage1, "stage2": stage2}
 """Stages by name."""
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_number(v) and 0 <= v < 1 for v in value)
-
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _at_least(least: int) -> Check:
-    return (lambda value: _whole(value, least)), f"a whole number of at least {least}"
-
-
-def _or_none(check: Check) -> Check:
-    return (lambda value: value is None or check[0](value)), f"{check[1]}, or null"
-
-
-def _one_of(*choices: str) -> Check:
-    return (lambda value: value in choices), "one of " + ", ".join(choices)
-
-
-_TRUTH: Check = (lambda value: isinstance(value, bool)), "true or false"
-_TEXT: Check = (lambda value: isinstance(value, str) and bool(value)), "a non-empty string"
-_ABOVE_ZERO: Check = (lambda value: _number(value) and value > 0), "a number above 0"
-_NOT_NEGATIVE: Check = (lambda value: _number(value) and value >= 0), "a number of at least 0"
-_SHARE: Check = (lambda value: _number(value) and 0 <= value <= 1), "a number from 0 to 1"
-
-_CHECKS: dict[str, Check] = {
-    "name": _TEXT,
-    "batch_size": _at_least(1),
-    "template": _or_none(_TEXT),
-    "epochs": _at_least(1),
-    "max_steps": _or_none(_at_least(1)),
-    "micro_batch_rows": _at_least(1),
-    "micro_batch_samples": _or_none(_at_least(1)),
-    "warmup_ratio": _SHARE,
-    "schedule": _one_of("cosine", "constant"),
-    "weight_decay": _NOT_NEGATIVE,
-    "betas": (_is_pair, "two numbers from 0 to below 1"),
-    "eps": _ABOVE_ZERO,
-    "clip_norm": _or_none(_ABOVE_ZERO),
-    "seed": _at_least(0),
-    "sampler": _one_of("packed", "modality_length_grouped"),
-    "truncate": _one_of(*TRUNCATE),
-    "max_length": _or_none(_at_least(1)),
-    "bad_samples": _one_of("error", "skip"),
-    "image_fit": _or_none(_one_of("pad", "crop")),
-    "llava15_compat": _TRUTH,
-    "precision": _one_of("auto", "fp32", "bf16"),
-    "deterministic": _TRUTH,
-    "log_every": _at_least(1),
-    "checkpoint_every_steps": _at_least(1),
-    "keep_checkpoints": _at_least(1),
-    "workers": _at_least(0),
-    "prefetch_steps": _at_least(1),
-}
-
-
-def _value_problems(stage: Stage) -> list[str]:
-    found = ((name, getattr(stage, name), check) for name, check in _CHECKS.items())
-    return [f"{name} must be {expected}, found {value!r}" for name, value, (holds, expected) in found if not holds(value)]
-
-
-def _part_problems(train: Any) -> list[str]:
-    if not isinstance(train, Mapping) or not train:
-        return [f"train must map parts to learning rates, such as {{'projector': 1e-3}}, found {train!r}"]
-    names = [
-        f"train names the part {part!r}{closest(str(part), PARTS)} parts: {', '.join(PARTS)}" for part in train if part not in PARTS
-    ]
-    rates = [f"the learning rate of {part!r} must be a number above 0, found {lr!r}" for part, lr in train.items() if not _ABOVE_ZERO[0](lr)]
-    return names + rates
-
-
-def _joint_problems(stage: Stage) -> list[str]:
-    problems = []
-    if stage.llava15_compat is True and stage.micro_batch_samples is None:
-        problems.append("llava15_compat takes means over micro_batch_samples samples: set it (LLaVA: 32 in stage 1, 16 in stage 2)")
-    if stage.sampler == "modality_length_grouped" and _whole(stage.micro_batch_samples, 1) and _whole(stage.batch_size, 1):
-        if stage.batch_size % stage.micro_batch_samples:
-            problems.append(
-                f"sampler 'modality_length_grouped' deals batch_size {stage.batch_size} to groups of micro_batch_samples "
-                f"{stage.micro_batch_samples}: make the one a multiple of the other"
-            )
-    return problems

@@ -1,11 +1,11 @@
 """One optimiser step: forward and backward of each micro-batch, then AdamW. Nothing here waits for the device.
 
-Losses are summed and each micro-batch is multiplied with a weight known in advance, so accumulating gradients changes nothing. To train with
-several processes, ``loss_weights`` needs the number of targets over all of them, and gradients are added up (not averaged) between the
-backwards and the update: both belong here.
+Losses are summed and each micro-batch is multiplied with a weight known in advance, so accumulating gradients changes nothing.
+To train with several processes, ``loss_weights`` needs the number of targets over all of them, and gradients are added up (not
+averaged) between the backwards and the update: both belong here.
 
-A loss or gradient norm that isn't finite sets ``halted`` on the device. AdamW reads it there and leaves the step out, this one and
-all later ones, so the weights stay those before the bad step whenever the host gets to look.
+A loss or gradient norm that isn't finite sets ``halted`` on the device. AdamW reads it there and leaves the step out, this one
+and all later ones, so the weights stay those before the bad step whenever the host gets to look.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Stepper:
         halted: fp32 scalar on the device, 1 from the first non-finite step on.
     """
 
-    def __init__(self, model: Any, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False) -> None:
+    def __init__(
+        self, model: Any, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False
+    ) -> None:
         self.model, self.optimizer, self.bf16 = model, optimizer, bf16
         self.most_norm = float("inf") if clip_norm is None else clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -89,21 +91,23 @@ class Stepper:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def _zero_where_unreached(self) -> None:
-        """A parameter that has moved before and that no sample reaches now gets a gradient of zero: its moments decay, as they do in LLaVA."""
+        """Give a parameter that has moved before and that no sample reaches now a gradient of zero.
+
+        Its moments decay then, as they do in LLaVA, however the samples are cut into micro-batches.
+        """
         for parameter in self.parameters:
             if parameter.grad is None and parameter in self.optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)
 
 
-def non_finite_samples(stepper: Stepper, inputs: StepInput, singles: list[StepInput]) -> list[str | int | None]:
+def non_finite_samples(stepper: Stepper, singles: list[StepInput]) -> list[str | int | None]:
     """Return which samples of a failed step are not finite on their own: pixels, loss or gradient.
 
     Args:
         stepper: whose weights are still those before the failed step.
-        inputs: the failed step.
-        singles: the same samples, each as a step of its own.
+        singles: the samples of the failed step, each as a step of its own.
     """
-    guilty = []
+    guilty: list[str | int | None] = []
     for single in singles:
         pixels_fine = all(bool(torch.isfinite(batch.pixels).all()) for batch in single.batches)
         loss = stepper.backward(single)

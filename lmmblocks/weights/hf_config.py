@@ -66,9 +66,8 @@ def clip_from_hf(values: Values, *, select: tuple[int, ...] = (-2,)) -> CLIPConf
     """
     kind = _model_type(values, ("clip_vision_model", "clip", "llava"))
     if kind == "llava":
-        return llava_from_hf(values).encoder
-    vision = _section(values, "vision_config") if kind == "clip" else values
-    return _clip(vision, _CLIP_DEFAULTS, select)
+        return _llava_vision(values)
+    return _clip(_section(values, "vision_config") if kind == "clip" else values, _CLIP_DEFAULTS, select)
 
 
 def llama_from_hf(values: Values) -> TransformerConfig:
@@ -77,7 +76,7 @@ def llama_from_hf(values: Values) -> TransformerConfig:
     Raises:
         LmmError: another type of model, or one that the native decoder can't compute; all reasons are listed.
     """
-    return llava_from_hf(values).decoder if _model_type(values, ("llama", "llava")) == "llava" else _llama(values)
+    return _llava_text(values) if _model_type(values, ("llama", "llava")) == "llava" else _llama(values)
 
 
 def llava_from_hf(values: Values) -> LMMConfig:
@@ -94,18 +93,13 @@ def llava_from_hf(values: Values) -> LMMConfig:
     _model_type(values, ("llava",))
     _refuse(
         "llava",
-        values,
+        {"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu", **values},
         {"vision_feature_select_strategy": ("default",), "projector_hidden_act": ("gelu",)},
-        {"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"},
     )
-    layers = values.get("vision_feature_layer", -2)
-    vision, text = _section(values, "vision_config"), _section(values, "text_config")
-    _model_type({"model_type": "clip_vision_model", **vision}, ("clip_vision_model",), "vision_config")
-    _model_type({"model_type": "llama", **text}, ("llama",), "text_config")
-    decoder = _llama({**text, "tie_word_embeddings": bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))})
+    decoder = _llava_text(values)
     bias = values.get("multimodal_projector_bias", True)
     return LMMConfig(
-        encoder=_clip(vision, _CLIP_DEFAULTS if vision else _LLAVA_CLIP_DEFAULTS, _layers(layers)),
+        encoder=_llava_vision(values),
         decoder=decoder,
         projector=Block("mlp", {"depth": 2} if bias else {"depth": 2, "bias": False}),
         template="vicuna_v1",
@@ -175,16 +169,30 @@ def llava_to_hf(config: LMMConfig, *, image_token: int) -> dict[str, Any]:
     }
 
 
+def _llava_vision(values: Values) -> CLIPConfig:
+    vision = _section(values, "vision_config")
+    _model_type({"model_type": "clip_vision_model", **vision}, ("clip_vision_model",), "config.json, vision_config,")
+    return _clip(vision, _CLIP_DEFAULTS if vision else _LLAVA_CLIP_DEFAULTS, _layers(values.get("vision_feature_layer", -2)))
+
+
+def _llava_text(values: Values) -> TransformerConfig:
+    text = _section(values, "text_config")
+    _model_type({"model_type": "llama", **text}, ("llama",), "config.json, text_config,")
+    return _llama({**text, "tie_word_embeddings": bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))})
+
+
 def _clip(values: Values, defaults: Values, select: tuple[int, ...]) -> CLIPConfig:
-    _refuse("clip_vision_model", values, {"hidden_act": ("quick_gelu", "gelu"), "num_channels": (3,)}, defaults)
     got = {**defaults, **values}
+    got |= {key: _side(got[key], key) for key in ("image_size", "patch_size")}
+    _refuse("clip_vision_model", got, {"hidden_act": ("quick_gelu", "gelu"), "num_channels": (3,)})
+    _check_numbers(got, defaults)
     return CLIPConfig(
         dim=got["hidden_size"],
         layers=got["num_hidden_layers"],
         heads=got["num_attention_heads"],
         mlp_dim=got["intermediate_size"],
-        image_size=_side(got["image_size"], "image_size"),
-        patch=_side(got["patch_size"], "patch_size"),
+        image_size=got["image_size"],
+        patch=got["patch_size"],
         activation=got["hidden_act"],
         eps=got["layer_norm_eps"],
         select=select,
@@ -192,16 +200,19 @@ def _clip(values: Values, defaults: Values, select: tuple[int, ...]) -> CLIPConf
 
 
 def _llama(values: Values) -> TransformerConfig:
-    got = {**_LLAMA_DEFAULTS, **values}
-    allowed = {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)}
-    _refuse("llama", {**values, **_rope_scaling(values)}, {**allowed, "rope": (None,)}, {**_LLAMA_DEFAULTS, "rope": None})
-    head_dim = got["head_dim"]
+    got = {**_LLAMA_DEFAULTS, **values, "rope_scaling": _scaling(values)}
+    got["num_key_value_heads"] = got["num_key_value_heads"] or got["num_attention_heads"]
+    _refuse(
+        "llama", got, {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (None,)}
+    )
+    _check_numbers(got, {**_LLAMA_DEFAULTS, "num_key_value_heads": 1})
+    plain_head = got["head_dim"] is None or got["head_dim"] * got["num_attention_heads"] == got["hidden_size"]
     return TransformerConfig(
         dim=got["hidden_size"],
         layers=got["num_hidden_layers"],
         heads=got["num_attention_heads"],
-        kv_heads=got["num_key_value_heads"] or got["num_attention_heads"],
-        head_dim=None if head_dim is None or head_dim * got["num_attention_heads"] == got["hidden_size"] else head_dim,
+        kv_heads=got["num_key_value_heads"],
+        head_dim=None if plain_head else got["head_dim"],
         ffn_dim=got["intermediate_size"],
         vocab=got["vocab_size"],
         rope_theta=float(_rope(values).get("rope_theta") or got.get("rope_theta") or _ROPE_THETA),
@@ -216,22 +227,32 @@ def _rope(values: Values) -> Values:
     return values.get("rope_parameters") or values.get("rope_scaling") or {}
 
 
-def _rope_scaling(values: Values) -> dict[str, Any]:
-    """Return ``{"rope": settings}`` when they are more than a base frequency."""
-    rope = {key: value for key, value in _rope(values).items() if key != "rope_theta" and value is not None}
-    plain = rope.pop("rope_type", rope.pop("type", "default")) == "default"
-    plain = plain and rope.pop("partial_rotary_factor", values.get("partial_rotary_factor", 1.0)) == 1.0
-    return {} if plain and not rope.keys() - {"type"} else {"rope": dict(_rope(values))}
+def _scaling(values: Values) -> dict[str, Any] | None:
+    """Return the rotary settings when they are more than a base frequency."""
+    rope = _rope(values)
+    partial = rope.get("partial_rotary_factor", values.get("partial_rotary_factor")) or 1.0
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return None if kind == "default" and partial == 1.0 else {**rope, "partial_rotary_factor": partial}
 
 
-def _refuse(kind: str, values: Values, allowed: Mapping[str, tuple], defaults: Values) -> None:
+def _refuse(kind: str, values: Values, allowed: Mapping[str, tuple]) -> None:
     problems = [
-        f"{key}={values.get(key, defaults[key])!r} (expected {' or '.join(map(repr, known))})"
-        for key, known in allowed.items()
-        if values.get(key, defaults[key]) not in known
+        f"{key}={values[key]!r} (expected {' or '.join(map(repr, known))})" for key, known in allowed.items() if values[key] not in known
     ]
     if problems:
         raise LmmError(f"config.json, {kind}: the native blocks can't compute {'; '.join(problems)}")
+
+
+def _check_numbers(values: Values, defaults: Values) -> None:
+    """Positive numbers where the default is one; integers where it is an integer."""
+    problems = []
+    for key, default in defaults.items():
+        value, kinds = values[key], (int, float) if isinstance(default, float) else int
+        if isinstance(default, (int, float)) and not isinstance(default, bool):
+            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
+                problems.append(f"{key}={value!r}")
+    if problems:
+        raise LmmError(f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}")
 
 
 def _model_type(values: Values, known: tuple[str, ...], where: str = "config.json") -> str:

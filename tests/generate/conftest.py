@@ -1,6 +1,7 @@
 """A tiny random LLaVA with a tokenizer trained here, pictures, and generation written a second time without a cache."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ CORPUS = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",
     "USER: What colour is the cat? ASSISTANT: Black USER: Is it asleep? ASSISTANT: No, it is awake and hungry.",
     "Answer the question using a single word or phrase. There are 3 red squares, and one blue circle.",
-    "一只猫在垫子上。 é ü ß [0.10, 0.20] {\"x\": 1}",
+    '一只猫在垫子上。 é ü ß [0.10, 0.20] {"x": 1}',
 ]
 SPECIALS = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -39,13 +40,17 @@ def make_tokenizer():
 
     def make(eos="</s>"):
         merges = [tuple(merge) for merge in bpe["merges"]]
-        tokenizer = Tokenizer(models.BPE(bpe["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        tokenizer = Tokenizer(
+            models.BPE(bpe["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+        )
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         tokenizer.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
-        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token=eos)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token=eos
+        )
 
     return make
 
@@ -90,7 +95,9 @@ def picture():
     """A random picture for each number."""
 
     def make(number, size=(40, 30)):
-        pixels = np.random.default_rng(number).integers(0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(
+            0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8
+        )
         return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
     return make
@@ -125,3 +132,16 @@ def text_of():
         return model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     return decode
+
+
+@pytest.fixture(scope="session")
+def counted():
+    """`with counted(module, rows)` appends the number of rows of every forward pass of a module."""
+
+    @contextmanager
+    def count(module, rows):
+        hook = module.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+        yield
+        hook.remove()
+
+    return count

@@ -20,6 +20,7 @@ from lmmblocks.images import (
 )
 from lmmblocks.spec import LmmError
 
+
 @st.composite
 def pixel_boxes(draw, most_aspect=1e9, most_side=2000):
     """A box of at least one pixel, and the size of the image it is in."""
@@ -47,7 +48,10 @@ def test_text_moves_an_edge_by_at_most_its_rounding(case):
     box, width, height = case
     there = to_padded(box, width, height)
     read = parse_box(f"The region is {format_box(there)}.")
-    for low, high, new_low, new_high in [(there.x1, there.x2, read.x1, read.x2), (there.y1, there.y2, read.y1, read.y2)]:
+    for low, high, new_low, new_high in [
+        (there.x1, there.x2, read.x1, read.x2),
+        (there.y1, there.y2, read.y1, read.y2),
+    ]:
         allowed = 0.005 if round(low, 2) < round(high, 2) else 0.01  # thinner than the rounding: moved apart
         assert abs(new_low - low) <= allowed + 1e-9 and abs(new_high - high) <= allowed + 1e-9
 
@@ -60,8 +64,18 @@ def test_both_text_styles_read_the_same(case):
 
 def test_padded_formula_of_the_data_for_odd_offsets():
     # w > h: y' = (y + (w - h) // 2) / w, x' = x / w; and mirrored for h > w.
-    assert edges(to_padded(Box(10, 20, 50, 37), 101, 37)) == (10 / 101, (20 + 32) / 101, 50 / 101, (37 + 32) / 101)
-    assert edges(to_padded(Box(20, 10, 36, 50), 36, 101)) == ((20 + 32) / 101, 10 / 101, (36 + 32) / 101, 50 / 101)
+    assert edges(to_padded(Box(10, 20, 50, 37), 101, 37)) == (
+        10 / 101,
+        (20 + 32) / 101,
+        50 / 101,
+        (37 + 32) / 101,
+    )
+    assert edges(to_padded(Box(20, 10, 36, 50), 36, 101)) == (
+        (20 + 32) / 101,
+        10 / 101,
+        (36 + 32) / 101,
+        50 / 101,
+    )
 
 
 @pytest.mark.parametrize(("width", "height"), [(301, 200), (200, 301), (256, 256)])
@@ -84,12 +98,19 @@ def test_cropped_and_back_is_the_visible_part(case, size):
     except LmmError:
         short = min(width, height)
         middle = (box.x1 + box.x2) / 2 if width > height else (box.y1 + box.y2) / 2
-        assert abs(middle - max(width, height) / 2) > short / 2 - 1 - short / size, "only boxes outside the crop are refused"
+        assert abs(middle - max(width, height) / 2) > short / 2 - 1 - short / size, (
+            "only boxes outside the crop are refused"
+        )
         return
     back = from_cropped(there, width, height, size)
     slack = 1e-6 * max(width, height)
     assert all(0 <= edge <= 1 for edge in edges(there))
-    assert back.x1 >= box.x1 - slack and back.y1 >= box.y1 - slack and back.x2 <= box.x2 + slack and back.y2 <= box.y2 + slack
+    assert (
+        back.x1 >= box.x1 - slack
+        and back.y1 >= box.y1 - slack
+        and back.x2 <= box.x2 + slack
+        and back.y2 <= box.y2 + slack
+    )
     if all(0 < edge < 1 for edge in edges(there)):
         assert max(abs(a - b) for a, b in zip(edges(box), edges(back))) < slack
 
@@ -108,7 +129,9 @@ def test_iou_counts_pixels(case, data):
     assert box.iou(box) == 1
 
 
-@pytest.mark.parametrize("bad", [(0, 0, 0, 1), (0, 1, 1, 0), (0.5, 0, 0.4, 1), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)])
+@pytest.mark.parametrize(
+    "bad", [(0, 0, 0, 1), (0, 1, 1, 0), (0.5, 0, 0.4, 1), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)]
+)
 def test_boxes_without_area_are_refused(bad):
     with pytest.raises(LmmError):
         Box(*bad)
@@ -127,7 +150,9 @@ def test_boxes_in_another_unit_are_refused():
         to_padded(Box(0, 0, 1, 1), 0, 50)
 
 
-@pytest.mark.parametrize("text", ["", "[0.1, 0.2, 0.3]", "[1,2,3,4]", "0.1, 0.2, 0.3, 0.4", "[0.5, 0.5, 0.5, 0.9]", "[a, b, c, d]"])
+@pytest.mark.parametrize(
+    "text", ["", "[0.1, 0.2, 0.3]", "[1,2,3,4]", "0.1, 0.2, 0.3, 0.4", "[0.5, 0.5, 0.5, 0.9]", "[a, b, c, d]"]
+)
 def test_text_without_a_box_is_refused_and_gives_no_boxes(text):
     with pytest.raises(LmmError):
         parse_box(text)

@@ -14,7 +14,18 @@ from lmmblocks.images import CLIP_MEAN, CLIP_STD, ImageError, ImagePreprocess, c
 from lmmblocks.spec import Grid, LmmError
 
 GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
-SHAPES = [(640, 480), (480, 640), (101, 37), (37, 101), (336, 336), (300, 336), (336, 301), (1, 1), (1000, 7), (7, 1000)]
+SHAPES = [
+    (640, 480),
+    (480, 640),
+    (101, 37),
+    (37, 101),
+    (336, 336),
+    (300, 336),
+    (336, 301),
+    (1, 1),
+    (1000, 7),
+    (7, 1000),
+]
 
 
 def picture(width, height, seed=0):
@@ -32,7 +43,10 @@ def padded(image, colour=(122, 116, 104)):
     return square
 
 
-@pytest.mark.skipif(not (GOLDEN / "pixels.safetensors").exists(), reason="recorded LLaVA cases are not here ($LMMBLOCKS_GOLDEN)")
+@pytest.mark.skipif(
+    not (GOLDEN / "pixels.safetensors").exists(),
+    reason="recorded LLaVA cases are not here ($LMMBLOCKS_GOLDEN)",
+)
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize("case", ["0", "2"])
 def test_pixels_equal_the_recorded_ones_to_the_last_bit_of_their_fp16(case, fit):
@@ -48,7 +62,10 @@ def test_pixels_equal_the_recorded_ones_to_the_last_bit_of_their_fp16(case, fit)
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize(("width", "height"), SHAPES)
 def test_pixels_equal_transformers_bitwise(width, height, fit):
-    pytest.importorskip("transformers.models.clip.image_processing_pil_clip", reason="needs transformers >= 5 for its PIL processor")
+    pytest.importorskip(
+        "transformers.models.clip.image_processing_pil_clip",
+        reason="needs transformers >= 5 for its PIL processor",
+    )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
@@ -67,7 +84,9 @@ def test_pixels_equal_pil_and_float64_arithmetic(width, height, fit):
         short, long = min(width, height), int(size * max(width, height) / min(width, height))
         new = (size, long) if width == short else (long, size)
         corner = ((new[0] - size) // 2, (new[1] - size) // 2)
-        square = image.resize(new, Image.Resampling.BICUBIC).crop((*corner, corner[0] + size, corner[1] + size))
+        square = image.resize(new, Image.Resampling.BICUBIC).crop(
+            (*corner, corner[0] + size, corner[1] + size)
+        )
     expected = ((np.asarray(square, np.float64) / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
     error = np.abs(clip_preprocess(size, 14, fit)(image).numpy() - expected).max()
     assert error < 5e-7, f"{error=}: more than float32 rounding of values up to 2.7"
@@ -82,7 +101,10 @@ def test_a_tall_image_padded_in_strips_equals_padding_it_whole(monkeypatch):
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
 def test_hf_config_round_trip_and_same_pixels_in_transformers(resample):
-    pytest.importorskip("transformers.models.llava.image_processing_pil_llava", reason="needs transformers >= 5 for its PIL processor")
+    pytest.importorskip(
+        "transformers.models.llava.image_processing_pil_llava",
+        reason="needs transformers >= 5 for its PIL processor",
+    )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -100,15 +122,28 @@ def test_hf_config_round_trip_and_same_pixels_in_transformers(resample):
 def test_hf_configs_of_all_ages_are_read():
     openai = {"crop_size": 336, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 336,
               "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "feature_extractor_type": "CLIPFeatureExtractor"}  # fmt: skip
-    hub = {**openai, "crop_size": {"height": 336, "width": 336}, "size": {"shortest_edge": 336}, "rescale_factor": 1 / 255}
+    hub = {
+        **openai,
+        "crop_size": {"height": 336, "width": 336},
+        "size": {"shortest_edge": 336},
+        "rescale_factor": 1 / 255,
+    }
     read = ImagePreprocess.from_hf_processor_config
     assert read(openai, patch_px=14) == clip_preprocess(fit="crop")
     assert read(hub, patch_px=14, fit="pad") == clip_preprocess()
-    assert read({"image_processor": {**hub, "do_pad": True}, "processor_class": "LlavaProcessor"}, patch_px=14) == clip_preprocess()
+    assert (
+        read({"image_processor": {**hub, "do_pad": True}, "processor_class": "LlavaProcessor"}, patch_px=14)
+        == clip_preprocess()
+    )
 
 
 def test_hf_configs_with_other_steps_are_refused_and_all_named():
-    config = {"size": {"height": 384, "width": 384}, "do_center_crop": False, "resample": 0, "rescale_factor": 1 / 127.5}
+    config = {
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "resample": 0,
+        "rescale_factor": 1 / 127.5,
+    }
     with pytest.raises(LmmError, match=r"do_center_crop=false.*squashes.*rescale_factor.*resample=0"):
         ImagePreprocess.from_hf_processor_config(config, patch_px=14)
     with pytest.raises(LmmError, match="side of a square in pixels, found"):
@@ -144,7 +179,15 @@ def test_spec_survives_json_and_pickle_and_refuses_unknown_keys():
 
 
 @pytest.mark.parametrize(
-    "change", [{"fit": "stretch"}, {"patch_px": 0}, {"size_px": 7}, {"std": (1, 0, 1)}, {"mean": (0.5,)}, {"resample": "box"}]
+    "change",
+    [
+        {"fit": "stretch"},
+        {"patch_px": 0},
+        {"size_px": 7},
+        {"std": (1, 0, 1)},
+        {"mean": (0.5,)},
+        {"resample": "box"},
+    ],
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(LmmError):

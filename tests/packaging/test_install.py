@@ -161,10 +161,15 @@ def test_setup_imports_no_torch_and_is_silent_without_cuda_sources(install: Call
 
 
 def test_transformers_does_not_take_our_folder_for_the_kernels_package() -> None:
+    # In the root of the checkout transformers finds our folder when it looks for Hugging Face's package. Without an
+    # __init__.py it is an empty namespace, which transformers counts as absent; none of our modules may be loaded under that name.
     code = (
-        "import sys; from transformers.utils import import_utils as utils; "
-        "getattr(utils, 'is_kernels_available', lambda: None)(); "
-        "print(*getattr(sys.modules.get('kernels'), '__path__', []))"
+        "import json, sys; from transformers.utils import import_utils as utils; from importlib.metadata import packages_distributions; "
+        "found = getattr(utils, 'is_kernels_available', lambda: False)(); "
+        "loaded = [getattr(m, '__file__', None) for n, m in sys.modules.items() if n.split('.')[0] == 'kernels']; "
+        "print(json.dumps([found, 'kernels' in packages_distributions(), [f for f in loaded if f]]))"
     )
     here = Installation(Path(sys.executable), ROOT, {"PYTHONPATH": str(ROOT)})
-    assert str(ROOT / "kernels") not in here.run("-c", code, cwd=ROOT)
+    found, installed, files = json.loads(here.run("-c", code, cwd=ROOT))
+    assert found == installed
+    assert not [file for file in files if Path(file).is_relative_to(ROOT / "kernels")]

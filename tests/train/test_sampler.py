@@ -20,7 +20,9 @@ def test_grouped_order_equals_the_recorded_one(seed):
     case = GOLDEN[seed]
     torch.manual_seed(int(seed))
     generator = torch.Generator().manual_seed(int(seed))
-    found = modality_length_grouped_indices(case["lengths"], case["batch"], case["world"], generator=generator)
+    found = modality_length_grouped_indices(
+        case["lengths"], case["batch"], case["world"], generator=generator
+    )
     assert found == case["indices"]
 
 
@@ -40,7 +42,9 @@ lengths_of_both = st.lists(st.integers(-300, 300).filter(bool), min_size=0, max_
 
 @given(lengths_of_both, st.integers(1, 4), st.integers(1, 5))
 def test_grouped_order_has_every_index_once(lengths, batch_size, world_size):
-    assert sorted(modality_length_grouped_indices(lengths, batch_size, world_size)) == list(range(len(lengths)))
+    assert sorted(modality_length_grouped_indices(lengths, batch_size, world_size)) == list(
+        range(len(lengths))
+    )
 
 
 @given(st.lists(st.integers(1, 300).map(lambda n: n if n % 3 else -n), min_size=60, max_size=200))

@@ -1,1 +1,1 @@
-"""How the tiny preset's two towers get their weights: contrastive image-text for the eyes, text alone for the language."""
+"""The tiny preset's pretrained parts: contrastive image-text for the tower, text alone for the decoder."""

@@ -1,7 +1,7 @@
 """`python -m examples.llava15.pretrain tokenizer|vision|language`: make the tiny preset's pretrained parts.
 
-In this order: `language` needs the tokenizer. Each run is given its minutes, writes checkpoints to --out, and ships what it
-has to --export every ten minutes.
+In this order: `language` needs the tokenizer. Each run is given its minutes, writes checkpoints to --out,
+and ships what it has to --export every ten minutes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.llava15.pretrain", description=__doc__)
     parser.add_argument("part", choices=sorted(_STEPS))
-    parser.add_argument("--minutes", type=float, default=65, help="training time, resumed parts included (default %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the log, or for the tokenizer")
-    parser.add_argument("--export", type=Path, help="folder of the weights (default: those of the repository)")
-    parser.add_argument("--tokenizer", type=Path, help="the tokenizer's folder (default: --out of the tokenizer beside --out)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=65,
+        help="training time, resumed parts included (default %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the checkpoint and the log, or for the tokenizer"
+    )
+    parser.add_argument(
+        "--export", type=Path, help="folder of the weights (default: those of the repository)"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="the tokenizer's folder (default: --out of the tokenizer beside --out)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, help="peak learning rate")
@@ -65,7 +76,7 @@ def _vision(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     export_to = options.export or WEIGHTS / "vision"
-    run = TimedRun(options.minutes, options.out, export_to, lr=options.lr or 1e-3, weight_decay=0.05)
+    run = TimedRun(options.minutes, options.out, export_to, lr=options.lr or 1.5e-3, weight_decay=0.05)
     run.train(ContrastiveTask(seed=options.seed), options.resume)
 
 

@@ -1,12 +1,13 @@
 """The vision tower's training: pictures and regions against their descriptions.
 
-Three contrasts, all softmax over the phrases and pictures of a batch (Radford et al., CLIP, arXiv 2103.00020; regions as in
-RegionCLIP, arXiv 2112.09106):
+Three contrasts, all softmax over the phrases and pictures of a batch (Radford et al., CLIP, arXiv
+2103.00020; regions as in RegionCLIP, arXiv 2112.09106):
 
 - the picture (CLS after the last norm) against its caption, both ways;
-- each region, pooled from the last layer's patches inside its box, against its phrases, one property at a time;
-- the same from the last but one layer, which is what LLaVA's projector reads. There the patches of a box are mixed at
-  random, so that any of them alone tells what and where the item is.
+- each region, pooled from the last layer's patches inside its box, against its phrases, one property at a
+  time;
+- the same from the last but one layer, which is what LLaVA's projector reads. There the patches of a box
+  are mixed at random, so that any of them alone tells what and where the item is.
 
 A phrase that several regions share is one class, so they are never each other's negatives.
 """
@@ -23,16 +24,26 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmmblocks.encoders.clip import CLIP, CLIPConfig
+from lmmblocks.encoders.clip import CLIPConfig
 
 from ..scenes.describe import caption
 from ..scenes.draw import draw_scene
 from ..scenes.scene import Scene, Split, sample_scene
 from .export import export_vision
+from .initialise import initialise
 from .phrases import GROUPS, Region, Words, box_weights, scene_regions
 
 VISION = CLIPConfig(dim=192, layers=5, heads=6, mlp_dim=768, image_size=112, patch=14, select=(-2,))
-_GROUP_WEIGHTS = {"item": 1.0, "color": 0.5, "shape": 0.5, "place": 0.4, "left": 0.1, "top": 0.1, "right": 0.1, "bottom": 0.1}
+_GROUP_WEIGHTS = {
+    "item": 1.0,
+    "color": 0.5,
+    "shape": 0.5,
+    "place": 0.4,
+    "left": 0.1,
+    "top": 0.1,
+    "right": 0.1,
+    "bottom": 0.1,
+}
 
 
 class TextTower(nn.Module):
@@ -50,7 +61,9 @@ class TextTower(nn.Module):
         self.words = words
         self.embedding = nn.Embedding(words.size, dim)
         self.position = nn.Parameter(torch.randn(longest, dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            dim, 4, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.embedding.weight, std=0.05)
@@ -67,7 +80,7 @@ class TextTower(nn.Module):
 
 @dataclass(frozen=True)
 class _Texts:
-    """One group's phrases in a batch: the regions that have one, which of them each has, and their embeddings."""
+    """One group of phrases in a batch: the regions that have one, which each has, and the embeddings."""
 
     rows: list[int]
     own_B: Tensor
@@ -84,16 +97,24 @@ class ContrastiveTask:
         joint_dim: width of the space in which pictures and texts meet.
     """
 
-    def __init__(self, config: CLIPConfig = VISION, batch_images: int = 64, seed: int = 0, joint_dim: int = 128) -> None:
+    def __init__(
+        self, config: CLIPConfig = VISION, batch_images: int = 64, seed: int = 0, joint_dim: int = 128
+    ) -> None:
         self.batch_images, self.seed = batch_images, seed
         self.encoder = config.build()
         self.encoder.frozen = False
         initialise(self.encoder)
         text = TextTower(Words.from_captions())
-        heads = {name: nn.Linear(config.dim, joint_dim, bias=False) for name in ("picture", "last", "penultimate")}
+        heads = {
+            name: nn.Linear(config.dim, joint_dim, bias=False) for name in ("picture", "last", "penultimate")
+        }
         heads |= {"text": nn.Linear(text.embedding.embedding_dim, joint_dim, bias=False)}
-        self.scales = nn.ParameterDict({name: nn.Parameter(torch.tensor(2.65926)) for name in ("picture", *GROUPS)})
-        self.modules = nn.ModuleDict({"encoder": self.encoder, "text": text, "heads": nn.ModuleDict(heads), "scales": self.scales})
+        self.scales = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(2.65926)) for name in ("picture", *GROUPS)}
+        )
+        self.modules = nn.ModuleDict(
+            {"encoder": self.encoder, "text": text, "heads": nn.ModuleDict(heads), "scales": self.scales}
+        )
         self.heads = self.modules["heads"]
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.dim) for name in ("last", "penultimate")})
         self.modules["norms"] = self.norms
@@ -116,17 +137,24 @@ class ContrastiveTask:
         picture_IJ, maps = self.embed_pictures(pixels)
         weights_BP = self.patch_weights(regions)
         mixed_BP = weights_BP * torch.rand_like(weights_BP).clamp_min(1e-6).log().neg()
-        pooled = {"last": pool(maps["last"], weights_BP, regions), "penultimate": pool(maps["penultimate"], mixed_BP, regions)}
-        losses = {"picture": 0.3 * self._both_ways(picture_IJ, self.embed_texts(captions), self._scale("picture"))}
+        pooled = {
+            "last": pool(maps["last"], weights_BP, regions),
+            "penultimate": pool(maps["penultimate"], mixed_BP, regions),
+        }
+        losses = {
+            "picture": 0.3 * self._both_ways(picture_IJ, self.embed_texts(captions), self._scale("picture"))
+        }
         named = self._phrases_of(regions)
         for name, share in (("last", 0.4), ("penultimate", 1.0)):
             pooled_BJ = F.normalize(self.heads[name](pooled[name]), dim=-1)
             for group, texts in named.items():
-                losses[f"{name}.{group}"] = share * _GROUP_WEIGHTS[group] * self._group_loss(pooled_BJ, texts, group)
+                losses[f"{name}.{group}"] = (
+                    share * _GROUP_WEIGHTS[group] * self._group_loss(pooled_BJ, texts, group)
+                )
         return losses
 
     def embed_pictures(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Picture embeddings `(I, J)` and the normed patch features `(I, P, C)` of the last two hidden states."""
+        """Picture embeddings `(I, J)`; the last two hidden states, patches only and normed, `(I, P, C)`."""
         tower, layers = self.encoder.vision_model, self.encoder.config.layers
         states = tower.hidden_states(pixels, frozenset({layers - 1, layers}))
         picture_IJ = self.heads["picture"](tower.post_layernorm(states[layers][:, 0]))
@@ -159,10 +187,17 @@ class ContrastiveTask:
             rows = [index for index, region in enumerate(regions) if group in region.phrases]
             phrases = sorted({regions[index].phrases[group] for index in rows})
             if len(phrases) > 1:
-                found[group] = (rows, phrases, [phrases.index(regions[index].phrases[group]) for index in rows])
+                found[group] = (
+                    rows,
+                    phrases,
+                    [phrases.index(regions[index].phrases[group]) for index in rows],
+                )
         embedded = self.embed_texts([phrase for _, phrases, _ in found.values() for phrase in phrases])
         parts = embedded.split([len(phrases) for _, phrases, _ in found.values()])
-        return {group: _Texts(rows, torch.tensor(own), part) for (group, (rows, _, own)), part in zip(found.items(), parts)}
+        return {
+            group: _Texts(rows, torch.tensor(own), part)
+            for (group, (rows, _, own)), part in zip(found.items(), parts)
+        }
 
     def _group_loss(self, pooled_BJ: Tensor, texts: _Texts, group: str) -> Tensor:
         """Each region finds its phrase among the batch's, and each whole phrase its regions (any of them)."""
@@ -195,17 +230,3 @@ def pool(map_IPC: Tensor, weights_BP: Tensor, regions: list[Region]) -> Tensor:
 def draw_scenes(rng: random.Random, split: Split, count: int) -> list[Scene]:
     """Scenes of one split, in the order they are drawn."""
     return [sample_scene(rng, split) for _ in range(count)]
-
-
-def initialise(encoder: CLIP) -> None:
-    """Random weights with CLIP's spread: linear layers by their width, residual branches smaller with depth."""
-    depth = (2 * encoder.config.layers) ** -0.5
-    for name, parameter in encoder.named_parameters():
-        if name.endswith("bias"):
-            nn.init.zeros_(parameter)
-        elif name.endswith(("out_proj.weight", "fc2.weight")):
-            nn.init.normal_(parameter, std=depth * parameter.shape[1] ** -0.5)
-        elif name.endswith("proj.weight") or name.endswith("fc1.weight"):
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        elif "position_embedding" in name or "patch_embedding" in name:
-            nn.init.normal_(parameter, std=0.02)

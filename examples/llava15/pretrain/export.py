@@ -1,4 +1,4 @@
-"""Weights as Hugging Face folders, fp16, replaced file by file so that a reader never meets a half-written one."""
+"""Weights as Hugging Face folders, fp16; files are replaced whole, so no reader meets a half-written one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from lmmblocks.encoders.clip import CLIP, CLIPConfig
 from lmmblocks.images.hf_processor import to_hf
 
 
-def export_vision(encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
+def export_vision(
+    encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
     """Write a `CLIPVisionModel` folder: config, preprocessing, weights, and the scores they reached.
 
     Args:
@@ -37,7 +39,11 @@ def export_vision(encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype
 
 
 def export_language(
-    decoder: Transformer, tokenizer_folder: Path, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16
+    decoder: Transformer,
+    tokenizer_folder: Path,
+    folder: Path,
+    metrics: Mapping[str, Any],
+    dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a `LlamaForCausalLM` folder with its tokenizer.
 
@@ -54,7 +60,9 @@ def export_language(
     config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
         config.save_pretrained(unfinished)
-        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(unfinished)
+        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(
+            unfinished
+        )
         for file in sorted(tokenizer_folder.glob("*token*.json")):
             (Path(unfinished) / file.name).write_bytes(file.read_bytes())
         _write_json(Path(unfinished) / "metrics.json", metrics)

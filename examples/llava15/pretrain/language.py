@@ -1,8 +1,8 @@
-"""The decoder's training: conversations about scenes that are told in words, so that it can answer once it knows the scene.
+"""The decoder's training: conversations about scenes told in words, so that it can answer what it knows.
 
-Next-token prediction on packed batches through the same plan, template and loss as everything else: answers count fully,
-all other text a little. Some documents have no system prompt (more answers per token), some are a told scene and its caption,
-as stage 1 will show it with a picture in place of the telling.
+Next-token prediction on packed batches through the same plan, template and loss as everything else: answers
+count fully, all other text a little. Some documents have no system prompt (more answers per token), some
+are a told scene and its caption, as stage 1 will show it with a picture in place of the telling.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ from ..scenes.scene import sample_scene
 from .export import export_language
 
 LANGUAGE = TransformerConfig(
-    dim=192, layers=5, heads=6, kv_heads=2, ffn_dim=512, vocab=1200, rope_theta=10000.0, eps=1e-5, max_positions=2048
+    dim=192,
+    layers=5,
+    heads=6,
+    kv_heads=2,
+    ffn_dim=512,
+    vocab=1200,
+    rope_theta=10000.0,
+    eps=1e-5,
+    max_positions=2048,
 )
 """The tiny preset's decoder; the vocabulary is the tokenizer's."""
 
@@ -51,7 +59,11 @@ class LanguageTask:
     """
 
     def __init__(
-        self, tokenizer_folder: Path, config: TransformerConfig = LANGUAGE, batch_tokens: int = 3072, seed: int = 0
+        self,
+        tokenizer_folder: Path,
+        config: TransformerConfig = LANGUAGE,
+        batch_tokens: int = 2048,
+        seed: int = 0,
     ) -> None:
         from transformers import AutoTokenizer
 
@@ -137,17 +149,22 @@ def told_questions(rng: random.Random, per_task: int) -> Iterator[tuple[str, lis
             turn = task(scene, rng)
             if turn is None:
                 continue
-            told = caption_with_boxes(scene) if name in ("box", "region") or rng.random() < 0.5 else caption(scene, rng)
+            told = (
+                caption_with_boxes(scene)
+                if name in ("box", "region") or rng.random() < 0.5
+                else caption(scene, rng)
+            )
             question = turn.question if name == "text" else f"{told}\n{turn.question}"
             found += 1
             yield name, [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]
 
 
-def evaluate_language(task: LanguageTask, per_task: int = 100) -> dict[str, Any]:
+def evaluate_language(task: LanguageTask, per_task: int = 50) -> dict[str, Any]:
     """Scores of a decoder on scenes with held-out combinations, told in words.
 
-    An answer counts when every one of its tokens, the end included, is the likeliest after the right ones before it, which
-    is to say when greedy decoding writes exactly it. Captions have several right wordings, so theirs stays low.
+    An answer counts when every one of its tokens, the end included, is the likeliest after the right ones
+    before it, which is to say when greedy decoding writes exactly it. Captions have several right wordings,
+    so theirs stays low.
 
     Args:
         task: the decoder and its tokenizer.
@@ -162,13 +179,21 @@ def evaluate_language(task: LanguageTask, per_task: int = 100) -> dict[str, Any]
     for start in range(0, len(questions), 25):
         chunk = questions[start : start + 25]
         documents = [encode_chat(messages, TEMPLATE, task.tokenizer) for _, messages in chunk]
-        plan = plan_splice([d.ids for d in documents], [[]] * len(chunk), labels=[d.labels for d in documents])
+        plan = plan_splice(
+            [d.ids for d in documents], [[]] * len(chunk), labels=[d.labels for d in documents]
+        )
         hidden_RD = task.hidden(plan)[plan.target_rows]
-        loss_sum += ops.linear_cross_entropy(hidden_RD, task.decoder.lm_head.weight, plan.targets, reduction="sum").item()
+        loss_sum += ops.linear_cross_entropy(
+            hidden_RD, task.decoder.lm_head.weight, plan.targets, reduction="sum"
+        ).item()
         targets += len(plan.targets)
         hits_R = task.decoder.head(hidden_RD).argmax(-1) == plan.targets
         for (name, _), hits in zip(chunk, hits_R.split(plan.target_counts)):
             right.setdefault(name, []).append(bool(hits.all()))
     exact = {name: round(sum(hits) / len(hits), 4) for name, hits in right.items()}
     scored = [value for name, value in exact.items() if name != "caption"]
-    return {"val_loss": round(loss_sum / targets, 4), "exact_match": exact, "mean_exact_match": round(sum(scored) / len(scored), 4)}
+    return {
+        "val_loss": round(loss_sum / targets, 4),
+        "exact_match": exact,
+        "mean_exact_match": round(sum(scored) / len(scored), 4),
+    }

@@ -1,8 +1,8 @@
 """What a picture's regions are called: phrases in groups, each group one property that a phrase may name.
 
-A region is described several times over: whole ("red circle", "word sun"), in part ("red", "circle"), and by where it is
-("top left", "from left 0.1"). Contrasting the groups one by one teaches the tower to keep the properties apart, which is
-what carries over to combinations it has never seen.
+A region is described several times over: whole ("red circle", "word sun"), in part ("red", "circle"), and
+by where it is ("top left", "from left 0.1"). Contrasting the groups one by one teaches the tower to keep
+the properties apart, which is what carries over to combinations it has never seen.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def box_weights(boxes_B4: Tensor, side: int) -> Tensor:
 
 
 class Words:
-    """The text tower's tokens: frequent words are one each, all others (the printed words, numbers) are spelled.
+    """The text tower's tokens: common words are one each, all others (printed words, numbers) are spelled.
 
     Args:
         texts: what to count words in.

@@ -1,7 +1,7 @@
-"""A training loop that is given minutes, not steps: the schedule follows the clock, so it always ends on time.
+"""A training loop that is given minutes, not steps: the schedule follows the clock and ends on time.
 
-Checkpoints are written as a whole or not at all; a run that was stopped goes on from the last one with the time that it had
-left. What is exported along the way is therefore usable at any moment.
+Checkpoints are written as a whole or not at all; a run that was stopped goes on from the last one with the
+time that it had left. What is exported along the way is therefore usable at any moment.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,7 +99,9 @@ class TimedRun:
 
     def _step(self, task: Task, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor(self.step, self.warmup_steps, self.elapsed_s / (self.minutes * 60))
+            group["lr"] = self.lr * lr_factor(
+                self.step, self.warmup_steps, self.elapsed_s / (self.minutes * 60)
+            )
         losses = task.losses(self.step)
         total = torch.stack(list(losses.values())).sum()
         if not math.isfinite(total.item()):
@@ -161,13 +162,16 @@ def adamw(modules: nn.Module, lr: float, weight_decay: float) -> torch.optim.Ada
     decayed = {
         id(module.weight) for module in modules.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
     }
-    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": weight_decay},
+        {"params": [], "weight_decay": 0.0},
+    ]
     for parameter in modules.parameters():
         groups[0 if id(parameter) in decayed else 1]["params"].append(parameter)
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)
 
 
 def lr_factor(step: int, warmup_steps: int, progress: float) -> float:
-    """Share of the peak learning rate: linear warm-up over steps, then a cosine over `progress` (0..1) down to 1%."""
+    """Share of the peak learning rate: linear warm-up over steps, cosine over `progress` (0..1) to 1%."""
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))

@@ -1,9 +1,10 @@
-"""A Llama-style tokenizer for the tiny world: BPE with byte fallback, "▁" for a space, every digit on its own.
+"""A Llama-style tokenizer for the tiny world: BPE, byte fallback, "▁" for a space, digits on their own.
 
-As in Llama: ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, then the 256 bytes, then the learned pieces; a space is put in front of
-the first text only (`legacy=False`); nothing is normalised; unknown characters become bytes. Two things are chosen for
-short boxes and clean copying: the "0." that opens a fraction is one token, so that `[0.12, 0.34, 0.56, 0.78]` is 16
-tokens, and words, punctuation, newlines and Chinese characters never merge with each other.
+As in Llama: ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, then the 256 bytes, then the learned pieces; a space is
+put in front of the first text only (`legacy=False`); nothing is normalised; unknown characters become
+bytes. Two things are chosen for short boxes and clean copying: the "0." that opens a fraction is one token,
+so that `[0.12, 0.34, 0.56, 0.78]` is 16 tokens, and words, punctuation, newlines and Chinese characters
+never merge with each other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SPECIALS = ("<unk>", "<s>", "</s>")
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 VOCABULARY = 1200
 _PIECES = r"▁?\[?[01]\.(?=[0-9])|[0-9]|▁?[A-Za-z]+|[\u4e00-\u9fff]|\n|▁?[^▁\n0-9A-Za-z\u4e00-\u9fff]+|▁"
-"""What may become one token: the start of a fraction, a digit, a word, a Chinese character, a newline, punctuation."""
+"""What may become one token: the start of a fraction, a digit, a word, a Chinese character, punctuation."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
@@ -50,7 +51,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
         ),
     )
     learned = json.loads(learner.to_str())["model"]
-    return _assemble([*SPECIALS, *BYTES, *sorted(learned["vocab"], key=learned["vocab"].get)], learned["merges"])
+    return _assemble(
+        [*SPECIALS, *BYTES, *sorted(learned["vocab"], key=learned["vocab"].get)], learned["merges"]
+    )
 
 
 def _pre_tokenizer() -> Any:
@@ -85,16 +88,19 @@ def _bos_in_front() -> Any:
 
 
 def corpus(documents: int, seed: int = 0) -> Iterator[str]:
-    """The texts the tokenizer learns from: conversations and captions, and every prompt a template may bring."""
+    """What the tokenizer learns from: conversations, captions, and every prompt a template may bring."""
     rng = random.Random(f"tokenizer-{seed}")
     yield from (corpus_text(rng) for _ in range(documents))
-    prompts = [*FORMAT_PROMPTS.values(), *(getattr(get_template(n), "system", "") for n in ("vicuna_v1", "llava_v1"))]
+    prompts = [
+        *FORMAT_PROMPTS.values(),
+        *(getattr(get_template(n), "system", "") for n in ("vicuna_v1", "llava_v1")),
+    ]
     for prompt in prompts:  # often enough that each of their words becomes one token
         yield from [prompt] * max(1, documents // 100)
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path, max_positions: int = 2048) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for transformers' AutoTokenizer.
+    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for AutoTokenizer.
 
     Args:
         tokenizer: what `train_tokenizer` returned.
@@ -112,4 +118,6 @@ def save_tokenizer(tokenizer: Any, folder: str | Path, max_positions: int = 2048
         **names,
     )
     wrapped.save_pretrained(str(folder))
-    (Path(folder) / "special_tokens_map.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+    (Path(folder) / "special_tokens_map.json").write_text(
+        json.dumps(names, indent=2) + "\n", encoding="utf-8"
+    )

@@ -1,0 +1,156 @@
+"""``lmmblocks train``: one stage, from a preset or a saved model to a saved model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..spec import LmmError, closest
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
+    from .stage import Stage
+
+
+def add_cli(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--model", required=True, help="name of a preset, folder of a saved model, or hub id")
+    parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA-format JSON or .jsonl")
+    parser.add_argument(
+        "--images", required=True, metavar="DIR", help="folder the image paths are relative to"
+    )
+    parser.add_argument(
+        "--stage", required=True, help="stage1, stage2 (LLaVA-1.5's), or a JSON file of settings"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="gets logs, checkpoints and the trained model; resumed if it holds a run",
+    )
+    parser.add_argument(
+        "--format", default="hf", help="of the trained model: hf or native (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument(
+        "--dtype",
+        default="fp32",
+        choices=["fp32", "bf16"],
+        help="frozen weights; trained ones are fp32 (default: %(default)s)",
+    )
+    for part in ("encoder", "projector", "decoder", "tokenizer"):
+        parser.add_argument(
+            f"--{part}", metavar="X", help=f"swap the preset's {part}: a name, a folder or a hub id"
+        )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change a setting of the stage, such as batch_size=32 or train.projector=5e-4",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a stage and save the model.
+
+    Raises:
+        LmmError: an argument, a setting, the data or the model can't be used.
+    """
+    from ..data.records import load_records
+    from .loop import train
+
+    stage = read_stage(args.stage, args.settings)
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise LmmError(f"--out {args.out!r} is a file: give a folder")
+    records = load_records(args.data, args.images, policy=stage.bad_samples)  # type: ignore[arg-type]
+    model = _model(args)
+    _rehearse_saving(model, out, args.format)
+    result = train(model, stage, records, out)
+    model.save(out / "model", format=args.format)
+    print(
+        f"loss {result.losses[-1]:.4f} after {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s; model saved in {out / 'model'}"
+    )
+
+
+def read_stage(name: str, settings: list[str] | None = None) -> Stage:
+    """Return a stage by name or from a JSON file, with changes.
+
+    Args:
+        name: a key of ``STAGES``, or the path of a JSON file.
+        settings: ``key=value``; the value is JSON, or a string where it isn't; ``train.part=lr`` sets one learning rate.
+
+    Raises:
+        LmmError: no such stage or file, an unknown key, a value that makes no sense.
+    """
+    from .stage import STAGES, Stage
+
+    if name in STAGES:
+        values = STAGES[name]().to_dict()
+    elif Path(name).is_file():
+        values = Stage.from_json(Path(name).read_text(encoding="utf-8")).to_dict()
+    else:
+        raise LmmError(
+            f"unknown stage {name!r}{closest(name, STAGES)}; known: {', '.join(STAGES)}, or the path of a JSON file"
+        )
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise LmmError(f"can't read the setting {setting!r}: expected key=value, such as batch_size=32")
+        group, dot, part = key.partition(".")
+        if dot and group == "train":
+            values["train"][part] = _value(text)
+        else:
+            values[key] = _value(text)
+    return Stage.from_dict(values)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _model(args: argparse.Namespace) -> LMM:
+    import torch
+
+    from .. import build, load
+    from ..presets import PRESETS
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    swaps = {part: getattr(args, part) for part in ("encoder", "projector", "decoder", "tokenizer")}
+    swaps = {part: value for part, value in swaps.items() if value is not None}
+    if args.model in PRESETS:
+        model = build(args.model, dtype=dtype, **swaps)
+    elif not os.path.isdir(args.model) and "/" not in args.model:
+        raise LmmError(
+            f"unknown model {args.model!r}{closest(args.model, PRESETS)}; presets: {', '.join(PRESETS)}; or give a folder or a hub id"
+        )
+    elif swaps:
+        raise LmmError(
+            f"--{next(iter(swaps))} swaps a part of a preset, and {args.model!r} is a saved model: leave it out"
+        )
+    else:
+        model = load(args.model, dtype=dtype)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise LmmError(f"--device {device!r} can't be used: {error}") from error
+
+
+def _rehearse_saving(model: LMM, out: Path, format: str) -> None:
+    """Save the untrained model once and remove it: what would fail after hours of training fails now."""
+    folder = out / "model-rehearsal"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        model.save(folder, format=format)
+    except OSError as error:
+        raise LmmError(f"can't write to {out}: {error}: make room, or choose another folder") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,247 @@
+"""The training loop: one stage, from its first step or its last checkpoint to the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..spec import LmmError, Sample
+from .checkpoint import Checkpoint, CheckpointStore, load_checkpoint, verify_checkpoint
+from .fingerprint import fingerprint, refuse_difference
+from .loader import StepDataset, StepLoader
+from .log import StepRow, TrainLog, rows_from_csv, rows_to_csv
+from .micro_batches import StepInput, step_input
+from .optimizer import build_optimizer, prepare_parts
+from .order import StepOrder
+from .plot import plot_losses
+from .result import Totals, TrainResult
+from .schedule import lr_factor
+from .settings import effective_settings, run_conditions, settings_text, use_bf16
+from .stage import Stage
+from .step import StepOutcome, Stepper, non_finite_samples
+
+
+def train(
+    model: Any,
+    stage: Stage,
+    records: Sequence[Sample],
+    out_dir: str | Path,
+    *,
+    resume: bool = True,
+    on_step: Callable[[StepRow], None] | None = None,
+) -> TrainResult:
+    """Train one stage; the model is changed in place.
+
+    Killed at any moment and called again with the same arguments, it goes on from its last checkpoint and gives, bit for bit, the losses of
+    the uninterrupted run (on a GPU with ``deterministic=True``).
+
+    Args:
+        model: an ``LMM`` with a tokenizer, on the device to train on.
+        stage: what is trained, and how.
+        records: samples, such as ``load_records`` gives.
+        out_dir: gets ``settings.json``, ``losses.csv``, ``loss_curve.png``, ``tensorboard/`` and ``checkpoints/``. One folder per stage.
+        resume: go on from the newest checkpoint in ``out_dir``; False refuses a folder that holds one.
+        on_step: called with each row of the log, when it is written (every ``log_every`` steps).
+
+    Returns:
+        Losses, counts, speeds and the last checkpoint.
+
+    Raises:
+        LmmError: settings, data or checkpoint don't fit; a sample can't be used; a loss or gradient isn't finite (no update is made then).
+    """
+    with run_conditions(stage):
+        run = _Run(model, stage, records, Path(out_dir), on_step)
+        run.restore(resume)
+        try:
+            run.steps()
+        finally:
+            run.log.close()
+            run.optimizer.zero_grad(set_to_none=True)
+            model.eval()
+        return run.result()
+
+
+class _Run:
+    """The state of a run and what happens to it."""
+
+    log: TrainLog
+
+    def __init__(
+        self,
+        model: Any,
+        stage: Stage,
+        samples: Sequence[Sample],
+        out: Path,
+        on_step: Callable[[StepRow], None] | None,
+    ) -> None:
+        self.model, self.stage, self.out, self.on_step = model, stage, out, on_step
+        self.order = StepOrder(samples, stage)
+        self.data = StepDataset(samples, self.order, model.input_spec, stage)
+        bf16 = use_bf16(stage, model.device)
+        prepare_parts(model, stage, bf16=bf16)
+        self.optimizer = build_optimizer(model, stage)
+        self.stepper = Stepper(model, self.optimizer, clip_norm=stage.clip_norm, bf16=bf16)
+        self.fingerprint = fingerprint(model, stage, samples)
+        self.store = CheckpointStore(out / "checkpoints", stage.keep_checkpoints)
+        self.totals, self.taken = Totals(), 0
+        self.checkpoint: Checkpoint | None = None
+        self.pending: list[tuple[StepInput, StepOutcome | None, float]] = []
+
+    def restore(self, resume: bool) -> None:
+        """Go on from the newest checkpoint, or start; print and save the effective settings."""
+        found = self.store.latest()
+        if found is not None and not resume:
+            raise LmmError(
+                f"{found.path} holds a checkpoint: resume from it, remove {self.out}, or choose another folder"
+            )
+        rows: list[StepRow] = []
+        if found is not None:
+            refuse_difference(found.fingerprint, self.fingerprint, str(found.path))
+            load_checkpoint(found, self.model, self.optimizer)
+            self.taken, self.totals, self.checkpoint = found.step, Totals(**found.counts), found
+            rows = rows_from_csv(found.losses)
+        settings = effective_settings(
+            self.model, self.stage, self.data.spec, self.order, len(self.data.samples)
+        )
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+            removed = self.store.remove_incomplete()
+            self.log = TrainLog(self.out, rows, len(self.order), self.stage.name)
+        except OSError as error:
+            raise LmmError(f"can't write to {self.out}: {error}: choose another folder") from error
+        self.log.message(settings_text(self.model, self.stage, settings))
+        for path in removed:
+            self.log.message(f"removed {path}: it was not written to its end")
+        if found is not None:
+            self.log.message(f"resumed from {found.path} after {found.step} of {len(self.order)} steps")
+
+    def steps(self) -> None:
+        """Take the steps that are left.
+
+        The first one writes a checkpoint and reads it back: a disk that fails does so in the first minute.
+        """
+        loader = StepLoader(self.data, self.taken, pin=self.model.device.type == "cuda")
+        first, self.clock = self.taken + 1, _Clock(loader)
+        for inputs in loader:
+            self._step(inputs)
+            last = self.taken == len(self.order)
+            save = last or self.taken == first or self.taken % self.stage.checkpoint_every_steps == 0
+            if save or self.taken % self.stage.log_every == 0:
+                self._flush()
+            if save:
+                self._save(verify=self.taken == first)
+                self.clock.restart()
+
+    def _step(self, inputs: StepInput) -> None:
+        stage = self.stage
+        factor = lr_factor(
+            inputs.step, len(self.order), warmup_ratio=stage.warmup_ratio, schedule=stage.schedule
+        )
+        outcome = self.stepper(inputs, factor) if inputs.supervised_tokens else None
+        self.taken += 1
+        self.totals.add(inputs)
+        self.pending.append(
+            (dataclasses.replace(inputs, batches=(), weights=()), outcome, factor * max(stage.train.values()))
+        )
+
+    def _flush(self) -> None:
+        """Fetch the numbers of all steps since the last time, in one transfer, and log them."""
+        outcomes = [outcome for _, outcome, _ in self.pending if outcome is not None]
+        fetched = (
+            torch.stack([torch.stack([o.loss, o.grad_norm]) for o in outcomes]).tolist() if outcomes else []
+        )
+        values = iter(fetched)
+        numbers = [
+            (math.nan, math.nan) if outcome is None else tuple(next(values)) for _, outcome, _ in self.pending
+        ]
+        for (inputs, outcome, _), (loss, norm) in zip(self.pending, numbers):
+            if outcome is not None and not (math.isfinite(loss) and math.isfinite(norm)):
+                raise self._non_finite(inputs, loss, norm)
+        seconds, waited_s = self.clock.lap()
+        speed = sum(inputs.rows for inputs, _, _ in self.pending) / seconds
+        self.totals.seconds += seconds
+        self.totals.waited_s += waited_s
+        rows = [
+            StepRow(inputs.step + 1, loss, lr, norm, speed, len(inputs.sample_ids), inputs.supervised_tokens)
+            for (inputs, _, lr), (loss, norm) in zip(self.pending, numbers)
+        ]
+        for inputs, _, _ in self.pending:
+            for name, reason in inputs.skipped:
+                self.log.message(f"skipped sample {name!r}: {reason}")
+        self.pending = []
+        self.log.add(rows, padding=self.totals.padding_fraction, data_wait=waited_s / seconds)
+        for row in rows:
+            if self.on_step is not None:
+                self.on_step(row)
+
+    def _save(self, *, verify: bool) -> None:
+        self.checkpoint = self.store.save(
+            self.taken,
+            self.model,
+            self.optimizer,
+            fingerprint=self.fingerprint,
+            losses=rows_to_csv(self.log.rows),
+            counts=self.totals.to_dict(),
+        )
+        if verify:
+            verify_checkpoint(self.checkpoint, self.model, self.optimizer)
+
+    def _non_finite(self, inputs: StepInput, loss: float, norm: float) -> LmmError:
+        """Find the samples to blame: the weights are still those before the step, so each can be tried alone."""
+        samples = self.data.samples_of(inputs.step)
+        singles = [
+            step_input(inputs.step, [s], self.data.spec, self.stage)
+            for s in samples
+            if s.id in inputs.sample_ids
+        ]
+        guilty = non_finite_samples(self.stepper, singles)
+        alone = ", ".join(repr(name) for name in guilty) if guilty else "none"
+        advice = "mend or remove them" if guilty else "lower the learning rate, or set clip_norm"
+        saved = self.checkpoint.path if self.checkpoint else "none"
+        return LmmError(
+            f"stage {self.stage.name!r}, step {inputs.step + 1}: loss {loss}, gradient norm {norm}; no update was made. "
+            f"Samples that are not finite on their own: {alone}: {advice}. "
+            f"Samples of the step: {list(inputs.sample_ids)}. Last checkpoint: {saved}"
+        )
+
+    def result(self) -> TrainResult:
+        """Draw the curve and sum up."""
+        losses = [row.loss for row in self.log.rows]
+        plot_losses(losses, self.out / "loss_curve.png", title=self.stage.name)
+        totals = self.totals
+        self.log.message(f"stage {self.stage.name!r}: {totals.report()}")
+        assert self.checkpoint is not None  # the last step writes one
+        return TrainResult(
+            losses=losses,
+            steps=self.taken,
+            tokens=totals.rows,
+            tokens_per_second=totals.rows / totals.seconds if totals.seconds else 0.0,
+            padding_fraction=totals.padding_fraction,
+            data_wait_share=totals.data_wait_share,
+            totals=totals,
+            checkpoint=self.checkpoint.path,
+        )
+
+
+class _Clock:
+    """Seconds, and seconds waited for data, since the last lap."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+        self.restart()
+
+    def restart(self) -> None:
+        self.begin, self.waited_s = time.perf_counter(), self.loader.waited_s
+
+    def lap(self) -> tuple[float, float]:
+        seconds, waited_s = time.perf_counter() - self.begin, self.loader.waited_s - self.waited_s
+        self.restart()
+        return max(seconds, 1e-9), waited_s

@@ -1,0 +1,7 @@
+"""Weights: where they come from, their layouts as data, loading and saving."""
+
+from .load import load
+from .save import FORMATS, save
+from .sources import load_decoder, load_encoder, load_tokenizer, locate
+
+__all__ = ["FORMATS", "load", "load_decoder", "load_encoder", "load_tokenizer", "locate", "save"]

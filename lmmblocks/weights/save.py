@@ -1,0 +1,174 @@
+"""A whole model to a folder: ``native`` (any blocks) or ``hf`` (also loads as ``LlavaForConditionalGeneration``).
+
+Both hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
+tokenizer. ``hf`` adds the configs of transformers and an image token, because transformers marks image rows with an id of the table:
+
+- the tokenizer's ``<image>``, if it has one;
+- else the first id behind the tokenizer's own, if the table has a row to spare there: nothing else changes;
+- else a row is added to table and head in the file: the mean of the others. Its logit is the mean logit, so it is never the largest and its
+  probability is at most ``1 / (V + 1)``. ``load`` leaves the row out again, and the tokenizer without it lies in ``lmmblocks_tokenizer/``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chat import IMAGE_MARKER, TEMPLATES
+from ..config import LMMConfig
+from ..decoders.transformer import Transformer
+from ..encoders.clip import CLIP
+from ..lmm import LMM
+from ..projectors import MLP
+from ..spec import LmmError, closest
+from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
+from .hf_config import llava_to_hf
+from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
+from .sources import CONFIG
+
+
+def save(
+    model: LMM,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "hf",
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write a model to a folder, whole or not at all.
+
+    Args:
+        model: what to write.
+        path: a new folder, an empty one, or one that holds nothing but a model, which is replaced.
+        format: ``hf`` or ``native``.
+        dtype: of the weights in the file; None = as they are.
+        shard_bytes: largest weight file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LmmError: unknown format, blocks that transformers' LLaVA doesn't have, no config, or a folder that holds something else.
+    """
+    if format not in FORMATS:
+        raise LmmError(f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise LmmError(f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None")
+    config = _current_config(model)
+    state = _state(model)
+    with replaced_folder(Path(path)) as folder:
+        (folder / NATIVE_CONFIG).write_text(config.to_json(), encoding="utf-8")
+        state = FORMATS[format](model, config, state, folder, dtype)
+        write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
+    return Path(path)
+
+
+def _current_config(model: LMM) -> LMMConfig:
+    """Return the config of the model as it is now; its weights come from the folder from now on."""
+    if model.config is None:
+        raise LmmError("the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)")
+    if TEMPLATES.get(model.template.name) != model.template:
+        raise LmmError(
+            f"template {model.template.name!r} is not one of the library's ({', '.join(TEMPLATES)}), so loading could not find it again: "
+            f"set model.template to one of them before saving, and to yours after loading"
+        )
+    return replace(
+        model.config,
+        template=model.template.name,
+        tokenize_mode=model.tokenize_mode,
+        max_length=model.max_length,
+        preprocess=model.encoder.preprocess,
+        encoder_source=None,
+        decoder_source=None,
+        tokenizer_source=None,
+    )
+
+
+def _state(model: LMM) -> dict[str, Tensor]:
+    """Return the state dict without the second names of shared parameters (a tied head)."""
+    own = dict(model.named_parameters())
+    shared = {name for name, _ in model.named_parameters(remove_duplicate=False) if name not in own}
+    return {name: value for name, value in model.state_dict().items() if name not in shared}
+
+
+def _native(model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
+    return state
+
+
+def _hf(model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    _refuse_other_blocks(model)
+    tokenizer, image_token = _with_image_token(model)
+    vocab = max(config.decoder.vocab, image_token + 1)
+    stored = replace(config, decoder=replace(config.decoder, vocab=vocab))
+    name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
+    ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    values = llava_to_hf(stored, image_token=image_token)
+    values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
+    write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
+    write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    _write_processor(folder, config)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if vocab > config.decoder.vocab and tokenizer is not None:
+        model.tokenizer.save_pretrained(folder / OWN_TOKENIZER)
+    return {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
+
+
+FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"hf": _hf, "native": _native}
+"""Name -> what writes the files beside the weights and returns the weights as that format has them."""
+
+
+def _refuse_other_blocks(model: LMM) -> None:
+    problems = [
+        f"{kind} {type(part).__name__!r} (expected {known.__name__!r})"
+        for (kind, part), known in zip(model.parts.items(), (CLIP, MLP, Transformer))
+        if not isinstance(part, known)
+    ]
+    if not problems and len(list(model.projector.children())) != 2:
+        problems.append(f"projector 'MLP' with {len(list(model.projector.children()))} layers (expected 2)")
+    if problems:
+        raise LmmError(f"transformers' LLaVA has no place for {'; '.join(problems)}: save with format='native'")
+
+
+def _with_image_token(model: LMM) -> tuple[Any, int]:
+    """Return a tokenizer that knows ``<image>`` (None without a tokenizer), and its id; the model's own is left as it is."""
+    if model.tokenizer is None:
+        return None, model.decoder.vocab
+    found = model.tokenizer.get_vocab().get(IMAGE_MARKER)
+    if found is not None:
+        return model.tokenizer, found
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
+    return tokenizer, tokenizer.get_vocab()[IMAGE_MARKER]
+
+
+def _with_mean_rows(table_VD: Tensor, rows: int) -> Tensor:
+    """Append the mean row until the table has ``rows`` rows."""
+    missing = rows - table_VD.shape[0]
+    if not missing:
+        return table_VD
+    mean_1D = table_VD.detach().float().mean(0, keepdim=True).to(table_VD.dtype)
+    return torch.cat([table_VD.detach(), mean_1D.expand(missing, -1)])
+
+
+def _write_processor(folder: Path, config: LMMConfig) -> None:
+    """Write what ``AutoProcessor`` reads: one image becomes as many ``<image>`` as the encoder has patches (all tokens less CLS)."""
+    assert config.preprocess is not None
+    processor = {"processor_class": "LlavaProcessor"}
+    write_json(folder / "preprocessor_config.json", {**config.preprocess.to_hf_processor_config(), **processor})
+    layout = {
+        "image_token": IMAGE_MARKER,
+        "num_additional_image_tokens": 1,
+        "patch_size": config.encoder.patch,
+        "vision_feature_select_strategy": "default",
+    }
+    write_json(folder / "processor_config.json", {**processor, **layout})

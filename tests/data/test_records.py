@@ -1,0 +1,167 @@
+"""LLaVA's JSON becomes samples; what cannot be used is refused or counted, never dropped in silence."""
+
+import json
+import logging
+import pickle
+import shutil
+
+import pytest
+from PIL import Image
+
+from lmmblocks.data.records import load_records
+from lmmblocks.spec import LmmError
+
+
+def test_records_become_samples_with_full_image_paths(write, images):
+    shutil.copy(images / "ok.png", images / "b.png")
+    two = write.record("two", ["ok.png", "b.png"], "<image> or <image>?", source="coco")
+    text = write.record(7, None, "Hello there", "Hi")
+    records = load_records(write([write.record("one"), two, text]), images)
+    assert len(records) == 3 and not records.skipped
+    assert records[0].messages == [
+        {"role": "user", "content": "<image>\nWhat is it?"},
+        {"role": "assistant", "content": "A cat"},
+    ]
+    assert [sample.images for sample in records] == [
+        [str(images / "ok.png")],
+        [str(images / "ok.png"), str(images / "b.png")],
+        [],
+    ]
+    assert [sample.id for sample in records] == ["one", "two", 7]
+    assert records.raw(1)["source"] == "coco", "extra keys are kept"
+    assert [sample.id for sample in records[1:]] == ["two", 7]
+    assert records[-1].id == 7
+
+
+def test_lengths_are_llavas_word_counts_negative_without_image(write, images):
+    # Over all turns, as written: "<image>" and the line break count as split() sees them.
+    records = load_records(
+        write(
+            [
+                write.record("a", question="<image>\nWhat is  it?", answer="A cat"),
+                write.record("b", None, "Hello there", "Hi you two"),
+                write.record("c", [], "one", "two"),
+            ]
+        ),
+        images,
+    )
+    assert records.lengths == [6, -5, -2]
+
+
+def test_jsonl_gives_the_same_samples(write, images):
+    entries = [write.record(str(number)) for number in range(4)]
+    one, lines = load_records(write(entries), images), load_records(write(entries, "data.jsonl"), images)
+    assert list(one) == list(lines)
+
+
+def test_loading_opens_no_image_unless_told_to_decode(write, images):
+    (images / "text.jpg").write_text("not an image")
+    path = write([write.record("good"), write.record("bad", "text.jpg")])
+    assert len(load_records(path, images)) == 2
+    with pytest.raises(LmmError, match=r"record 1 \(id 'bad'\): corrupt_image"):
+        load_records(path, images, images="decode")
+    assert [sample.id for sample in load_records(path, images, policy="skip", images="decode")] == ["good"]
+
+
+def test_policy_error_names_the_first_offenders_and_the_ways_out(write, images):
+    bad = [write.record(f"bad{number}", question="no marker") for number in range(7)]
+    with pytest.raises(LmmError) as caught:
+        load_records(write([write.record("good"), *bad]), images)
+    message = str(caught.value)
+    assert "7 of 8 records cannot be used" in message
+    assert "record 1 (id 'bad0'): missing_marker: 0 <image> for 1 images" in message
+    assert "and 2 more" in message and "policy='skip'" in message and "lmmblocks data check" in message
+
+
+def test_policy_skip_counts_by_reason_and_logs_it(write, images, caplog):
+    entries = [
+        write.record("good"),
+        write.record("gone", "gone.png"),
+        write.record("empty", answer=" "),
+        write.record("both", "gone.png", answer=""),
+    ]
+    with caplog.at_level(logging.WARNING):
+        records = load_records(write(entries), images, policy="skip")
+    assert [sample.id for sample in records] == ["good"]
+    assert [(entry.index, entry.id) for entry in records.skipped] == [(1, "gone"), (2, "empty"), (3, "both")]
+    assert records.skip_report() == "skipped 3 of 4 records: 2 missing_image, 2 empty_answer"
+    assert records.skip_report() in caplog.text
+    assert {problem.code for problem in records.skipped[2].problems} == {"missing_image", "empty_answer"}
+
+
+def test_broken_lines_of_jsonl_are_skipped_and_counted(write, images, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{json.dumps(write.record("a"))}\n\n{{"id": \n{json.dumps(write.record("b"))}\n')
+    with pytest.raises(LmmError, match=r"data\.jsonl:3:8: Expecting value"):
+        load_records(path, images)
+    records = load_records(path, images, policy="skip")
+    assert [sample.id for sample in records] == ["a", "b"]
+    assert records.skip_report() == "skipped 1 of 3 records: 1 broken_json"
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ('[\n  {"id": 1},\n  {"id" 2}\n]', "data.json:3:9: Expecting ':' delimiter, at '2}.n]'"),
+        ('[{"id": "a}]', "data.json:1:9: Unterminated string"),
+        ("", "data.json:1:1: Expecting value, the file is empty"),
+        ("[1, 2", "data.json:1:6: Expecting ',' delimiter, at the end of the text"),
+        ('{"a": 1}\n{"a": 2}', "data.json:2:1: Extra data.*name the file .jsonl"),
+        ('{"a": 1}', "expected a list of records, found dict"),
+        ("[" + "9" * 5000 + "]", "data.json:1:1: not records: Exceeds the limit"),
+        ("[" * 100_000, "data.json:1:"),
+    ],
+)
+def test_broken_json_is_named_by_file_line_and_column(tmp_path, content, where):
+    (tmp_path / "data.json").write_text(content)
+    for policy in ("error", "skip"):
+        with pytest.raises(LmmError, match=where):
+            load_records(tmp_path / "data.json", tmp_path, policy=policy)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line_and_column(tmp_path):
+    (tmp_path / "data.json").write_bytes(b'[\n {"id": "caf\xe9"}]')
+    with pytest.raises(LmmError, match=r"data\.json:2:13: not UTF-8 \(byte 0xe9\)"):
+        load_records(tmp_path / "data.json", tmp_path)
+
+
+def test_a_byte_order_mark_does_no_harm(write, images):
+    path = write([write.record("a", question="<image> été 猫")])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_records(path, images)[0].messages[0]["content"] == "<image> été 猫"
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "..", "a\0b.png"])
+def test_paths_out_of_the_images_folder_are_refused(write, images, name):
+    Image.new("RGB", (4, 4)).save(images.parent / "secret.png")
+    with pytest.raises(LmmError, match="leads out of the images folder"):
+        load_records(write([write.record("a", name)]), images)
+
+
+def test_a_path_that_turns_back_inside_the_folder_is_fine(write, images):
+    (images / "sub").mkdir()
+    assert load_records(write([write.record("a", "sub/../ok.png")]), images)[0].images == [
+        str(images / "sub/../ok.png")
+    ]
+
+
+def test_missing_files_and_folders_and_empty_lists_are_clear_errors(write, images, tmp_path):
+    with pytest.raises(LmmError, match="no.json cannot be opened: No such file"):
+        load_records(tmp_path / "no.json", images)
+    with pytest.raises(LmmError, match="images folder .*nowhere does not exist"):
+        load_records(write([write.record("a")]), tmp_path / "nowhere")
+    with pytest.raises(LmmError, match="no usable record: the file is an empty list"):
+        load_records(write([]), images)
+    with pytest.raises(LmmError, match="no usable record; the first: record 0"):
+        load_records(write([write.record("a", answer="")]), images, policy="skip")
+    with pytest.raises(LmmError, match="policy 'drop' is unknown"):
+        load_records(write([write.record("a")]), images, policy="drop")
+
+
+def test_text_only_data_needs_no_images_folder(write, tmp_path):
+    assert len(load_records(write([write.record("a", None, "Hi", "Hello")]), tmp_path / "nowhere")) == 1
+
+
+def test_records_can_be_sent_to_a_worker(write, images):
+    records = load_records(write([write.record("a")]), images)
+    assert list(pickle.loads(pickle.dumps(records))) == list(records)

@@ -1,0 +1,265 @@
+"""The scripts that make the tiny preset's pretrained parts, and the parts that are shipped."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from examples.llava15.pretrain.__main__ import WEIGHTS, main
+from examples.llava15.pretrain.contrastive import ContrastiveTask, draw_scenes
+from examples.llava15.pretrain.export import export_language, export_vision
+from examples.llava15.pretrain.language import LanguageTask, plan_all_text, sample_document, told_questions
+from examples.llava15.pretrain.phrases import box_weights, scene_regions
+from examples.llava15.pretrain.timed import TimedRun, adamw, lr_factor
+from examples.llava15.pretrain.tokenizer import corpus, save_tokenizer, train_tokenizer
+from examples.llava15.scenes.scene import split_of
+from examples.llava15.scenes.vocabulary import COLORS, HELDOUT_SHAPE_PAIRS, SHAPES, WORDS
+from lmmblocks.chat.text_encoder import text_encoder
+from lmmblocks.decoders.transformer import TransformerConfig
+from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.plan import plan_splice
+from lmmblocks.spec import IGNORE_LABEL, Segments
+
+TINY_VISION = CLIPConfig(dim=32, layers=3, heads=2, mlp_dim=64, image_size=112, patch=14)
+TINY_LANGUAGE = TransformerConfig(
+    dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=7, max_positions=512
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain") / "tokenizer"
+    save_tokenizer(train_tokenizer(corpus(1500)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "There is a red circle at the top left.",
+        " [0.12, 0.34, 0.56, 0.78]",
+        '[{"color": "pink", "shape": "star"}, {"digit": 7}]',
+        "红色的是什么形状？\n请用一个词回答。",
+        "naïve wörds, 😀 and  two  spaces\n\n</s> in text",
+    ],
+)
+def test_tokenizer_decodes_to_the_same_text(tokenizer, text: str) -> None:
+    encoder = text_encoder(tokenizer)
+    assert encoder.decode(encoder.encode(text)) == text
+    assert 0 not in encoder.encode(text), "bytes stand in for unknown characters, <unk> never does"
+
+
+def test_tokenizer_has_llamas_special_ids_and_bytes(tokenizer) -> None:
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]) == [0, 1, 2, 3, 258]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 0)
+    assert tokenizer("a").input_ids[0] == 1
+    assert text_encoder(tokenizer).prefix == "first"
+
+
+def test_words_of_the_scenes_are_one_token_and_boxes_sixteen(tokenizer) -> None:
+    encode = text_encoder(tokenizer).encode
+    split = [word for word in (*COLORS, *SHAPES, *WORDS) if len(encode(f" {word}")) != 1]
+    assert split == []
+    assert len(encode(" [0.12, 0.34, 0.56, 0.78]")) == 16
+    assert len(encode(" 1234")) == 5, "digits are split"
+
+
+def test_box_weights_are_the_covered_share_of_each_patch() -> None:
+    box = torch.tensor([[0.25, 0.0, 0.625, 0.5]])  # patches 2..4 (and none of 5) of the 8 columns, rows 0..3
+    covered = torch.zeros(8, 8)
+    covered[:4, 2:5] = 1
+    assert torch.allclose(box_weights(box, 8)[0], covered.flatten())
+    assert torch.allclose(
+        box_weights(torch.tensor([[0.0, 0.0, 1 / 16, 1 / 16]]), 8)[0, 0], torch.tensor(0.25)
+    )
+
+
+def test_no_heldout_combination_is_drawn_for_pretraining(tokenizer) -> None:
+    scenes = draw_scenes(random.Random(0), "train", 400)
+    assert {split_of(scene) for scene in scenes} == {"train"}
+    phrases = {region.phrases["item"] for scene in scenes for region in scene_regions(scene, 0)}
+    heldout = {f"{color} {shape}" for color, shape in HELDOUT_SHAPE_PAIRS}
+    assert len(phrases) > 80 and not phrases & heldout
+    rng, encoder = random.Random(1), text_encoder(tokenizer)
+    texts = [encoder.decode(sample_document(rng, tokenizer).ids) for _ in range(150)]
+    assert not [text for text in texts for pair in heldout if f" {pair}" in text]
+
+
+def test_contrastive_steps_lower_the_loss_of_their_batch() -> None:
+    torch.manual_seed(0)
+    task = ContrastiveTask(TINY_VISION, batch_images=6)
+    optimizer = adamw(task.modules, 1e-3, 0.0)
+    values = []
+    for _ in range(4):
+        torch.manual_seed(1)  # the same random mix of patches every time
+        total = sum(task.losses(0).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values == sorted(values, reverse=True), values
+    assert all(p.grad is not None for n, p in task.encoder.named_parameters()), (
+        "every layer of the tower learns"
+    )
+
+
+def test_answers_are_told_apart_from_other_text(tokenizer) -> None:
+    documents = [sample_document(random.Random(seed), tokenizer) for seed in range(6)]
+    plan, answers_R = plan_all_text(documents)
+    assert len(plan.targets) == sum(len(document.ids) - 1 for document in documents)
+    supervised = [label for document in documents for label in document.labels if label != IGNORE_LABEL]
+    assert plan.targets[answers_R == 1].tolist() == supervised
+
+
+def test_language_steps_lower_the_loss_of_their_batch(tokenizer_folder: Path) -> None:
+    torch.manual_seed(0)
+    task = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=300)
+    optimizer = adamw(task.modules, 3e-3, 0.0)
+    values = []
+    for _ in range(4):
+        total = sum(task.losses(0).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values == sorted(values, reverse=True), values
+
+
+def test_validation_asks_every_task_about_heldout_scenes() -> None:
+    questions = list(told_questions(random.Random(0), 2))
+    names = [name for name, _ in questions]
+    assert all(names.count(name) == 2 for name in names) and len(set(names)) > 10
+
+
+def test_exported_vision_tower_equals_transformers(tmp_path: Path) -> None:
+    from transformers import AutoImageProcessor, CLIPVisionModel
+
+    torch.manual_seed(0)
+    ours = TINY_VISION.build()
+    export_vision(ours, tmp_path / "vision", {}, torch.float32)
+    theirs, report = CLIPVisionModel.from_pretrained(str(tmp_path / "vision"), output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    pixels = torch.randn(2, 3, 112, 112)
+    states = theirs(pixels, output_hidden_states=True).hidden_states
+    found = ours.vision_model.hidden_states(pixels, frozenset({2, 3}))
+    for layer in (2, 3):
+        torch.testing.assert_close(found[layer], states[layer], rtol=1e-5, atol=1e-5)
+    processor = AutoImageProcessor.from_pretrained(str(tmp_path / "vision"), local_files_only=True)
+    assert processor.crop_size["height"] == 112
+
+
+def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    task = LanguageTask(tokenizer_folder, TINY_LANGUAGE)
+    export_language(task.decoder, tokenizer_folder, tmp_path / "language", {}, torch.float32)
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        str(tmp_path / "language"), output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    ids = AutoTokenizer.from_pretrained(str(tmp_path / "language"), local_files_only=True)(
+        "A red star."
+    ).input_ids
+    assert ids[0] == 1
+    plan = plan_splice([ids], [[]])
+    logits = task.decoder.head(task.hidden(plan))
+    torch.testing.assert_close(logits, theirs(torch.tensor([ids])).logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_resumed_run_goes_on_where_it_stopped(tokenizer_folder: Path, tmp_path: Path) -> None:
+    def run(minutes: float) -> TimedRun:
+        return TimedRun(
+            minutes, tmp_path / "run", tmp_path / "weights", lr=1e-3, weight_decay=0.0, log_steps=1
+        )
+
+    task = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=100)
+    task.evaluate = lambda: {}  # type: ignore[method-assign]
+    first = run(0.01)
+    first.train(task)
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(0.02).train(task)
+    again = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=100)
+    again.evaluate = lambda: {}  # type: ignore[method-assign]
+    second = run(0.0)  # no time left: it loads, and exports what it loaded
+    second.train(again, resume=True)
+    assert (second.step, second.elapsed_s) == (first.step, first.elapsed_s)
+    for name, value in task.decoder.state_dict().items():
+        assert torch.equal(value, again.decoder.state_dict()[name]), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps[: first.step] == list(range(1, first.step + 1))
+
+
+def test_learning_rate_warms_up_and_falls_with_the_clock() -> None:
+    assert lr_factor(0, 100, 0.0) == pytest.approx(0.01)
+    assert lr_factor(99, 100, 0.0) == pytest.approx(1.0)
+    assert lr_factor(500, 100, 1.0) == pytest.approx(0.01)
+    assert lr_factor(500, 100, 0.5) == pytest.approx(0.505)
+
+
+def test_resuming_nothing_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "none"
+    assert (
+        main(["vision", "--minutes", "0", "--out", str(folder), "--export", str(tmp_path / "w"), "--resume"])
+        == 2
+    )
+    assert "nothing to resume" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()
+
+
+def test_shipped_weights_are_whole_and_small() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+    total_bytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert 0 < total_bytes <= 10_000_000, total_bytes
+    for load, name in ((CLIPVisionModel, "vision"), (AutoModelForCausalLM, "language")):
+        model, report = load.from_pretrained(
+            str(WEIGHTS / name), dtype=torch.float32, output_loading_info=True
+        )
+        assert not report["missing_keys"] and not report["unexpected_keys"], report
+        assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    tokenizer = AutoTokenizer.from_pretrained(str(WEIGHTS / "language"), local_files_only=True)
+    assert len(tokenizer) == model.config.vocab_size
+
+
+def test_shipped_vision_tower_computes_what_transformers_computes() -> None:
+    from safetensors.torch import load_file
+    from transformers import CLIPVisionModel
+
+    from examples.llava15.pretrain.contrastive import VISION
+
+    ours = VISION.build().eval()
+    ours.load_state_dict(
+        {k: v.float() for k, v in load_file(str(WEIGHTS / "vision" / "model.safetensors")).items()}
+    )
+    theirs = CLIPVisionModel.from_pretrained(str(WEIGHTS / "vision"), dtype=torch.float32)
+    pixels = torch.randn(1, 3, 112, 112)
+    states = theirs(pixels, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(ours(pixels).patches, states[-2][0, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_shipped_language_model_computes_what_transformers_computes() -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from examples.llava15.pretrain.language import LANGUAGE
+
+    state = load_file(str(WEIGHTS / "language" / "model.safetensors"))
+    vocabulary = state["lm_head.weight"].shape[0]
+    ours = TransformerConfig(**{**vars(LANGUAGE), "vocab": vocabulary}).build()
+    ours.load_state_dict({name: value.float() for name, value in state.items()})
+    theirs = AutoModelForCausalLM.from_pretrained(str(WEIGHTS / "language"), dtype=torch.float32)
+    ids = torch.randint(3, vocabulary, (40,))
+    hidden = ours(ours.embed(ids), positions=torch.arange(40), segments=Segments.of([40]))
+    torch.testing.assert_close(ours.head(hidden), theirs(ids[None]).logits[0], rtol=1e-5, atol=1e-5)
