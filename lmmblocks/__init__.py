@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import ops as ops
     from . import presets as presets
-    from .build import build as build
+    from .assemble import build as build
     from .data.collate import collate as collate
     from .lmm import LMM as LMM
     from .ops import backend as backend
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .spec import Segments as Segments
     from .spec import SplicePlan as SplicePlan
     from .spec import VisionFeatures as VisionFeatures
-    from .weights import load as load
+    from .weights.load import load as load
 
 _HOMES = {
     "Batch": "spec",
@@ -39,9 +39,9 @@ _HOMES = {
     "SplicePlan": "spec",
     "VisionFeatures": "spec",
     "backend": "ops",
-    "build": "build",
+    "build": "assemble",
     "collate": "data.collate",
-    "load": "weights",
+    "load": "weights.load",
     "plan_splice": "plan",
     "register": "registry",
 }

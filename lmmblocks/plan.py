@@ -131,6 +131,11 @@ def _check_sample(
     negative = tokens[~is_image & (tokens < 0)]
     if negative.size:
         raise LmmError(f"sample {name!r} holds the id {negative[0]}, which is neither a token nor the image mark")
+    if labels is not None:
+        given = np.asarray(labels, dtype=np.int64).reshape(-1)[~is_image]
+        wrong = given[(given < 0) & (given != IGNORE_LABEL)]
+        if wrong.size:
+            raise LmmError(f"sample {name!r} has the label {wrong[0]}, which is neither a token nor {IGNORE_LABEL} (not supervised)")
 
 
 def fitting_rows(labels: np.ndarray, is_image: np.ndarray, max_length: int | None, truncate: str, name: object = None) -> int | None:

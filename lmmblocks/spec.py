@@ -260,7 +260,8 @@ def _moved(plan: SplicePlan, move: Callable[[Tensor], Tensor]) -> SplicePlan:
     import torch
 
     values = {f.name: getattr(plan, f.name) for f in fields(plan)}
-    return replace(plan, **{name: move(v) for name, v in values.items() if isinstance(v, torch.Tensor)})
+    moved: dict[str, Any] = {name: move(v) for name, v in values.items() if isinstance(v, torch.Tensor)}
+    return replace(plan, **moved)
 
 
 PATCHES = frozenset({"patches"})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ print(code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr
 
 def lmmblocks(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
     start = ["-m", "lmmblocks"] if code is None else ["-c", code]
-    return subprocess.run([sys.executable, *start, *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *start, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture
@@ -57,11 +57,12 @@ def test_help_and_version_load_neither_torch_nor_transformers(words: list[str]) 
 
 
 def test_help_takes_less_than_a_second() -> None:
-    seconds = []
+    seconds = []  # of processor time, which other processes of the machine don't lengthen; start-up waits for nothing
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         assert lmmblocks("--help").returncode == 0
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < 1.0, seconds
 
 

@@ -43,7 +43,7 @@ def test_python_block_runs_offline(document: str, line: int, tmp_path: Path) -> 
     script = f"exec(compile({numbered!r}, {document!r}, 'exec'), {{'__name__': '__main__'}})"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, f"{document}, block at line {line}:\n{done.stdout}\n{done.stderr}"
     assert not list(tmp_path.iterdir()), "an example leaves files behind"

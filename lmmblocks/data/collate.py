@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..chat import Tokens, encode_chat
 from ..inputs import InputSpec
 from ..plan import plan_splice
 from ..spec import Batch, Grid, LmmError, Sample
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def collate(
@@ -91,16 +88,3 @@ def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: 
         )
     except LmmError as error:
         raise LmmError(f"sample {name!r}: {error}") from error
-
-
-def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Tensor, tuple[Grid, ...]]:
-    """Preprocess the images of all samples at once; when one can't be used, look for its sample."""
-    try:
-        return spec.preprocess.batch([image for sample in samples for image in sample.images])
-    except LmmError:
-        for sample, name in zip(samples, names):
-            try:
-                spec.preprocess.batch(sample.images)
-            except LmmError as error:
-                raise LmmError(f"sample {name!r}: {error}") from error
-        raise

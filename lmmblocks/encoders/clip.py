@@ -6,7 +6,7 @@ export is complete, but never computed. Source: Radford et al., arXiv 2103.00020
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
 from ..spec import PATCHES, FeatureSpec, Grid, LmmError, Segments, VisionFeatures
 
-_ACTIVATIONS = {"quick_gelu": ops.quick_gelu, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": ops.quick_gelu, "gelu": F.gelu}
 _OFFERS = frozenset({"patches", "prefix", "layers", "keys", "cls_attn"})
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..data.records import Records
 from ..images.load import load_image
 from ..spec import LmmError
+from .scorers import score
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def read_questions(records: Records) -> list[Question]:
     """Turn single-turn records into questions; ``tasks`` and ``kinds`` of a record name its one turn (default: one task, short).
 
     Raises:
-        LmmError: a record with several turns.
+        LmmError: a record with several turns, an unknown kind, or an answer that is none of its kind.
     """
     questions = []
     for index in range(len(records)):
@@ -44,9 +45,23 @@ def read_questions(records: Records) -> list[Question]:
         if len(sample.messages) != 2:
             raise LmmError(f"record {sample.id!r} has {len(sample.messages)} messages: evaluation asks one question and knows one answer")
         question, answer = (message["content"] for message in sample.messages)
-        task, kind = (raw.get(key, [default])[0] for key, default in (("tasks", "all"), ("kinds", "short")))
+        task, kind = (_only(raw, key, default) for key, default in (("tasks", "all"), ("kinds", "short")))
+        try:
+            sound = score(kind, answer, answer) == 1
+        except LmmError as error:
+            raise LmmError(f"record {sample.id!r}: {error}") from error
+        if not sound:
+            raise LmmError(f"record {sample.id!r}: the right answer {answer!r} doesn't score as one of kind {kind!r}: correct one of them")
         questions.append(Question(sample.id, task, kind, question, tuple(sample.images), answer))
     return questions
+
+
+def _only(raw: Mapping[str, Any], key: str, default: str) -> str:
+    """Return the one entry of a record's list ``key``."""
+    values = raw.get(key, [default])
+    if not isinstance(values, list) or len(values) != 1 or not isinstance(values[0], str):
+        raise LmmError(f"record {raw.get('id')!r} has {key} {values!r}: expected a list with one name, for its one turn")
+    return values[0]
 
 
 def blind(questions: Sequence[Question], cover: Callable[[Any], Any]) -> list[Question]:

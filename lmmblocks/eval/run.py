@@ -59,14 +59,13 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
     """Count per task and over all.
 
     Returns:
-        ``tasks``: task -> ``questions``, ``score``, ``majority`` (always giving the task's most frequent answer);
-        ``short_answer``: mean score over all short and letter questions; ``format``: share of those answers that are one word, phrase or
-        letter; ``json_parses``: share of JSON answers that parse. A mean over no question is None.
+        ``tasks``: task -> ``questions``, ``kind`` (of the first), ``score``, ``majority`` (always giving the task's most frequent answer);
+        ``short_answer``: mean score over all short and letter questions; ``short_answer_majority``: what the most frequent answer of each
+        task's short and letter questions scores on them; ``format``: share of those answers that are one word, phrase or letter;
+        ``json_parses``: share of JSON answers that parse; ``questions``: how many. A mean over no question is None.
     """
-    tasks: dict[str, list[Result]] = {}
-    for result in results:
-        tasks.setdefault(result.question.task, []).append(result)
     short = [r for r in results if r.question.kind in FORMATTED]
+    tasks, short_tasks = _by_task(results), _by_task(short)
     as_json = [r for r in results if r.question.kind == "json"]
     return {
         "tasks": {
@@ -74,11 +73,18 @@ def summarise(results: Sequence[Result]) -> dict[str, Any]:
             for task, rows in tasks.items()
         },
         "short_answer": _mean([r.score for r in short]),
-        "short_answer_majority": _mean([_majority(rows) for rows in tasks.values() if rows[0].question.kind in FORMATTED for _ in rows]),
+        "short_answer_majority": _mean([_majority(rows) for rows in short_tasks.values() for _ in rows]),
         "format": _mean([float(is_short(r.answer)) for r in short]),
         "json_parses": _mean([float(parse_json(r.answer) is not None) for r in as_json]),
         "questions": len(results),
     }
+
+
+def _by_task(results: Sequence[Result]) -> dict[str, list[Result]]:
+    tasks: dict[str, list[Result]] = {}
+    for result in results:
+        tasks.setdefault(result.question.task, []).append(result)
+    return tasks
 
 
 def _majority(rows: Sequence[Result]) -> float:

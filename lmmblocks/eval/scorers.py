@@ -35,15 +35,17 @@ def same_json(prediction: str, truth: str) -> float:
     >>> same_json('[{"a": 1}, {"b": 2}]', '[{"b":2},{"a":1}]')
     1.0
     """
-    found = parse_json(prediction)
-    return float(found is not None and _canonical(found) == _canonical(json.loads(truth)))
+    found, wanted = parse_json(prediction), parse_json(truth)
+    if wanted is None:
+        raise LmmError(f"the right answer {truth[:80]!r} is not JSON: correct it, or the kind of its question")
+    return float(found is not None and _canonical(found) == _canonical(wanted))
 
 
 def parse_json(text: str) -> Any | None:
-    """Return the value of a text that is JSON as a whole, else None."""
+    """Return the value of a text that is JSON as a whole, else None (also for ``null``)."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -52,13 +54,14 @@ def _canonical(value: Any) -> Any:
         return sorted((_canonical(entry) for entry in value), key=repr)
     if isinstance(value, dict):
         return {key: _canonical(entry) for key, entry in sorted(value.items())}
-    return value
+    return (bool, value) if isinstance(value, bool) else value  # to Python, True == 1
 
 
 def overlap(prediction: str, truth: str) -> float:
     """1 when the predicted box overlaps the true one with IoU >= 0.5, as RefCOCO counts."""
+    wanted = parse_box(truth)
     try:
-        return float(parse_box(prediction).iou(parse_box(truth)) >= 0.5)
+        return float(parse_box(prediction).iou(wanted) >= 0.5)
     except LmmError:
         return 0.0
 
@@ -94,7 +97,7 @@ def score(kind: str, prediction: str, truth: str) -> float:
         truth: the right answer.
 
     Raises:
-        LmmError: an unknown kind.
+        LmmError: an unknown kind, or a right answer that is none of that kind.
     """
     if kind not in KINDS:
         raise LmmError(f"unknown kind of question {kind!r}{closest(kind, KINDS)}; known: {sorted(KINDS)}")

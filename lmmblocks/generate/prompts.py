@@ -160,8 +160,8 @@ def question_ids(question: Question, spec: InputSpec) -> list[int]:
             question.messages,
             spec.template,
             spec.tokenizer,
-            mode=spec.tokenize_mode,
-            add_generation_prompt=True,  # type: ignore[arg-type]
+            mode=spec.tokenize_mode,  # type: ignore[arg-type]
+            add_generation_prompt=True,
         ).ids
     except LmmError as error:
         raise LmmError(f"{question.name}: {error}") from error

@@ -75,6 +75,8 @@ def modality_lengths(samples: Sequence[Sample]) -> list[int]:
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
     """A stream of its own for every epoch; that of epoch 0 is the seed's own."""
+    import numpy as np
     import torch
 
-    return torch.Generator().manual_seed(seed + (epoch << 32))
+    own = int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) if epoch else seed
+    return torch.Generator().manual_seed(own)

@@ -32,8 +32,10 @@ def plot_losses(
         )
         return None
     steps = range(1, len(losses) + 1)
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(7, 4), dpi=100)
+    axes = figure.add_axes(
+        (0.1, 0.13, 0.87, 0.79)
+    )  # placed by hand: a layout engine draws everything several times
     axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss of the step")
     axes.plot(
         steps,

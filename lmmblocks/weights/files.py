@@ -67,11 +67,15 @@ def read_json(path: Path) -> dict[str, Any]:
         LmmError: no such file (the message says what the folder holds), or not a JSON object.
     """
     if not path.is_file():
-        raise LmmError(f"{path.parent} holds no {path.name}: expected a model folder; found {_listing(path.parent)}")
+        raise LmmError(
+            f"{path.parent} holds no {path.name}: expected a model folder; found {_listing(path.parent)}"
+        )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise LmmError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
+        raise LmmError(
+            f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from error
     except UnicodeDecodeError as error:
         raise LmmError(f"{path} is not JSON: byte {error.start} is not UTF-8") from error
     if not isinstance(values, dict):
@@ -98,14 +102,22 @@ def _listing(folder: Path) -> str:
 def _index(path: Path) -> dict[str, str]:
     """Return ``{tensor: shard}`` of an index file; every shard is there."""
     weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise LmmError(f"{path} has no 'weight_map' of tensor names to shard files: write or download it again")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(shard, str) for shard in weight_map.values())
+    ):
+        raise LmmError(
+            f"{path} has no 'weight_map' of tensor names to shard files: write or download it again"
+        )
     outside = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
     if outside:
         raise LmmError(f"{path} points outside its folder, expected file names: {some(outside)}")
     missing = sorted(shard for shard in set(weight_map.values()) if not (path.parent / shard).is_file())
     if missing:
-        raise LmmError(f"{path.parent} lacks {len(missing)} of {len(set(weight_map.values()))} shards: {some(missing)}: download them")
+        raise LmmError(
+            f"{path.parent} lacks {len(missing)} of {len(set(weight_map.values()))} shards: {some(missing)}: download them"
+        )
     return weight_map
 
 
@@ -115,7 +127,9 @@ def _placed(folder: Path, found: Mapping[str, str], index: Mapping[str, str] | N
         return found
     wrong = sorted(f"{name} (in {shard})" for name, shard in index.items() if found.get(name) != shard)
     if wrong:
-        raise LmmError(f"{folder}: the index names {len(wrong)} tensors that their shards don't hold: {some(wrong)}: download it again")
+        raise LmmError(
+            f"{folder}: the index names {len(wrong)} tensors that their shards don't hold: {some(wrong)}: download it again"
+        )
     return index
 
 
@@ -163,7 +177,9 @@ def _pickled(folder: Path, shards: list[str], index: Mapping[str, str] | None) -
             if isinstance(value, Tensor):
                 tensors[name], found[name] = value, shard
     place = _placed(folder, found, index)
-    return WeightFiles(folder, {name: tuple(tensors[name].shape) for name in place}, lambda name: tensors[name].clone())
+    return WeightFiles(
+        folder, {name: tuple(tensors[name].shape) for name in place}, lambda name: tensors[name].clone()
+    )
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -173,8 +189,10 @@ def _unpickled(path: Path) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "not an allowed global" in str(error):
-            raise LmmError(f"{path} holds more than tensors and is not read, as loading it could run code: convert it to safetensors") from error
+        if "global" in str(error).lower():  # torch names the class or function it refused to import
+            raise LmmError(
+                f"{path} holds more than tensors and is not read, as loading it could run code: convert it to safetensors"
+            ) from error
         raise LmmError(_damaged(path, str(error).splitlines()[0])) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise LmmError(_damaged(path, (str(error) or type(error).__name__).splitlines()[0])) from error

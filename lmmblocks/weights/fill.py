@@ -43,7 +43,11 @@ def read_parameters(
     for name, rows in (stored_rows or {}).items():
         in_file[name] = (rows, *expected[name][1:])
     layout = choose(layouts, files.shapes, expected)
-    place = {model: name for name in files.shapes if (model := layout.to_model(name)) in expected and not layout.skips(name)}
+    place = {
+        model: name
+        for name in files.shapes
+        if (model := layout.to_model(name)) in expected and not layout.skips(name)
+    }
     owner = _owners(module)
     _check(files, layout, place, in_file, owner)
 
@@ -59,11 +63,18 @@ def read_parameters(
 def _owners(module: nn.Module) -> dict[str, str]:
     """Return parameter name -> the first name of the same parameter (itself, unless it is shared)."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(value), name) for name, value in module.named_parameters(remove_duplicate=False)}
+    return {
+        name: first.setdefault(id(value), name)
+        for name, value in module.named_parameters(remove_duplicate=False)
+    }
 
 
 def _check(
-    files: WeightFiles, layout: KeyMap, place: Mapping[str, str], in_file: Mapping[str, tuple[int, ...]], owner: Mapping[str, str]
+    files: WeightFiles,
+    layout: KeyMap,
+    place: Mapping[str, str],
+    in_file: Mapping[str, tuple[int, ...]],
+    owner: Mapping[str, str],
 ) -> None:
     held = {owner.get(name, name) for name in place}
     missing = [name for name in in_file if owner.get(name, name) not in held]
@@ -76,7 +87,11 @@ def _check(
     ]
     problems = [
         f"{len(entries)} {what}: {some(entries)}"
-        for what, entries in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for what, entries in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+        )
         if entries
     ]
     if problems:

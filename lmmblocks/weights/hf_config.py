@@ -171,14 +171,25 @@ def llava_to_hf(config: LMMConfig, *, image_token: int) -> dict[str, Any]:
 
 def _llava_vision(values: Values) -> CLIPConfig:
     vision = _section(values, "vision_config")
-    _model_type({"model_type": "clip_vision_model", **vision}, ("clip_vision_model",), "config.json, vision_config,")
-    return _clip(vision, _CLIP_DEFAULTS if vision else _LLAVA_CLIP_DEFAULTS, _layers(values.get("vision_feature_layer", -2)))
+    _model_type(
+        {"model_type": "clip_vision_model", **vision}, ("clip_vision_model",), "config.json, vision_config,"
+    )
+    return _clip(
+        vision,
+        _CLIP_DEFAULTS if vision else _LLAVA_CLIP_DEFAULTS,
+        _layers(values.get("vision_feature_layer", -2)),
+    )
 
 
 def _llava_text(values: Values) -> TransformerConfig:
     text = _section(values, "text_config")
     _model_type({"model_type": "llama", **text}, ("llama",), "config.json, text_config,")
-    return _llama({**text, "tie_word_embeddings": bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings"))})
+    return _llama(
+        {
+            **text,
+            "tie_word_embeddings": bool(values.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+        }
+    )
 
 
 def _clip(values: Values, defaults: Values, select: tuple[int, ...]) -> CLIPConfig:
@@ -203,7 +214,9 @@ def _llama(values: Values) -> TransformerConfig:
     got = {**_LLAMA_DEFAULTS, **values, "rope_scaling": _scaling(values)}
     got["num_key_value_heads"] = got["num_key_value_heads"] or got["num_attention_heads"]
     _refuse(
-        "llama", got, {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (None,)}
+        "llama",
+        got,
+        {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (None,)},
     )
     _check_numbers(got, {**_LLAMA_DEFAULTS, "num_key_value_heads": 1})
     plain_head = got["head_dim"] is None or got["head_dim"] * got["num_attention_heads"] == got["hidden_size"]
@@ -237,7 +250,9 @@ def _scaling(values: Values) -> dict[str, Any] | None:
 
 def _refuse(kind: str, values: Values, allowed: Mapping[str, tuple]) -> None:
     problems = [
-        f"{key}={values[key]!r} (expected {' or '.join(map(repr, known))})" for key, known in allowed.items() if values[key] not in known
+        f"{key}={values[key]!r} (expected {' or '.join(map(repr, known))})"
+        for key, known in allowed.items()
+        if values[key] not in known
     ]
     if problems:
         raise LmmError(f"config.json, {kind}: the native blocks can't compute {'; '.join(problems)}")
@@ -252,13 +267,17 @@ def _check_numbers(values: Values, defaults: Values) -> None:
             if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
                 problems.append(f"{key}={value!r}")
     if problems:
-        raise LmmError(f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}")
+        raise LmmError(
+            f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}"
+        )
 
 
 def _model_type(values: Values, known: tuple[str, ...], where: str = "config.json") -> str:
     kind = values.get("model_type")
     if kind not in known:
-        raise LmmError(f"{where} has model_type {kind!r}, expected {' or '.join(map(repr, known))}: give a folder of such a model")
+        raise LmmError(
+            f"{where} has model_type {kind!r}, expected {' or '.join(map(repr, known))}: give a folder of such a model"
+        )
     return kind
 
 
@@ -272,7 +291,9 @@ def _section(values: Values, key: str) -> Values:
 def _layers(value: Any) -> tuple[int, ...]:
     layers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
-        raise LmmError(f"config.json: vision_feature_layer must be an integer or a list of integers, found {value!r}")
+        raise LmmError(
+            f"config.json: vision_feature_layer must be an integer or a list of integers, found {value!r}"
+        )
     return layers
 
 

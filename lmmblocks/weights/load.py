@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..build import build
+from ..assemble import build
 from ..config import LMMConfig
 from ..lmm import LMM
 from ..spec import LmmError
@@ -27,7 +27,12 @@ TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.we
 """What has one row per token id."""
 
 
-def load(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LMM:
+def load(
+    path_or_id: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> LMM:
     """Read a model: saved by ``model.save`` or a LLaVA of transformers, told apart by content.
 
     A LLaVA of transformers doesn't say how it was talked to: it gets LLaVA-1.5's template, token ids and length. Its image processor
@@ -45,12 +50,16 @@ def load(path_or_id: str | os.PathLike[str], *, dtype: torch.dtype | None = None
         LmmError: nothing there, a model that the native blocks can't compute, files that are damaged or don't fit their config.
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise LmmError(f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None")
+        raise LmmError(
+            f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None"
+        )
     folder = locate(path_or_id)
     config, stored_vocab = _read_config(folder)
     model = build(config, tokenizer=_tokenizer(folder), weights="random", device="meta")
     rows = {} if stored_vocab is None else {name: stored_vocab for name in TABLES}
-    state = read_parameters(open_weights(folder), MODEL_LAYOUTS, model, dtype=dtype, device=device, stored_rows=rows)
+    state = read_parameters(
+        open_weights(folder), MODEL_LAYOUTS, model, dtype=dtype, device=device, stored_rows=rows
+    )
     model.load_state_dict(state, assign=True)
     _compute_buffers(model, config, device)
     return model.eval()

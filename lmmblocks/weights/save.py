@@ -58,9 +58,13 @@ def save(
         LmmError: unknown format, blocks that transformers' LLaVA doesn't have, no config, or a folder that holds something else.
     """
     if format not in FORMATS:
-        raise LmmError(f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}")
+        raise LmmError(
+            f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}"
+        )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise LmmError(f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None")
+        raise LmmError(
+            f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None"
+        )
     config = _current_config(model)
     state = _state(model)
     with replaced_folder(Path(path)) as folder:
@@ -73,7 +77,9 @@ def save(
 def _current_config(model: LMM) -> LMMConfig:
     """Return the config of the model as it is now; its weights come from the folder from now on."""
     if model.config is None:
-        raise LmmError("the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)")
+        raise LmmError(
+            "the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)"
+        )
     if TEMPLATES.get(model.template.name) != model.template:
         raise LmmError(
             f"template {model.template.name!r} is not one of the library's ({', '.join(TEMPLATES)}), so loading could not find it again: "
@@ -98,13 +104,17 @@ def _state(model: LMM) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in shared}
 
 
-def _native(model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _native(
+    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
     return state
 
 
-def _hf(model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _hf(
+    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
     _refuse_other_blocks(model)
     tokenizer, image_token = _with_image_token(model)
     vocab = max(config.decoder.vocab, image_token + 1)
@@ -114,7 +124,9 @@ def _hf(model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, d
     values = llava_to_hf(stored, image_token=image_token)
     values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
     write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
-    write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    write_json(
+        folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None}
+    )
     _write_processor(folder, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -136,7 +148,9 @@ def _refuse_other_blocks(model: LMM) -> None:
     if not problems and len(list(model.projector.children())) != 2:
         problems.append(f"projector 'MLP' with {len(list(model.projector.children()))} layers (expected 2)")
     if problems:
-        raise LmmError(f"transformers' LLaVA has no place for {'; '.join(problems)}: save with format='native'")
+        raise LmmError(
+            f"transformers' LLaVA has no place for {'; '.join(problems)}: save with format='native'"
+        )
 
 
 def _with_image_token(model: LMM) -> tuple[Any, int]:
@@ -164,7 +178,9 @@ def _write_processor(folder: Path, config: LMMConfig) -> None:
     """Write what ``AutoProcessor`` reads: one image becomes as many ``<image>`` as the encoder has patches (all tokens less CLS)."""
     assert config.preprocess is not None
     processor = {"processor_class": "LlavaProcessor"}
-    write_json(folder / "preprocessor_config.json", {**config.preprocess.to_hf_processor_config(), **processor})
+    write_json(
+        folder / "preprocessor_config.json", {**config.preprocess.to_hf_processor_config(), **processor}
+    )
     layout = {
         "image_token": IMAGE_MARKER,
         "num_additional_image_tokens": 1,

@@ -42,14 +42,18 @@ def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
         raise LmmError(f"{path} is a file, expected the folder that holds it: give {path.parent}")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
         beside = os.listdir(path.parent) if path.parent.is_dir() else []
-        raise LmmError(f"no folder {path}{closest(path.name, beside)}; expected a model folder or a hub id 'owner/name'")
+        raise LmmError(
+            f"no folder {path}{closest(path.name, beside)}; expected a model folder or a hub id 'owner/name'"
+        )
     folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES)
     if weights and not list(folder.glob("*.safetensors")):
         folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.bin"])
     return folder
 
 
-def load_encoder(path_or_id: str | os.PathLike[str], *, fit: Fit = "pad") -> tuple[CLIPConfig, dict[str, Tensor], ImagePreprocess]:
+def load_encoder(
+    path_or_id: str | os.PathLike[str], *, fit: Fit = "pad"
+) -> tuple[CLIPConfig, dict[str, Tensor], ImagePreprocess]:
     """Read a CLIP vision tower, alone or out of a CLIP or LLaVA checkpoint.
 
     Args:
@@ -66,7 +70,9 @@ def load_encoder(path_or_id: str | os.PathLike[str], *, fit: Fit = "pad") -> tup
     config = clip_from_hf(_config(folder))
     with torch.device("meta"):
         skeleton = config.build()
-    preprocess = read_preprocess(folder, config, fit=fit) or clip_preprocess(config.image_size, config.patch, fit)
+    preprocess = read_preprocess(folder, config, fit=fit) or clip_preprocess(
+        config.image_size, config.patch, fit
+    )
     return config, read_parameters(open_weights(folder), CLIP_LAYOUTS, skeleton), preprocess
 
 
@@ -97,13 +103,17 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
     """
     folder = locate(path_or_id, weights=False)
     if not has_tokenizer(folder):
-        raise LmmError(f"{folder} holds no tokenizer: expected {' or '.join(_TOKENIZER_FILES)}; pass tokenizer=... or another folder")
+        raise LmmError(
+            f"{folder} holds no tokenizer: expected {' or '.join(_TOKENIZER_FILES)}; pass tokenizer=... or another folder"
+        )
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise LmmError(f"the tokenizer in {folder} can't be read: {_first_line(error)}: copy or download it again") from error
+        raise LmmError(
+            f"the tokenizer in {folder} can't be read: {_first_line(error)}: copy or download it again"
+        ) from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -148,10 +158,19 @@ def _from_hub(hub_id: str, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except errors.GatedRepoError as error:
-        raise LmmError(f"hub repository {hub_id!r} asks you to accept its terms: do so on its page and log in with 'hf auth login'") from error
+        raise LmmError(
+            f"hub repository {hub_id!r} asks you to accept its terms: do so on its page and log in with 'hf auth login'"
+        ) from error
     except errors.RepositoryNotFoundError as error:
-        raise LmmError(f"no folder {hub_id!r} here and no such public repository on the hub: correct the name, or log in") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise LmmError(
+            f"no folder {hub_id!r} here and no such public repository on the hub: correct the name, or log in"
+        ) from error
+    except (
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        errors.HfHubHTTPError,
+        OSError,
+    ) as error:
         raise LmmError(
             f"no folder {hub_id!r} here, and the hub can't be reached ({_first_line(error)}): go online once, or download the repository "
             f"elsewhere and give its folder"

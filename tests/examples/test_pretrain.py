@@ -13,8 +13,9 @@ from examples.llava15.pretrain.__main__ import WEIGHTS, main
 from examples.llava15.pretrain.contrastive import ContrastiveTask, draw_scenes
 from examples.llava15.pretrain.export import export_language, export_vision
 from examples.llava15.pretrain.language import LanguageTask, plan_all_text, sample_document, told_questions
+from examples.llava15.pretrain.optimizer import make_optimizers, orthogonal
 from examples.llava15.pretrain.phrases import box_weights, scene_regions
-from examples.llava15.pretrain.timed import TimedRun, adamw, lr_factor
+from examples.llava15.pretrain.timed import TimedRun, lr_factor
 from examples.llava15.pretrain.tokenizer import corpus, save_tokenizer, train_tokenizer
 from examples.llava15.scenes.scene import split_of
 from examples.llava15.scenes.vocabulary import COLORS, HELDOUT_SHAPE_PAIRS, SHAPES, WORDS
@@ -99,14 +100,15 @@ def test_no_heldout_combination_is_drawn_for_pretraining(tokenizer) -> None:
 def test_contrastive_steps_lower_the_loss_of_their_batch() -> None:
     torch.manual_seed(0)
     task = ContrastiveTask(TINY_VISION, batch_images=6)
-    optimizer = adamw(task.modules, 1e-3, 0.0)
+    optimizers = make_optimizers(task.modules, 1e-3, 0.0, muon=True)
     values = []
     for _ in range(4):
         torch.manual_seed(1)  # the same random mix of patches every time
         total = sum(task.losses(0).values())
-        optimizer.zero_grad()
+        task.modules.zero_grad()
         total.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         values.append(total.item())
     assert values == sorted(values, reverse=True), values
     assert all(p.grad is not None for n, p in task.encoder.named_parameters()), (
@@ -125,13 +127,14 @@ def test_answers_are_told_apart_from_other_text(tokenizer) -> None:
 def test_language_steps_lower_the_loss_of_their_batch(tokenizer_folder: Path) -> None:
     torch.manual_seed(0)
     task = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=300)
-    optimizer = adamw(task.modules, 3e-3, 0.0)
+    optimizers = make_optimizers(task.modules, 2e-3, 0.0, muon=False)
     values = []
     for _ in range(4):
         total = sum(task.losses(0).values())
-        optimizer.zero_grad()
+        task.modules.zero_grad()
         total.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         values.append(total.item())
     assert values == sorted(values, reverse=True), values
 
@@ -181,7 +184,7 @@ def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp
 def test_resumed_run_goes_on_where_it_stopped(tokenizer_folder: Path, tmp_path: Path) -> None:
     def run(minutes: float) -> TimedRun:
         return TimedRun(
-            minutes, tmp_path / "run", tmp_path / "weights", lr=1e-3, weight_decay=0.0, log_steps=1
+            minutes, tmp_path / "run", tmp_path / "weights", lr=1e-3, weight_decay=0.0, muon=False, log_steps=1
         )
 
     task = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=100)
@@ -199,6 +202,27 @@ def test_resumed_run_goes_on_where_it_stopped(tokenizer_folder: Path, tmp_path: 
         assert torch.equal(value, again.decoder.state_dict()[name]), name
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert steps[: first.step] == list(range(1, first.step + 1))
+
+
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 24, 64), (2, 64, 24)):
+        matrices = torch.randn(shape)
+        u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+        levelled = u.mT @ orthogonal(matrices) @ v.mT
+        diagonal = levelled.diagonal(dim1=1, dim2=2)
+        assert diagonal.min() > 0.6 and diagonal.max() < 1.3, diagonal
+        torch.testing.assert_close(levelled, torch.diag_embed(diagonal), rtol=0, atol=1e-4)
+
+
+def test_every_parameter_has_exactly_one_optimizer() -> None:
+    task = ContrastiveTask(TINY_VISION)
+    muon, adamw = make_optimizers(task.modules, 1e-3, 0.1, muon=True)
+    owned = [p for o in (muon, adamw) for group in o.param_groups for p in group["params"]]
+    assert len(owned) == len({id(p) for p in owned}) == len(list(task.modules.parameters()))
+    assert len(muon.param_groups[0]["params"]) == TINY_VISION.layers * 6 + 2 * 3, (
+        "six a tower layer, three a text layer"
+    )
 
 
 def test_learning_rate_warms_up_and_falls_with_the_clock() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lmmblocks.build import build
+from lmmblocks.assemble import build
 from lmmblocks.chat import encode_chat
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig

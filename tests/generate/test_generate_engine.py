@@ -217,7 +217,7 @@ def test_the_prompt_and_its_answer_must_fit_the_positions(make_model, picture, c
         ([[]], None, r"prompt 0 is \[\]"),
         ([{"role": "human", "content": "a"}], None, "the prompt: message 0 has the role 'human'"),
         ([{"role": "user"}], None, "the prompt: message 0"),
-        (user("a") + [{"role": "assistant", "content": "b"}], None, "the prompt: .*nothing to answer"),
+        ([*user("a"), {"role": "assistant", "content": "b"}], None, "the prompt: .*nothing to answer"),
         ("<image> and <image>?", 1, "the prompt has 2 <image> in its text and 1 images"),
         ("<image>?", None, "the prompt has 1 <image> in its text and 0 images"),
         (user("no marker"), 1, "the prompt has 0 <image> in its text and 1 images"),

@@ -44,7 +44,7 @@ class Installation:
         """Return what the interpreter prints; PYTHONPATH of this process isn't handed on."""
         kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment = {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **self.environment}
-        done = subprocess.run([str(self.python), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([str(self.python), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, f"{words} in {cwd} left with {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import lmmblocks
@@ -41,7 +41,7 @@ for name in lmmblocks.__all__:
 
 
 def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -56,11 +56,12 @@ def test_import_brings_in_only_the_standard_library() -> None:
 
 
 def test_import_takes_less_than_a_second() -> None:
-    seconds = []
+    seconds = []  # of processor time, which other processes of the machine don't lengthen; an import waits for nothing
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         run("import lmmblocks")
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert min(seconds) < 1.0, seconds
 
 

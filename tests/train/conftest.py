@@ -5,13 +5,17 @@ import torch
 from PIL import Image
 
 import lmmblocks as lb
+from lmmblocks.chat import TEMPLATES
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.train.stage import Stage
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "grey": (120, 120, 120)}
-CORPUS = [f"USER: What colour is the {name} picture? ASSISTANT: It is {name}." for name in COLOURS] * 4
+CORPUS = [
+    *TEMPLATES["vicuna_v1"].system.split(". "),
+    *(f"USER: What colour is it? Really? ASSISTANT: It is {name}. Sure? Yes, yes." for name in COLOURS),
+] * 4
 
 
 def make_tokenizer():
@@ -26,21 +30,21 @@ def make_tokenizer():
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[*specials, *fallback], show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=440, special_tokens=[*specials, *fallback], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
     )
 
 
-def make_model(tokenizer, seed=0):
+def random_model(tokenizer, seed=0):
     """A random model: 4 rows per image, width 32."""
     torch.manual_seed(seed)
     config = LMMConfig(
         encoder=CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=32, image_size=28, patch=14),
         projector=Block("mlp", {"depth": 2}),
         decoder=TransformerConfig(
-            dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=384, max_positions=512
+            dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=448, max_positions=512
         ),
     )
     return lb.build(config, weights="random", tokenizer=tokenizer)
@@ -74,7 +78,7 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    return make_model(tokenizer)
+    return random_model(tokenizer)
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def stage():
         train={"encoder": 1e-3, "projector": 1e-2, "decoder": 1e-3},
         batch_size=4,
         epochs=2,
-        micro_batch_rows=200,
+        micro_batch_rows=110,
         weight_decay=0.1,
     )
 
@@ -98,4 +102,10 @@ def stage():
 @pytest.fixture(scope="session")
 def model_and_samples(tokenizer):
     """For property tests, which only read them."""
-    return make_model(tokenizer), make_samples()
+    return random_model(tokenizer), make_samples()
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """The function that makes the model of the other fixtures anew."""
+    return random_model

@@ -32,8 +32,8 @@ def assert_same(found, expected, tolerance=1e-6):
     assert max(errors.values()) <= tolerance, max(errors.items(), key=lambda entry: entry[1])
 
 
-@settings(max_examples=12, deadline=None)
-@given(rows=st.integers(1, 1200), group=st.none() | st.integers(1, 12))
+@settings(max_examples=8, deadline=None)
+@given(rows=st.integers(1, 400), group=st.none() | st.integers(1, 12))
 def test_accumulated_gradients_equal_those_of_one_batch(model_and_samples, rows, group):
     model, samples = copy.deepcopy(model_and_samples[0]), model_and_samples[1]
     every = Stage(
@@ -57,6 +57,8 @@ def test_packed_loss_equals_unpacked_and_single_sample_losses(model, samples, st
 
 
 def test_token_weighted_mean_and_llavas_mean_of_means_are_what_a_hand_computes(model, samples, stage):
+    with torch.no_grad():
+        model.decoder.lm_head.weight *= 20  # losses that differ from token to token
     each = [model.loss(lb.collate([sample], model), reduction="none") for sample in samples]
     groups = [torch.cat(each[i : i + 4]) for i in range(0, 12, 4)]
     by_token, by_group = (
@@ -65,7 +67,7 @@ def test_token_weighted_mean_and_llavas_mean_of_means_are_what_a_hand_computes(m
     )
     assert abs(by_token - by_group) > 1e-3
     assert gradients(model, samples, stage)[0] == pytest.approx(by_token, abs=1e-5)
-    for rows in (200, 10**6):  # a group that needs several micro-batches is still one group
+    for rows in (60, 10**6):  # a group that needs several micro-batches is still one group
         compat = dataclasses.replace(stage, llava15_compat=True, micro_batch_samples=4, micro_batch_rows=rows)
         assert gradients(model, samples, compat)[0] == pytest.approx(by_group, abs=1e-5)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmmblocks.build import build
+from lmmblocks.assemble import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig

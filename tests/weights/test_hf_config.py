@@ -57,7 +57,12 @@ def test_llava_config_survives_both_directions():
     config = llava_from_hf(values)
     written = llava_to_hf(config, image_token=32000)
     assert llava_from_hf(written) == config
-    for key in ("image_token_index", "vision_feature_layer", "multimodal_projector_bias", "projector_hidden_act"):
+    for key in (
+        "image_token_index",
+        "vision_feature_layer",
+        "multimodal_projector_bias",
+        "projector_hidden_act",
+    ):
         assert written[key] == values[key]
 
 
@@ -70,23 +75,29 @@ def test_keys_left_out_have_the_defaults_of_transformers():
     assert llava_from_hf({"model_type": "llava"}) == llava_from_hf(LlavaConfig().to_dict())
 
 
-@pytest.mark.parametrize("rope", [
-    {},
-    {"rope_theta": 5e5},
-    {"rope_theta": 5e5, "rope_scaling": None},
-    {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {},
+        {"rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_scaling": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    ],
+)
 def test_rope_theta_is_read_where_each_generation_writes_it(rope):
     assert llama_from_hf({"model_type": "llama", **rope}).rope_theta == (5e5 if rope else 1e4)
 
 
-@pytest.mark.parametrize("rope", [
-    {"rope_scaling": {"type": "linear", "factor": 2.0}},
-    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
-    {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-    {"partial_rotary_factor": 0.5},
-])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {"partial_rotary_factor": 0.5},
+    ],
+)
 def test_scaled_rope_is_refused_with_what_was_found(rope):
     with pytest.raises(LmmError, match="can't compute rope_scaling="):
         llama_from_hf({"model_type": "llama", **rope})
@@ -107,28 +118,71 @@ def test_tied_is_read_from_either_place(place):
     assert llava_from_hf(values).decoder.tied
 
 
-@pytest.mark.parametrize("read, values, message", [
-    (clip_from_hf, {"model_type": "siglip_vision_model"}, "model_type 'siglip_vision_model', expected 'clip_vision_model' or 'clip' or"),
-    (clip_from_hf, {"model_type": "clip_vision_model", "hidden_act": "silu"}, "hidden_act='silu' .expected 'quick_gelu' or 'gelu'"),
-    (clip_from_hf, {"model_type": "clip_vision_model", "num_channels": 1}, "num_channels=1"),
-    (clip_from_hf, {"model_type": "clip_vision_model", "image_size": [224, 336]}, "image_size must be the side of a square"),
-    (clip_from_hf, {"model_type": "clip_vision_model", "image_size": 225}, "not a multiple of patch"),
-    (clip_from_hf, {"model_type": "clip_vision_model", "hidden_size": "wide"}, "expected positive numbers.*hidden_size='wide'"),
-    (clip_from_hf, {"model_type": "clip", "vision_config": 3}, "vision_config must be an object"),
-    (llama_from_hf, {"model_type": "mistral"}, "model_type 'mistral', expected 'llama'"),
-    (llama_from_hf, {}, "model_type None"),
-    (llama_from_hf, {"model_type": "llama", "attention_bias": True, "mlp_bias": True}, "attention_bias=True.*mlp_bias=True"),
-    (llama_from_hf, {"model_type": "llama", "hidden_act": "gelu"}, "hidden_act='gelu'"),
-    (llama_from_hf, {"model_type": "llama", "vocab_size": -1}, "vocab_size=-1"),
-    (llava_from_hf, {"model_type": "llama"}, "model_type 'llama', expected 'llava'"),
-    (llava_from_hf, {"model_type": "llava", "vision_feature_select_strategy": "full"}, "strategy='full' .expected 'default'"),
-    (llava_from_hf, {"model_type": "llava", "projector_hidden_act": "relu"}, "projector_hidden_act='relu'"),
-    (llava_from_hf, {"model_type": "llava", "vision_feature_layer": "last"}, "vision_feature_layer must be an integer or a list"),
-    (llava_from_hf, {"model_type": "llava", "vision_feature_layer": -40}, "must name hidden states"),
-    (llava_from_hf, {"model_type": "llava", "text_config": {"model_type": "qwen2"}}, "text_config, has model_type 'qwen2'"),
-    (llava_from_hf, {"model_type": "llava", "vision_config": {"model_type": "siglip"}}, "vision_config, has model_type 'siglip'"),
-    (llava_from_hf, {"model_type": "llava", "mm_vision_tower": "openai/clip"}, "original LLaVA layout"),
-])
+@pytest.mark.parametrize(
+    "read, values, message",
+    [
+        (
+            clip_from_hf,
+            {"model_type": "siglip_vision_model"},
+            "model_type 'siglip_vision_model', expected 'clip_vision_model' or 'clip' or",
+        ),
+        (
+            clip_from_hf,
+            {"model_type": "clip_vision_model", "hidden_act": "silu"},
+            "hidden_act='silu' .expected 'quick_gelu' or 'gelu'",
+        ),
+        (clip_from_hf, {"model_type": "clip_vision_model", "num_channels": 1}, "num_channels=1"),
+        (
+            clip_from_hf,
+            {"model_type": "clip_vision_model", "image_size": [224, 336]},
+            "image_size must be the side of a square",
+        ),
+        (clip_from_hf, {"model_type": "clip_vision_model", "image_size": 225}, "not a multiple of patch"),
+        (
+            clip_from_hf,
+            {"model_type": "clip_vision_model", "hidden_size": "wide"},
+            "expected positive numbers.*hidden_size='wide'",
+        ),
+        (clip_from_hf, {"model_type": "clip", "vision_config": 3}, "vision_config must be an object"),
+        (llama_from_hf, {"model_type": "mistral"}, "model_type 'mistral', expected 'llama'"),
+        (llama_from_hf, {}, "model_type None"),
+        (
+            llama_from_hf,
+            {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+            "attention_bias=True.*mlp_bias=True",
+        ),
+        (llama_from_hf, {"model_type": "llama", "hidden_act": "gelu"}, "hidden_act='gelu'"),
+        (llama_from_hf, {"model_type": "llama", "vocab_size": -1}, "vocab_size=-1"),
+        (llava_from_hf, {"model_type": "llama"}, "model_type 'llama', expected 'llava'"),
+        (
+            llava_from_hf,
+            {"model_type": "llava", "vision_feature_select_strategy": "full"},
+            "strategy='full' .expected 'default'",
+        ),
+        (
+            llava_from_hf,
+            {"model_type": "llava", "projector_hidden_act": "relu"},
+            "projector_hidden_act='relu'",
+        ),
+        (
+            llava_from_hf,
+            {"model_type": "llava", "vision_feature_layer": "last"},
+            "vision_feature_layer must be an integer or a list",
+        ),
+        (llava_from_hf, {"model_type": "llava", "vision_feature_layer": -40}, "must name hidden states"),
+        (
+            llava_from_hf,
+            {"model_type": "llava", "text_config": {"model_type": "qwen2"}},
+            "text_config, has model_type 'qwen2'",
+        ),
+        (
+            llava_from_hf,
+            {"model_type": "llava", "vision_config": {"model_type": "siglip"}},
+            "vision_config, has model_type 'siglip'",
+        ),
+        (llava_from_hf, {"model_type": "llava", "mm_vision_tower": "openai/clip"}, "original LLaVA layout"),
+    ],
+)
 def test_what_the_blocks_cannot_compute_is_refused(read, values, message):
     with pytest.raises(LmmError, match=message):
         read(values)

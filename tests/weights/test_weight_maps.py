@@ -91,7 +91,9 @@ def test_any_name_below_a_known_prefix_survives_a_round_trip(layout, data):
     assert layout.to_file(layout.to_model(name)) == name
 
 
-@pytest.mark.parametrize("layouts, names", [(MODEL_LAYOUTS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"])
+@pytest.mark.parametrize(
+    "layouts, names", [(MODEL_LAYOUTS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"]
+)
 @pytest.mark.parametrize("with_head", [True, False])
 def test_the_layout_of_a_file_is_known_by_its_names(layouts, names, with_head):
     for layout in layouts:

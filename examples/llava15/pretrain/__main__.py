@@ -10,8 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmmblocks.spec import LmmError
+
+if TYPE_CHECKING:
+    from .timed import TimedRun
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
@@ -68,30 +72,29 @@ def _tokenizer(options: argparse.Namespace) -> None:
 
 
 def _vision(options: argparse.Namespace) -> None:
-    import torch
-
     from .contrastive import ContrastiveTask
-    from .timed import TimedRun
 
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    export_to = options.export or WEIGHTS / "vision"
-    run = TimedRun(options.minutes, options.out, export_to, lr=options.lr or 1.5e-3, weight_decay=0.05)
+    run = _timed_run(options, "vision", lr=1.5e-3, muon=True)
     run.train(ContrastiveTask(seed=options.seed), options.resume)
 
 
 def _language(options: argparse.Namespace) -> None:
+    from .language import LanguageTask
+
+    run = _timed_run(options, "language", lr=2e-3, muon=False)
+    tokenizer = options.tokenizer or options.out.parent / "tokenizer"
+    run.train(LanguageTask(tokenizer, seed=options.seed), options.resume)
+
+
+def _timed_run(options: argparse.Namespace, name: str, lr: float, muon: bool) -> TimedRun:
     import torch
 
-    from .language import LanguageTask
     from .timed import TimedRun
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    export_to = options.export or WEIGHTS / "language"
-    tokenizer = options.tokenizer or options.out.parent / "tokenizer"
-    run = TimedRun(options.minutes, options.out, export_to, lr=options.lr or 2e-3, weight_decay=0.05)
-    run.train(LanguageTask(tokenizer, seed=options.seed), options.resume)
+    export_to = options.export or WEIGHTS / name
+    return TimedRun(options.minutes, options.out, export_to, lr=options.lr or lr, weight_decay=0.05, muon=muon)
 
 
 _STEPS = {"tokenizer": _tokenizer, "vision": _vision, "language": _language}

@@ -31,19 +31,11 @@ from ..scenes.draw import draw_scene
 from ..scenes.scene import Scene, Split, sample_scene
 from .export import export_vision
 from .initialise import initialise
-from .phrases import GROUPS, Region, Words, box_weights, scene_regions
+from .phrases import GROUPS, SIDES, SPELLING, Region, Words, box_weights, scene_regions
 
 VISION = CLIPConfig(dim=192, layers=5, heads=6, mlp_dim=768, image_size=112, patch=14, select=(-2,))
-_GROUP_WEIGHTS = {
-    "item": 1.0,
-    "color": 0.5,
-    "shape": 0.5,
-    "place": 0.4,
-    "left": 0.1,
-    "top": 0.1,
-    "right": 0.1,
-    "bottom": 0.1,
-}
+_GROUP_WEIGHTS = {"item": 1.0, "color": 0.5, "shape": 0.5, "place": 0.4, "letter": 0.5}
+_GROUP_WEIGHTS |= dict.fromkeys(SIDES, 0.1) | dict.fromkeys(SPELLING, 0.25)
 
 
 class TextTower(nn.Module):
@@ -58,7 +50,7 @@ class TextTower(nn.Module):
 
     def __init__(self, words: Words, dim: int = 128, layers: int = 2, longest: int = 96) -> None:
         super().__init__()
-        self.words = words
+        self.words, self.dim = words, dim
         self.embedding = nn.Embedding(words.size, dim)
         self.position = nn.Parameter(torch.randn(longest, dim) * 0.02)
         layer = nn.TransformerEncoderLayer(
@@ -105,20 +97,16 @@ class ContrastiveTask:
         self.encoder.frozen = False
         initialise(self.encoder)
         text = TextTower(Words.from_captions())
-        heads = {
-            name: nn.Linear(config.dim, joint_dim, bias=False) for name in ("picture", "last", "penultimate")
-        }
-        heads |= {"text": nn.Linear(text.embedding.embedding_dim, joint_dim, bias=False)}
-        self.scales = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(2.65926)) for name in ("picture", *GROUPS)}
+        joints = {name: config.dim for name in ("picture", "last", "penultimate")} | {"text": text.dim}
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(dim, joint_dim, bias=False) for name, dim in joints.items()}
         )
-        self.modules = nn.ModuleDict(
-            {"encoder": self.encoder, "text": text, "heads": nn.ModuleDict(heads), "scales": self.scales}
-        )
-        self.heads = self.modules["heads"]
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.dim) for name in ("last", "penultimate")})
-        self.modules["norms"] = self.norms
+        start = torch.tensor(2.65926)  # log(1 / 0.07), as CLIP
+        self.scales = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in ("picture", *GROUPS)})
         self.text = text
+        own = ("encoder", "text", "heads", "scales", "norms")
+        self.modules = nn.ModuleDict({name: getattr(self, name) for name in own})
 
     def losses(self, step: int) -> dict[str, Tensor]:
         """The terms of one step's loss."""

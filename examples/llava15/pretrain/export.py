@@ -128,4 +128,5 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 def _move_files(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
+        file.chmod(0o644)
         os.replace(file, target / file.name)

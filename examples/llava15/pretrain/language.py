@@ -46,6 +46,8 @@ _OTHER_TEXT = 0.15
 _CAPTION_SHARE = 0.1
 _BARE_SHARE = 0.5
 TEMPLATE = get_template("vicuna_v1")
+assert isinstance(TEMPLATE, Template)
+_BARE_TEMPLATE = replace(TEMPLATE, system="")
 
 
 class LanguageTask:
@@ -123,8 +125,8 @@ def sample_document(rng: random.Random, tokenizer: Any) -> Tokens:
     draw = rng.random()
     if draw < _CAPTION_SHARE:
         return told_caption(rng, tokenizer)
-    bare = draw < _CAPTION_SHARE + _BARE_SHARE and isinstance(TEMPLATE, Template)
-    return encode_chat(corpus_messages(rng), replace(TEMPLATE, system="") if bare else TEMPLATE, tokenizer)
+    template = _BARE_TEMPLATE if draw < _CAPTION_SHARE + _BARE_SHARE else TEMPLATE
+    return encode_chat(corpus_messages(rng), template, tokenizer)
 
 
 def told_caption(rng: random.Random, tokenizer: Any) -> Tokens:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from ..scenes.describe import caption, item_phrase, padded_box, position
+from ..scenes.glyphs import sign_margin_px, word_mask
 from ..scenes.scene import Item, Scene
 
-GROUPS = ("item", "color", "shape", "place", "left", "top", "right", "bottom")
-SIDES = GROUPS[-4:]
+SIDES = ("left", "top", "right", "bottom")
+SPELLING = ("1st", "2nd", "3rd", "4th")
+GROUPS = ("item", "color", "shape", "place", *SIDES, "letter", *SPELLING)
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,25 @@ class Region:
 
 
 def scene_regions(scene: Scene, image: int) -> list[Region]:
-    """The regions of a picture."""
-    return [Region(image, padded_box(scene, item), _phrases(scene, item)) for item in scene.items]
+    """The regions of a picture: its items, and every printed letter by itself."""
+    items = [Region(image, padded_box(scene, item), _phrases(scene, item)) for item in scene.items]
+    letters = [
+        Region(image, padded_box(scene, letter), {"letter": letter.word or ""})
+        for item in scene.items
+        for letter in _letters(item)
+    ]
+    return items + letters
+
+
+def _letters(item: Item) -> list[Item]:
+    """Each letter of a sign as an item of its own, with its share of the sign's width; none for shapes and digits."""
+    x0, y0, x1, y1 = item.box_px
+    margin = sign_margin_px(item.size_px)
+    widths = [word_mask(letter, item.size_px).width + 1 for letter in item.word or ""]
+    ends = list(accumulate(widths, initial=0))
+    edges = [x0 + margin + round(end * (x1 - x0 - 2 * margin) / max(ends[-1], 1)) for end in ends]
+    boxes = [(low, y0 + margin, high, y1 - margin) for low, high in pairwise(edges)]
+    return [replace(item, word=letter, box_px=box) for letter, box in zip(item.word or "", boxes)]
 
 
 def _phrases(scene: Scene, item: Item) -> dict[str, str]:
@@ -47,6 +67,7 @@ def _phrases(scene: Scene, item: Item) -> dict[str, str]:
         phrases |= {"color": f"{item.color}", "shape": f"{item.shape}"}
     elif item.kind == "word":
         phrases |= {"color": f"{item.color}", "shape": "sign"}
+        phrases |= {place: f"{place[0]} {letter}" for place, letter in zip(SPELLING, f"{item.word}....")}
     else:
         phrases |= {"shape": "digit"}
     return phrases | {side: f"{side} {value:.2f}" for side, value in zip(SIDES, padded_box(scene, item))}

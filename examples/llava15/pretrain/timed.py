@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .optimizer import make_optimizers
+
 
 class Task(Protocol):
     """What is trained.
@@ -50,6 +52,7 @@ class TimedRun:
         export_to: folder of the shipped weights.
         lr: peak learning rate.
         weight_decay: on matrices; vectors and embeddings have none.
+        muon: see `make_optimizers`.
         warmup_steps: linear warm-up.
         save_minutes: time between two checkpoints.
         log_steps: steps between two log lines.
@@ -60,7 +63,8 @@ class TimedRun:
     export_to: Path
     lr: float
     weight_decay: float
-    warmup_steps: int = 100
+    muon: bool
+    warmup_steps: int = 50
     save_minutes: float = 10.0
     log_steps: int = 50
     step: int = 0
@@ -83,33 +87,33 @@ class TimedRun:
             FloatingPointError: the loss is not finite.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        optimizer = adamw(task.modules, self.lr, self.weight_decay)
-        self._open(task, optimizer, resume)
+        optimizers = make_optimizers(task.modules, self.lr, self.weight_decay, self.muon)
+        self._open(task, optimizers, resume)
         started = last_save = time.monotonic() - self.elapsed_s
         last_save += self.elapsed_s
         while self.elapsed_s < self.minutes * 60:
-            self._step(task, optimizer)
+            self._step(task, optimizers)
             self.elapsed_s = time.monotonic() - started
             if time.monotonic() - last_save > self.save_minutes * 60:
-                self._save(task, optimizer)
+                self._save(task, optimizers)
                 self._report(task)
                 last_save = time.monotonic()
-        self._save(task, optimizer)
+        self._save(task, optimizers)
         return self._report(task)
 
-    def _step(self, task: Task, optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor(
-                self.step, self.warmup_steps, self.elapsed_s / (self.minutes * 60)
-            )
+    def _step(self, task: Task, optimizers: list[torch.optim.Optimizer]) -> None:
+        factor = lr_factor(self.step, self.warmup_steps, self.elapsed_s / (self.minutes * 60))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
         losses = task.losses(self.step)
         total = torch.stack(list(losses.values())).sum()
         if not math.isfinite(total.item()):
             raise FloatingPointError(f"step {self.step}: the loss is {total.item()}: lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
+        task.modules.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(task.modules.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         self.step += 1
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.item()
@@ -132,7 +136,7 @@ class TimedRun:
         self._log(metrics)
         return metrics
 
-    def _open(self, task: Task, optimizer: torch.optim.Optimizer, resume: bool) -> None:
+    def _open(self, task: Task, optimizers: list[torch.optim.Optimizer], resume: bool) -> None:
         path = self.out / "checkpoint.pt"
         if path.exists() and not resume:
             raise FileExistsError(f"{path} exists: pass --resume to go on from it, or another --out")
@@ -141,34 +145,21 @@ class TimedRun:
                 raise FileNotFoundError(f"nothing to resume: {path} does not exist; leave --resume out")
             state = torch.load(path, weights_only=True)
             task.modules.load_state_dict(state["modules"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
             self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         task.modules.train()
 
-    def _save(self, task: Task, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, task: Task, optimizers: list[torch.optim.Optimizer]) -> None:
         state = {
             "modules": task.modules.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "step": self.step,
             "elapsed_s": self.elapsed_s,
         }
         unfinished = self.out / "checkpoint.pt.unfinished"
         torch.save(state, unfinished)
         os.replace(unfinished, self.out / "checkpoint.pt")
-
-
-def adamw(modules: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with betas (0.9, 0.98) that decays the matrices of linear and convolution layers only."""
-    decayed = {
-        id(module.weight) for module in modules.modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": weight_decay},
-        {"params": [], "weight_decay": 0.0},
-    ]
-    for parameter in modules.parameters():
-        groups[0 if id(parameter) in decayed else 1]["params"].append(parameter)
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-8, foreach=True)
 
 
 def lr_factor(step: int, warmup_steps: int, progress: float) -> float:

@@ -1,0 +1,112 @@
+"""A tokenizer trained here, a tiny LLaVA with random weights, and pictures; nothing is downloaded.
+
+The session's fixtures are shared: a test that changes a model makes its own with `make_tiny_model`.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SPECIALS = ["<unk>", "<s>", "</s>"]
+CORPUS = [
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed answers.",
+    "USER: What color is the cat? ASSISTANT: Black. USER: Is it asleep? ASSISTANT: No, it is awake and hungry.",
+    "Answer the question using a single word or phrase. There are 3 red squares and one blue circle.",
+] * 3
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Llama-like: BPE over metaspace with byte fallback, 380 ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    learner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    reserved = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    learner.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=380, special_tokens=reserved, show_progress=False)
+    )
+    words = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge) for merge in words["merges"]]
+    backend = Tokenizer(
+        models.BPE(words["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Two by two patches to an image, so that a conversation is words mostly."""
+    from lmmblocks.config import LMMConfig
+    from lmmblocks.decoders.transformer import TransformerConfig
+    from lmmblocks.encoders.clip import CLIPConfig
+
+    return LMMConfig(
+        encoder=CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=24, image_size=28, patch=14),
+        decoder=TransformerConfig(
+            dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model(tiny_config, tiny_tokenizer):
+    """Build one with weights large enough that every row depends on what it sees."""
+    from lmmblocks.assemble import build
+
+    def make(*, config=tiny_config, tokenizer=tiny_tokenizer, seed=0, **swaps):
+        torch.manual_seed(seed)
+        model = build(config, tokenizer=tokenizer, weights="random", **swaps)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(make_tiny_model):
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def colour_picture():
+    """A picture of random blocks for each number."""
+
+    def make(number, size=(40, 30)):
+        blocks = np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def conversations(colour_picture):
+    """Samples of unequal lengths: one image, none, two, an image in the second turn."""
+    from lmmblocks.spec import Sample
+
+    def turns(*contents):
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+
+    return [
+        Sample(turns("<image>\nWhat color is the cat?", "Black"), [colour_picture(0)], "one"),
+        Sample(turns("Is it asleep?", "No, it is awake and hungry."), [], "text"),
+        Sample(
+            turns("<image> and <image>: is it the same cat?", "No"),
+            [colour_picture(1), colour_picture(2)],
+            "two",
+        ),
+        Sample(turns("Hello", "Hello.", "What is it? <image>", "A red square."), [colour_picture(3)], "late"),
+    ]

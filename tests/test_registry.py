@@ -1,0 +1,127 @@
+"""Blocks by name: exact names, the closest match, `package.module:Class`, plugins, and back from class to name."""
+
+import importlib.metadata
+import sys
+import types
+
+import pytest
+
+from lmmblocks import registry
+from lmmblocks.decoders.transformer import TransformerConfig
+from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.projectors import MLP, Identity, Linear
+from lmmblocks.spec import LmmError
+
+BUILT_IN = {
+    ("encoder", "clip"): CLIPConfig,
+    ("projector", "identity"): Identity,
+    ("projector", "linear"): Linear,
+    ("projector", "mlp"): MLP,
+    ("decoder", "transformer"): TransformerConfig,
+}
+
+
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """Whatever a test registers is gone behind it."""
+    monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in ("encoder", "projector", "decoder")})
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """Pretend that an installed package offers a block."""
+    points = []
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points if group == "lmmblocks.blocks" else [])
+
+    def offer(name, value):
+        points.append(importlib.metadata.EntryPoint(name, value, "lmmblocks.blocks"))
+
+    return offer
+
+
+@pytest.fixture
+def own_module(monkeypatch):
+    module = types.ModuleType("their_blocks")
+
+    class Shrink:
+        class Wide:
+            pass
+
+    for block, name in ((Shrink, "Shrink"), (Shrink.Wide, "Shrink.Wide")):
+        block.__module__, block.__qualname__ = "their_blocks", name
+    module.Shrink = Shrink
+    monkeypatch.setitem(sys.modules, "their_blocks", module)
+    return module
+
+
+@pytest.mark.parametrize("kind, name", BUILT_IN)
+def test_built_in_blocks_are_found_by_name_and_named_by_class(kind, name):
+    assert registry.resolve(kind, name) is BUILT_IN[kind, name]
+    assert registry.name_of(kind, BUILT_IN[kind, name]) == name
+    assert name in registry.names(kind)
+
+
+def test_every_built_in_name_resolves():
+    for kind, blocks in registry._BUILT_IN.items():
+        for name in blocks:
+            assert registry.name_of(kind, registry.resolve(kind, name)) == name
+
+
+def test_registered_class_is_found_and_stays_what_it_was():
+    @registry.register("projector", "shrink")
+    class Shrink:
+        pass
+
+    assert Shrink.__name__ == "Shrink" and registry.resolve("projector", "shrink") is Shrink
+    assert registry.name_of("projector", Shrink) == "shrink"
+    assert registry.names("projector") == ["identity", "linear", "mlp", "shrink"]
+    assert registry.names("encoder") == ["clip"]
+
+
+@pytest.mark.parametrize("path", ["their_blocks:Shrink", "their_blocks:Shrink.Wide"])
+def test_module_and_class_are_found_and_given_back(own_module, path):
+    block = registry.resolve("projector", path)
+    assert block.__qualname__ == path.split(":")[1]
+    assert registry.name_of("projector", block) == path
+
+
+def test_plugins_are_offered_under_their_kind_only(plugin, own_module):
+    plugin("projector.shrink", "their_blocks:Shrink")
+    assert "shrink" in registry.names("projector") and "shrink" not in registry.names("encoder")
+    assert registry.resolve("projector", "shrink") is own_module.Shrink
+    assert registry.name_of("projector", own_module.Shrink) == "shrink"
+
+
+def test_a_plugin_that_cannot_be_imported_is_in_nobodys_way(plugin):
+    plugin("projector.broken", "no_such_package:Block")
+    assert registry.name_of("projector", MLP) == "mlp" and registry.resolve("projector", "mlp") is MLP
+    assert "broken" in registry.names("projector")
+
+
+@pytest.mark.parametrize(
+    "kind, name, message",
+    [
+        ("projector", "mpl", "unknown projector 'mpl'; did you mean 'mlp'.; known: .'identity', 'linear', 'mlp'., or 'package.module:Class'"),
+        ("projector", "MLP", "unknown projector 'MLP'"),
+        ("encoder", "zzz", "unknown encoder 'zzz'; known: .'clip'."),
+        ("projector", "no_such_module:A", "no module 'no_such_module': install it or correct"),
+        ("projector", "lmmblocks.projectors:MPL", "lmmblocks.projectors has no 'MPL'; did you mean 'MLP'"),
+        ("projector", "lmmblocks.projectors:MLP.x", "lmmblocks.projectors has no 'MLP.x'"),
+        ("projector", ":MLP", "expected 'package.module:Class'"),
+        ("projector", ".mlp:MLP", "expected 'package.module:Class'"),
+        ("projector", "lmmblocks.projectors:", "has no ''"),
+        ("projectors", "mlp", "unknown kind of block 'projectors'.*did you mean 'projector'"),
+    ],
+)
+def test_unknown_names_are_refused(kind, name, message):
+    with pytest.raises(LmmError, match=message):
+        registry.resolve(kind, name)
+
+
+def test_names_that_are_taken_or_of_no_kind_are_refused(plugin):
+    plugin("projector.theirs", "their_blocks:Shrink")
+    for name in ("mlp", "theirs"):
+        with pytest.raises(LmmError, match=f"projector {name!r} is registered already"):
+            registry.register("projector", name)
+    with pytest.raises(LmmError, match="unknown kind of block 'reducr'"):
+        registry.register("reducr", "x")
