@@ -5,8 +5,8 @@
 # Both install into their own virtual environment. Variables:
 #   PYTHON  the interpreter the environment is made with (3.10 or newer)
 #   VENV    where the environment lies
-#   TORCH   what pip installs for torch, options included; for a small build without CUDA:
-#           make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#   TORCH   what pip installs for torch, options included, such as a wheel without CUDA:
+#           make test TORCH=/path/to/torch-2.13.0+cpu.whl
 #   JOBS    test processes
 #   DEMO    where the demo writes
 

@@ -148,7 +148,8 @@ def _run_version(args: argparse.Namespace) -> None:
 COMMANDS = {
     "chat": Command("answer questions about pictures with a trained model", "lmmblocks.generate.command"),
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
+    "eval": Command("score a model's answers to questions with known answers", "lmmblocks.eval.command"),
     "explain": Command("print which implementation each op uses, and why", run=_run_explain),
-    "train": Command("train a model in stages", "lmmblocks.train.command"),
+    "train": Command("train one stage of a model, or resume it", "lmmblocks.train.command"),
     "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version),
 }

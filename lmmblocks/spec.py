@@ -358,6 +358,10 @@ class Decoder(Protocol):
         """Return ``logits`` of hidden rows."""
         ...
 
+    def new_cache(self, sequences: int) -> Any:
+        """Return an empty cache for ``sequences`` sequences, which generation needs."""
+        ...
+
 
 def image_count(grid: Grid | int) -> int:
     """Return the number of rows of what ``Projector.out_grid`` gave.

@@ -63,7 +63,6 @@ def _run(options: argparse.Namespace) -> None:
     clock, out = _Clock(), options.out
     data = clock.time("draw the data", lambda: _data(options))
     model = clock.time("assemble", lambda: lb.build(llava15_tiny()))
-    model.input_spec  # a model without a tokenizer can't be trained: better known now
     runs = {}
     for stage, file in ((tiny_stage1(), "pretrain.json"), (tiny_stage2(), "train.json")):
         records = load_records(data / file, data / "images")

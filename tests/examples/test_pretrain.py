@@ -184,7 +184,13 @@ def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp
 def test_resumed_run_goes_on_where_it_stopped(tokenizer_folder: Path, tmp_path: Path) -> None:
     def run(minutes: float) -> TimedRun:
         return TimedRun(
-            minutes, tmp_path / "run", tmp_path / "weights", lr=1e-3, weight_decay=0.0, muon=False, log_steps=1
+            minutes,
+            tmp_path / "run",
+            tmp_path / "weights",
+            lr=1e-3,
+            weight_decay=0.0,
+            muon=False,
+            log_steps=1,
         )
 
     task = LanguageTask(tokenizer_folder, TINY_LANGUAGE, batch_tokens=100)

@@ -166,7 +166,7 @@ def test_a_corrupt_picture_is_a_mistake(talk, tmp_path):
 def run_process(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, timeout=120, **options
+        [sys.executable, *arguments], env=environment, capture_output=True, timeout=600, **options
     )
 
 

@@ -1,17 +1,10 @@
-"""Tiny models of transformers with random weights, fp32, two layers each, and a tokenizer trained here; nothing is downloaded."""
-
-import json
+"""Tiny models of transformers with random weights, fp32, two layers each; nothing is downloaded."""
 
 import pytest
 import torch
 
 IMAGE_PX, PATCH_PX = 28, 7
 PATCHES = (IMAGE_PX // PATCH_PX) ** 2
-SPECIALS = ["<unk>", "<s>", "</s>"]
-CORPUS = [
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed answers.",
-    "USER: What color is the cat? ASSISTANT: Black. USER: Is it asleep? ASSISTANT: No, it is awake.",
-] * 4
 
 
 def _randomised(model, seed):
@@ -31,29 +24,10 @@ def randomised():
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    """Llama-like: BPE over metaspace with byte fallback, 380 ids, no image token."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    trained = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    reserved = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    trained.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=380, special_tokens=reserved, show_progress=False)
-    )
-    words = json.loads(trained.to_str())["model"]
-    merges = [tuple(merge) for merge in words["merges"]]
-    backend = Tokenizer(
-        models.BPE(words["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    )
-    backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+def tokenizer(tiny_tokenizer):
+    """Without an image token of its own."""
+    assert "<image>" not in tiny_tokenizer.get_vocab() and len(tiny_tokenizer) < 399
+    return tiny_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,9 @@ def _timed_run(options: argparse.Namespace, name: str, lr: float, muon: bool) ->
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     export_to = options.export or WEIGHTS / name
-    return TimedRun(options.minutes, options.out, export_to, lr=options.lr or lr, weight_decay=0.05, muon=muon)
+    return TimedRun(
+        options.minutes, options.out, export_to, lr=options.lr or lr, weight_decay=0.05, muon=muon
+    )
 
 
 _STEPS = {"tokenizer": _tokenizer, "vision": _vision, "language": _language}

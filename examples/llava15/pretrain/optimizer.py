@@ -76,7 +76,9 @@ def orthogonal(matrices_BRC: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def make_optimizers(modules: nn.Module, lr: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    modules: nn.Module, lr: float, weight_decay: float, muon: bool
+) -> list[torch.optim.Optimizer]:
     """Optimizers for all parameters of a module.
 
     Args:

@@ -69,6 +69,7 @@ def _features(task: ContrastiveTask, scenes: list[Scene], rng: random.Random) ->
         chunk = scenes[start : start + 100]
         pixels = task.pixels(chunk)
         regions = [region for index, scene in enumerate(chunk) for region in scene_regions(scene, index)]
+        regions = [region for region in regions if "item" in region.phrases]
         states = task.encoder.vision_model.hidden_states(pixels, frozenset({layer, layer + 1}))
         normed_IPC = task.norms["penultimate"](states[layer][:, 1:])
         weights_BP = task.patch_weights(regions)
