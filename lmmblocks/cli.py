@@ -47,14 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Mistakes in the usage leave with ``SystemExit(2)``, as argparse does.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _run(words), debug="--debug" in words)
+
+
+def exit_code(run: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Run a program's body; mistakes become one line on stderr and exit code 2, no traceback.
+
+    Args:
+        run: the body; None counts as 0.
+        debug: print the traceback as well.
+    """
     try:
-        return _run(words)
+        return run() or 0
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; a last flush into the pipe must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (LmmError, OSError, KeyboardInterrupt) as error:
-        if "--debug" in words:
+        if debug:
             traceback.print_exc()
         interrupted = isinstance(error, KeyboardInterrupt)
         print("interrupted" if interrupted else f"error: {error}", file=sys.stderr)

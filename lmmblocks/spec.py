@@ -142,10 +142,10 @@ class Segments:
         return Segments(cu_q, cu_k, max(q, default=0), max(k, default=0), q, k)
 
     @staticmethod
-    def equal(count: int, length: int, *, device: torch.device | str = "cpu") -> Segments:
+    def uniform(count: int, length: int, *, device: torch.device | str = "cpu") -> Segments:
         """Build ``count`` segments of one length; the boundaries are computed where they are needed, nothing is copied from the host.
 
-        >>> Segments.equal(2, 3).cu_q.tolist()
+        >>> Segments.uniform(2, 3).cu_q.tolist()
         [0, 3, 6]
         """
         import torch

@@ -1,5 +1,6 @@
 """Assembling: exact sizes of the published models, and every part swapped every way a user may."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from lmmblocks.chat import get_template
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.images.preprocess import clip_preprocess
 from lmmblocks.projectors import MLP, Identity, Linear
 from lmmblocks.spec import PATCHES, LmmError
 
@@ -164,12 +166,17 @@ def test_encoder_words_bring_their_shape_and_source():
 
 
 def test_template_is_swapped_by_name_and_by_object(make):
-    import dataclasses
-
     assert make(template="plain").config.template == "plain"
     own = dataclasses.replace(get_template("vicuna_v1"), name="mine", system="Be brief.")
     model = make(template=own)
     assert model.template is own and model.config.template == "mine"
+
+
+def test_preprocessing_of_the_config_goes_before_the_encoders_own(make, tiny_config):
+    crop = clip_preprocess(28, 14, "crop")
+    config = dataclasses.replace(tiny_config, preprocess=crop)
+    assert make(config).encoder.preprocess == crop
+    assert make(config, encoder=config.encoder).encoder.preprocess == make().encoder.preprocess != crop
 
 
 def test_tokenizer_of_ones_own_is_taken_as_it_is(make, tiny_tokenizer):
@@ -219,8 +226,6 @@ def test_folders_give_the_shape_alone_where_no_weights_are_wanted(make, folders,
 
 
 def test_a_select_of_ones_own_is_kept_when_the_encoder_is_read(make, folders, tiny_config):
-    import dataclasses
-
     config = dataclasses.replace(tiny_config, encoder=dataclasses.replace(tiny_config.encoder, select=(-1, 1)))
     model = make(config, encoder=str(folders[0]), weights="pretrained")
     assert model.encoder.spec.layers == (-1, 1) and model.encoder.spec.dim == 64
@@ -250,7 +255,7 @@ def test_a_select_of_ones_own_is_kept_when_the_encoder_is_read(make, folders, ti
         ({"tokenizer": "/no/such/folder"}, "no folder /no/such/folder"),
         ({"weights": "randm"}, "weights='randm' is none of .*did you mean 'random'"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else str(list(value)[0]),
+    ids=lambda value: "" if isinstance(value, str) else str(next(iter(value))),
 )
 def test_wrong_swaps_are_refused(make, swaps, message):
     with pytest.raises(LmmError, match=message):

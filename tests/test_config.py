@@ -167,10 +167,7 @@ class TheirConfig:
     sizes: tuple[int, ...] = (1,)
 
 
-def test_own_config_classes_are_named_by_module_and_survive(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or __import__("types").SimpleNamespace(TheirConfig=TheirConfig))
+def test_own_config_classes_are_named_by_module_and_survive():
     config = dataclasses.replace(tiny(), encoder=TheirConfig(3, (4, 5)))
     values = json.loads(config.to_json())
     assert values["encoder"] == {"type": f"{__name__}:TheirConfig", "dim": 3, "sizes": [4, 5]}

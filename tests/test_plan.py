@@ -176,6 +176,7 @@ def test_frozen_table_gets_no_gradient():
         (([[1]], [[4]]), {}, "marks 0 images in its text but has 1"),
         (([[1, -5]], [[]]), {}, "holds the id -5"),
         (([[1]], [[]]), {"labels": [[1, 2]]}, "1 token ids but 2 labels"),
+        (([[1, 2]], [[]]), {"labels": [[-100, -1]]}, "has the label -1"),
         (([[1]], [[], []]), {}, "one entry per sample"),
         (([[1, 2, 3]], [[]]), {"max_length": 2}, "has 3 rows"),
         (([[1, 2, 3]], [[]]), {"max_length": 2, "truncate": "drop"}, "all 1 samples"),

@@ -45,9 +45,9 @@ def test_keys_default_to_the_queries():
 
 
 @given(count=st.integers(0, 5), length=st.integers(0, 5))
-def test_equal_segments_are_those_of_equal_lengths(count, length):
+def test_uniform_segments_are_those_of_equal_lengths(count, length):
     for field in dataclasses.fields(Segments):
-        a, b = (getattr(s, field.name) for s in (Segments.equal(count, length), Segments.of([length] * count)))
+        a, b = (getattr(s, field.name) for s in (Segments.uniform(count, length), Segments.of([length] * count)))
         if isinstance(a, torch.Tensor):
             assert a.dtype == b.dtype and a.tolist() == b.tolist()
         else:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmmblocks.cli import exit_code
 from lmmblocks.spec import LmmError
 
 TARGETS = {"short_answer": 0.85, "blind_short_answer": 0.45, "format": 0.95, "json_parses": 0.95, "minutes": 15.0, "peak_memory_gb": 4.0}
@@ -26,12 +26,7 @@ AT_MOST = ("blind_short_answer", "minutes", "peak_memory_gb")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0, or 2 with one line on stderr for bad input."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except (LmmError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,11 @@ The whole recipe is here to be read and changed: which blocks, which stage train
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmmblocks.spec import LmmError
+from lmmblocks.cli import exit_code
 
 SIZES = ("7b", "13b", "tiny")
 
@@ -19,12 +18,7 @@ SIZES = ("7b", "13b", "tiny")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run both stages; returns the exit code: 0, or 2 with one line on stderr for bad input."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except (LmmError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,7 +142,7 @@ class CLIPVisionTransformer(nn.Module):
         """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
         x_IPC = self.pre_layrnorm(self.embeddings(pixels))
         images, tokens = x_IPC.shape[:2]
-        segments = Segments.equal(images, tokens, device=pixels.device)
+        segments = Segments.uniform(images, tokens, device=pixels.device)
         x_TC, states = x_IPC.flatten(0, 1), {}
         for index in range(max(wanted) + 1):
             if index:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmmblocks import ops
-from lmmblocks.ops.dispatch import ENVIRONMENT, _LADDERS, backend, select
+from lmmblocks.ops.dispatch import _LADDERS, ENVIRONMENT, backend, select
 from lmmblocks.spec import LmmError
 
 

@@ -7,12 +7,11 @@ and ships what it has to --export every ten minutes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmmblocks.spec import LmmError
+from lmmblocks.cli import exit_code
 
 if TYPE_CHECKING:
     from .timed import TimedRun
@@ -30,12 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 with one line on stderr for bad input.
     """
     options = _parser().parse_args(arguments)
-    try:
-        _STEPS[options.part](options)
-    except (LmmError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _STEPS[options.part](options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ LANGUAGE = TransformerConfig(
 """The tiny preset's decoder; the vocabulary is the tokenizer's."""
 
 _OTHER_TEXT = 0.15
-_CAPTION_SHARE = 0.1
+_CAPTION_SHARE = 0.25
 _BARE_SHARE = 0.5
 TEMPLATE = get_template("vicuna_v1")
 assert isinstance(TEMPLATE, Template)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmmblocks.cli import exit_code
 from lmmblocks.spec import LmmError
 
 from .dataset import write_dataset, write_pretrain
@@ -24,12 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 with one line on stderr for bad input.
     """
     options = _parser().parse_args(arguments)
-    try:
-        _write(options)
-    except (LmmError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _write(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lmmblocks.spec import LmmError
+
 _OVERSAMPLING = 8
 _CAPITAL_PER_EM = 0.70  # capital height of Pillow's built-in font over its size
 
@@ -79,7 +81,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError(
+        raise LmmError(
             "the scenes show handwritten digits from scikit-learn: pip install scikit-learn"
         ) from error
     data = load_digits()
