@@ -123,6 +123,17 @@ def test_order_of_the_conversations_does_not_matter(tiny_model, conversations):
     assert largest(one - turned) < TOLERANCE
 
 
+def test_positions_and_segments_of_the_decoder_restart_with_every_conversation(tiny_model, conversations):
+    seen = []
+    hook = tiny_model.decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    with hook, torch.no_grad():
+        tiny_model(collate(conversations, tiny_model))
+    lengths = seen[0]["segments"].lengths_q
+    alone = [collate([sample], tiny_model).plan.total_rows for sample in conversations]
+    assert list(lengths) == alone
+    assert seen[0]["positions"].tolist() == [position for n in alone for position in range(n)]
+
+
 def test_each_image_goes_to_its_own_place(tiny_model, conversations):
     """Exchanging pictures between two conversations changes the loss of every answer behind them, and equals asking alone."""
     one, two = conversations[0], conversations[2]

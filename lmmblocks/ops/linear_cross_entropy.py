@@ -69,11 +69,10 @@ def linear_cross_entropy_reference(hidden_RD: Tensor, weight_VD: Tensor, targets
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
-        chunks = range(0, hidden_RD.shape[0], CHUNK_ROWS)
-        losses = [
-            linear_cross_entropy_reference(hidden_RD[i : i + CHUNK_ROWS], weight_VD, targets_R[i : i + CHUNK_ROWS])
-            for i in chunks
-        ]
+        ctx.compute = _compute_dtype(hidden_RD)
+        head_VD = weight_VD.to(ctx.compute)
+        chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, hidden_RD.shape[0], CHUNK_ROWS)]
+        losses = [linear_cross_entropy_reference(hidden_RD[c].to(ctx.compute), head_VD, targets_R[c]) for c in chunks]
         ctx.save_for_backward(hidden_RD, weight_VD, targets_R)
         return torch.cat(losses)
 
@@ -82,18 +81,26 @@ class _Chunked(torch.autograd.Function):
         hidden_RD, weight_VD, targets_R = ctx.saved_tensors
         (grad_R,) = grads
         need_hidden, need_weight, _ = ctx.needs_input_grad
+        head_VD = weight_VD.to(ctx.compute)
         hidden_grad = torch.empty_like(hidden_RD) if need_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=grad_R.dtype) if need_weight else None
         for i in range(0, hidden_RD.shape[0], CHUNK_ROWS):
             rows = slice(i, i + CHUNK_ROWS)
-            slope_rV = (hidden_RD[rows] @ weight_VD.T).to(grad_R.dtype).softmax(-1)
+            hidden_rD = hidden_RD[rows].to(ctx.compute)
+            slope_rV = (hidden_rD @ head_VD.T).to(grad_R.dtype).softmax(-1)
             slope_rV[torch.arange(slope_rV.shape[0], device=slope_rV.device), targets_R[rows]] -= 1
-            slope_rV = (slope_rV * grad_R[rows, None]).to(hidden_RD.dtype)
+            slope_rV = (slope_rV * grad_R[rows, None]).to(ctx.compute)
             if hidden_grad is not None:
-                torch.mm(slope_rV, weight_VD, out=hidden_grad[rows])
+                hidden_grad[rows] = slope_rV @ head_VD
             if weight_grad is not None:
-                weight_grad += (slope_rV.T @ hidden_RD[rows]).to(weight_grad.dtype)
+                weight_grad += slope_rV.T @ hidden_rD
         return hidden_grad, None if weight_grad is None else weight_grad.to(weight_VD.dtype), None
+
+
+def _compute_dtype(hidden_RD: Tensor) -> torch.dtype:
+    """What the products are taken in: autocast's dtype inside of it, which a backward is not, else that of the rows."""
+    kind = hidden_RD.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_RD.dtype
 
 
 def linear_cross_entropy_torch(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:

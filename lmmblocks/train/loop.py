@@ -40,7 +40,7 @@ def train(
     """Train one stage; the model is changed in place.
 
     Killed at any moment and called again with the same arguments, it goes on from its last checkpoint and gives, bit for bit, the losses of
-    the uninterrupted run (on a GPU with ``deterministic=True``).
+    the uninterrupted run (on the same kind of device with as many threads; on a GPU with ``deterministic=True``).
 
     Args:
         model: an ``LMM`` with a tokenizer, on the device to train on.
@@ -148,9 +148,18 @@ class _Run:
         outcome = self.stepper(inputs, factor) if inputs.supervised_tokens else None
         self.taken += 1
         self.totals.add(inputs)
+        if self.taken == min(len(self.order), self.order.steps_per_epoch):
+            self._refuse_an_epoch_of_nothing(inputs)
         self.pending.append(
             (dataclasses.replace(inputs, batches=(), weights=()), outcome, factor * max(stage.train.values()))
         )
+
+    def _refuse_an_epoch_of_nothing(self, inputs: StepInput) -> None:
+        if not self.totals.supervised_tokens:
+            example = f"; such as: {inputs.skipped[0][1]}" if inputs.skipped else ""
+            raise LmmError(
+                f"stage {self.stage.name!r}: no sample of the data has anything to learn: {self.totals.report()}{example}"
+            )
 
     def _flush(self) -> None:
         """Fetch the numbers of all steps since the last time, in one transfer, and log them."""

@@ -92,17 +92,17 @@ def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, stage), betas=stage.betas, eps=stage.eps, fused=True)
 
 
-def trainable_table(model: Any, stage: Stage) -> str:
-    """Return one line per part: parameters, trained parameters, learning rate."""
-    lines = [f"{'part':<10} {'parameters':>14} {'trained':>14}  learning rate"]
+def trainable_table(model: Any, stage: Stage | None = None) -> str:
+    """Return one line per part: parameters, trained parameters and, for a stage, the learning rate."""
+    lines = [f"{'part':<10} {'parameters':>14} {'trained':>14}" + ("  learning rate" if stage else "")]
     for name, part in model.parts.items():
         total = sum(p.numel() for p in part.parameters())
         trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        rate = f"{stage.train[name]:g}" if name in stage.train else "frozen"
-        lines.append(f"{name:<10} {total:>14,} {trained:>14,}  {rate}")
+        rate = "" if stage is None else f"  {stage.train[name]:g}" if name in stage.train else "  frozen"
+        lines.append(f"{name:<10} {total:>14,} {trained:>14,}{rate}")
     return "\n".join(lines)
 
 
-def print_trainable(model: Any, stage: Stage) -> None:
+def print_trainable(model: Any, stage: Stage | None = None) -> None:
     """Print :func:`trainable_table`."""
     print(trainable_table(model, stage))

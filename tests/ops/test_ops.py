@@ -78,6 +78,22 @@ def test_chunked_loss_passes_gradcheck_in_fp64(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16])
+def test_chunked_loss_under_autocast_equals_the_plain_one(hidden_dtype):
+    rows = CHUNK_ROWS + 5
+    hidden, head, targets = torch.randn(rows, 8, dtype=hidden_dtype), torch.randn(13, 8), torch.randint(0, 13, (rows,))
+    results = {}
+    for name in ("torch", "reference"):
+        leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = ops.linear_cross_entropy(*leaves, targets, backend=name)
+        loss.backward()
+        results[name] = [loss.detach(), *(leaf.grad for leaf in leaves)]
+    for ours, theirs in zip(*results.values()):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours.float(), theirs.float(), atol=2e-3, rtol=2e-2)
+
+
 def test_wrong_reductions_and_shapes_are_refused():
     hidden, head = torch.randn(2, 3), torch.randn(4, 3)
     with pytest.raises(LmmError, match="reduction 'avg'"):

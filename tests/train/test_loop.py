@@ -145,12 +145,31 @@ def test_what_was_cut_or_left_out_is_counted_and_said(model, samples, stage, tmp
 
 
 def test_a_step_without_any_target_changes_nothing_and_is_counted(model, samples, stage, tmp_path):
-    stage = dataclasses.replace(stage, epochs=1, truncate="right", max_length=25)
-    weights = [p.clone() for p in model.parameters()]
-    result = train(model, stage, samples, tmp_path)
-    assert all(math.isnan(loss) for loss in result.losses)
-    assert result.totals.empty_steps == 3 and result.totals.unsupervised == 12
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights))
+    empty = 5
+    stage = dataclasses.replace(stage, batch_size=1, epochs=1, bad_samples="skip", warmup_ratio=0.0)
+    (victim,) = StepOrder(samples, stage)[empty]
+    samples[victim] = dataclasses.replace(samples[victim], images=["/nowhere/x.png"])
+    weights = []
+
+    def on_step(row):
+        weights.append([p.clone() for p in model.parameters()])
+
+    result = train(model, stage, samples, tmp_path, on_step=on_step)
+    assert [math.isnan(loss) for loss in result.losses] == [step == empty for step in range(12)]
+    assert result.totals.empty_steps == result.skipped == 1
+    before = weights[empty - 1]
+    assert all(torch.equal(p, q) for p, q in zip(weights[empty], before))
+
+
+def test_data_without_anything_to_learn_is_an_error(model, samples, stage, tmp_path):
+    with pytest.raises(LmmError, match="no sample of the data has anything to learn: .*12 without targets"):
+        train(model, dataclasses.replace(stage, truncate="right", max_length=25), samples, tmp_path / "a")
+    with pytest.raises(LmmError, match="12 skipped as unusable.*; such as: .*'plain'"):
+        text = [
+            dataclasses.replace(s, images=[], messages=[{**m, "content": "x"} for m in s.messages])
+            for s in samples
+        ]
+        train(model, dataclasses.replace(stage, template="plain", bad_samples="skip"), text, tmp_path / "b")
 
 
 @pytest.mark.parametrize("log_every", [1, 4])

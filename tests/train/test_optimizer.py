@@ -90,3 +90,4 @@ def test_the_table_counts_what_is_trained(model):
     assert [line.split()[0] for line in lines[1:]] == ["encoder", "projector", "decoder"]
     assert lines[2].split() == ["projector", f"{count:,}", f"{count:,}", "0.001"]
     assert lines[1].split()[2:] == ["0", "frozen"]
+    assert trainable_table(model).splitlines()[2].split() == ["projector", f"{count:,}", f"{count:,}"]

@@ -34,7 +34,7 @@ from .initialise import initialise
 from .phrases import GROUPS, SIDES, SPELLING, Region, Words, box_weights, scene_regions
 
 VISION = CLIPConfig(dim=192, layers=5, heads=6, mlp_dim=768, image_size=112, patch=14, select=(-2,))
-_GROUP_WEIGHTS = {"item": 1.0, "color": 0.5, "shape": 0.5, "place": 0.4, "letter": 0.5}
+_GROUP_WEIGHTS = {"item": 1.0, "color": 0.5, "shape": 0.5, "place": 0.4, "digit": 0.7, "letter": 0.5}
 _GROUP_WEIGHTS |= dict.fromkeys(SIDES, 0.1) | dict.fromkeys(SPELLING, 0.25)
 
 
@@ -111,7 +111,9 @@ class ContrastiveTask:
     def losses(self, step: int) -> dict[str, Tensor]:
         """The terms of one step's loss."""
         rng = random.Random(f"contrastive-{self.seed}-{step}")
-        scenes = [rich_scene(rng) if index % 4 else sample_scene(rng, "train") for index in range(self.batch_images)]
+        scenes = [
+            rich_scene(rng) if index % 4 else sample_scene(rng, "train") for index in range(self.batch_images)
+        ]
         captions = [caption(scene, rng) for scene in scenes]
         regions = [region for index, scene in enumerate(scenes) for region in scene_regions(scene, index)]
         return self.losses_of(self.pixels(scenes), captions, regions)

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def export_language(
     metrics: Mapping[str, Any],
     dtype: torch.dtype = torch.float16,
 ) -> None:
-    """Write a `LlamaForCausalLM` folder with its tokenizer.
+    """Write a `LlamaForCausalLM` folder with its tokenizer; a shared head becomes a matrix of its own.
 
     Args:
         decoder: the language model.
@@ -56,7 +57,7 @@ def export_language(
     """
     from transformers import GenerationConfig
 
-    config = hf_language_config(decoder.config)
+    config = hf_language_config(replace(decoder.config, tied=False))
     config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
         config.save_pretrained(unfinished)
@@ -117,7 +118,7 @@ def _parent(folder: Path) -> Path:
 def _write_weights(state: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     from safetensors.torch import save_file
 
-    tensors = {name: value.detach().to(dtype).contiguous() for name, value in state.items()}
+    tensors = {name: value.detach().to(dtype, copy=True).contiguous() for name, value in state.items()}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 

@@ -1,4 +1,4 @@
-"""Where the vision tower starts: random weights that a short training can use from the first step."""
+"""Where the towers start: random weights that a short training can use from the first step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from lmmblocks.decoders.transformer import Transformer
 from lmmblocks.encoders.clip import CLIP
 
 
@@ -55,3 +56,17 @@ def wave_positions(side: int, dim: int) -> Tensor:
     table = torch.zeros(side * side, dim)
     table[:, : 4 * quarter] = torch.cat([columns, rows], -1).flatten(0, 1)
     return table
+
+
+def initialise_decoder(decoder: Transformer) -> None:
+    """Set random weights: linear layers by their width, residual branches smaller with depth.
+
+    Args:
+        decoder: changed in place.
+    """
+    depth = (2 * decoder.config.layers) ** -0.5
+    for name, parameter in decoder.model.layers.named_parameters():
+        if parameter.dim() == 2:
+            branch_end = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=(depth if branch_end else 1.0) * parameter.shape[1] ** -0.5)
+    nn.init.normal_(decoder.model.embed_tokens.weight, std=0.05)

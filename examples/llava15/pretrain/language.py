@@ -28,6 +28,7 @@ from ..scenes.describe import caption, caption_with_boxes
 from ..scenes.questions import TASKS
 from ..scenes.scene import sample_scene
 from .export import export_language
+from .initialise import initialise_decoder
 
 LANGUAGE = TransformerConfig(
     dim=192,
@@ -55,7 +56,9 @@ class LanguageTask:
 
     Args:
         tokenizer_folder: what `save_tokenizer` wrote.
-        config: shape of the decoder; its vocabulary is replaced by the tokenizer's.
+        config: shape of the decoder; its vocabulary is replaced by the tokenizer's. The head shares the embedding
+            table while it is trained, so that to copy a rare word is not learned word by word; `export` writes
+            two equal matrices.
         batch_tokens: rows of a packed batch.
         seed: of the data; step `n` draws the same batch in every run.
     """
@@ -71,7 +74,8 @@ class LanguageTask:
 
         self.tokenizer_folder, self.batch_tokens, self.seed = Path(tokenizer_folder), batch_tokens, seed
         self.tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
-        self.decoder: Transformer = replace(config, vocab=len(self.tokenizer)).build()
+        self.decoder: Transformer = replace(config, vocab=len(self.tokenizer), tied=True).build()
+        initialise_decoder(self.decoder)
         self.modules = nn.ModuleDict({"decoder": self.decoder})
 
     def losses(self, step: int) -> dict[str, Tensor]:

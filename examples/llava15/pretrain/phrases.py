@@ -21,7 +21,7 @@ from ..scenes.scene import Item, Scene
 
 SIDES = ("left", "top", "right", "bottom")
 SPELLING = ("1st", "2nd", "3rd", "4th")
-GROUPS = ("item", "color", "shape", "place", *SIDES, "letter", *SPELLING)
+GROUPS = ("item", "color", "shape", "place", *SIDES, "digit", "letter", *SPELLING)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _phrases(scene: Scene, item: Item) -> dict[str, str]:
         phrases |= {"color": f"{item.color}", "shape": "sign"}
         phrases |= {place: f"{place[0]} {letter}" for place, letter in zip(SPELLING, f"{item.word}....")}
     else:
-        phrases |= {"shape": "digit"}
+        phrases |= {"shape": "digit", "digit": f"{item.digit}"}
     return phrases | {side: f"{side} {value:.2f}" for side, value in zip(SIDES, padded_box(scene, item))}
 
 
