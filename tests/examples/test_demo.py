@@ -8,7 +8,7 @@ import pytest
 from examples.llava15 import demo
 from examples.llava15.report.curves import loss_svg, running_mean
 
-SMALL = ["--captions", "24", "--conversations", "30", "--questions", "32"]
+SMALL = ["--captions", "70", "--conversations", "30", "--questions", "32"]
 
 
 @pytest.fixture(scope="module")

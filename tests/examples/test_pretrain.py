@@ -239,13 +239,20 @@ def test_learning_rate_warms_up_and_falls_with_the_clock() -> None:
     assert lr_factor(500, 100, 0.5) == pytest.approx(0.505)
 
 
-def test_resuming_nothing_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "none"
-    assert (
-        main(["vision", "--minutes", "0", "--out", str(folder), "--export", str(tmp_path / "w"), "--resume"])
-        == 2
-    )
-    assert "nothing to resume" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vision", "--minutes", "0", "--resume"], "nothing to resume"),
+        (["language", "--minutes", "0"], "no tokenizer in"),
+        (["vision", "--minutes", "-1"], "--minutes -1.0"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "none"), "--export", str(tmp_path / "w")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
     assert not (tmp_path / "w").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lmmblocks.spec import LmmError
@@ -47,6 +47,7 @@ def test_grouped_order_has_every_index_once(lengths, batch_size, world_size):
     )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.integers(1, 300).map(lambda n: n if n % 3 else -n), min_size=60, max_size=200))
 def test_grouped_order_keeps_modalities_apart_except_in_the_remainder(lengths):
     megabatch = 2 * 3

@@ -21,7 +21,7 @@ from lmmblocks import ops
 from lmmblocks.chat import CaptionTemplate, Piece, Template, Tokens, encode_chat, get_template, tokenize
 from lmmblocks.decoders.transformer import Transformer, TransformerConfig
 from lmmblocks.plan import plan_splice
-from lmmblocks.spec import IGNORE_LABEL, SplicePlan
+from lmmblocks.spec import IGNORE_LABEL, LmmError, SplicePlan
 
 from ..scenes.corpus import corpus_messages
 from ..scenes.describe import caption, caption_with_boxes
@@ -72,6 +72,9 @@ class LanguageTask:
     ) -> None:
         from transformers import AutoTokenizer
 
+        if not (Path(tokenizer_folder) / "tokenizer.json").is_file():
+            command = f"python -m examples.llava15.pretrain tokenizer --out {tokenizer_folder}"
+            raise LmmError(f"no tokenizer in {tokenizer_folder}: make it first with `{command}`")
         self.tokenizer_folder, self.batch_tokens, self.seed = Path(tokenizer_folder), batch_tokens, seed
         self.tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_folder), local_files_only=True)
         self.decoder: Transformer = replace(config, vocab=len(self.tokenizer), tied=True).build()

@@ -1,8 +1,8 @@
 """AdamW, or Muon for the matrices inside the layers and AdamW for everything else.
 
-Muon takes the momentum of a matrix and makes it orthogonal before it steps, so that rare directions move as far as common ones.
-For the vision tower that gets past the plateau where it knows colours and no shapes yet in half the steps of AdamW; the
-decoder learned faster with AdamW.
+Muon takes the momentum of a matrix and makes it orthogonal before it steps, so that rare directions move as
+far as common ones. The vision tower gets past the plateau where it knows colours and no shapes yet in half of
+AdamW's steps; the decoder learned faster with AdamW.
 Source: Jordan et al., "Muon" (2024), kellerjordan.github.io/posts/muon.
 """
 

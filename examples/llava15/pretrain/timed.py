@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lmmblocks.spec import LmmError
+
 from .optimizer import make_optimizers
 
 
@@ -56,6 +58,9 @@ class TimedRun:
         warmup_steps: linear warm-up.
         save_minutes: time between two checkpoints.
         log_steps: steps between two log lines.
+
+    Raises:
+        LmmError: negative minutes.
     """
 
     minutes: float
@@ -70,6 +75,10 @@ class TimedRun:
     step: int = 0
     elapsed_s: float = 0.0
     _sums: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.minutes < 0:
+            raise LmmError(f"--minutes {self.minutes}: give 0 (export what the checkpoint holds) or more")
 
     def train(self, task: Task, resume: bool = False) -> dict[str, Any]:
         """Train until the time is over, then evaluate and export.
