@@ -21,6 +21,9 @@ from lmmblocks.spec import LmmError
 
 from .optimizer import make_optimizers
 
+_LONGEST_STEP_S = 30.0
+"""What a step counts at most: a process that is suspended does not spend its training time."""
+
 
 class Task(Protocol):
     """What is trained.
@@ -98,15 +101,15 @@ class TimedRun:
         self.out.mkdir(parents=True, exist_ok=True)
         optimizers = make_optimizers(task.modules, self.lr, self.weight_decay, self.muon)
         self._open(task, optimizers, resume)
-        started = last_save = time.monotonic() - self.elapsed_s
-        last_save += self.elapsed_s
+        now = last_save = time.monotonic()
         while self.elapsed_s < self.minutes * 60:
             self._step(task, optimizers)
-            self.elapsed_s = time.monotonic() - started
-            if time.monotonic() - last_save > self.save_minutes * 60:
+            before, now = now, time.monotonic()
+            self.elapsed_s += min(now - before, _LONGEST_STEP_S)
+            if now - last_save > self.save_minutes * 60:
                 self._save(task, optimizers)
                 self._report(task)
-                last_save = time.monotonic()
+                now = last_save = time.monotonic()
         self._save(task, optimizers)
         return self._report(task)
 
