@@ -11,19 +11,24 @@ import torch
 
 from examples.llava15.pretrain.__main__ import WEIGHTS, main
 from examples.llava15.pretrain.contrastive import ContrastiveTask, draw_scenes, rich_scene
+from examples.llava15.pretrain.documents import heldout_questions, sample_document
+from examples.llava15.pretrain.drills import scene_facts
 from examples.llava15.pretrain.export import export_language, export_vision
-from examples.llava15.pretrain.language import LanguageTask, plan_all_text, sample_document, told_questions
+from examples.llava15.pretrain.language import LanguageTask, answer_weights, document_rows, plan_documents
 from examples.llava15.pretrain.optimizer import make_optimizers, orthogonal
 from examples.llava15.pretrain.phrases import box_weights, scene_regions
 from examples.llava15.pretrain.timed import TimedRun, lr_factor
 from examples.llava15.pretrain.tokenizer import corpus, save_tokenizer, train_tokenizer
-from examples.llava15.scenes.scene import split_of
+from examples.llava15.pretrain.word_rows import embed_rows, word_rows
+from examples.llava15.scenes.describe import item_phrase, position
+from examples.llava15.scenes.scene import sample_scene, split_of
+from examples.llava15.scenes.turns import named_once
 from examples.llava15.scenes.vocabulary import COLORS, HELDOUT_SHAPE_PAIRS, SHAPES, WORDS
 from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.plan import plan_splice
-from lmmblocks.spec import IGNORE_LABEL, Segments
+from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Segments
 
 TINY_VISION = CLIPConfig(dim=32, layers=3, heads=2, mlp_dim=64, image_size=112, patch=14)
 TINY_LANGUAGE = TransformerConfig(
@@ -94,8 +99,12 @@ def test_no_heldout_combination_is_drawn_for_pretraining(tokenizer) -> None:
     heldout = {f"{color} {shape}" for color, shape in HELDOUT_SHAPE_PAIRS}
     assert len(phrases) > 80 and not phrases & heldout
     encoder = text_encoder(tokenizer)
-    texts = [encoder.decode(sample_document(rng, tokenizer).ids) for _ in range(150)]
+    documents = [sample_document(rng, tokenizer) for _ in range(150)]
+    texts = [encoder.decode([i for i in document.tokens.ids if i != IMAGE_TOKEN]) for document in documents]
     assert not [text for text in texts for pair in heldout if f" {pair}" in text]
+    bags = {encoder.decode(list(bag)) for document in documents for rows in document.scenes for bag in rows}
+    assert len(bags) > 100
+    assert not [bag for bag in bags for pair in heldout if set(pair.split()) <= set(bag.split()) and "word" not in bag]
 
 
 def test_contrastive_steps_lower_the_loss_of_their_batch() -> None:
@@ -118,11 +127,58 @@ def test_contrastive_steps_lower_the_loss_of_their_batch() -> None:
 
 
 def test_answers_are_told_apart_from_other_text(tokenizer) -> None:
-    documents = [sample_document(random.Random(seed), tokenizer) for seed in range(6)]
-    plan, answers_R = plan_all_text(documents)
-    assert len(plan.targets) == sum(len(document.ids) - 1 for document in documents)
-    supervised = [label for document in documents for label in document.labels if label != IGNORE_LABEL]
-    assert plan.targets[answers_R == 1].tolist() == supervised
+    documents = [sample_document(random.Random(seed), tokenizer) for seed in range(12)]
+    plan, weights_R = plan_documents(documents)
+    text = [i for document in documents for i in document.tokens.ids[1:] if i != IMAGE_TOKEN]
+    assert plan.targets.tolist() == text
+    assert plan.total_rows == sum(document_rows(document) for document in documents)
+    supervised = [label for document in documents for label in document.tokens.labels if label != IGNORE_LABEL]
+    assert plan.targets[weights_R > 0].tolist() == supervised
+    answers, _ = plan_documents(documents, answers_only=True)
+    assert answers.targets.tolist() == supervised
+
+
+def test_an_answer_weighs_the_root_of_its_length() -> None:
+    ignore = IGNORE_LABEL
+    weights = answer_weights([ignore, 5, 6, 7, 8, ignore, 9, 2])
+    assert weights == pytest.approx([0, 0.5, 0.5, 0.5, 0.5, 0, 2**-0.5, 2**-0.5])
+
+
+def test_a_scenes_rows_name_its_items_where_they_are(tokenizer) -> None:
+    encoder = text_encoder(tokenizer)
+    for seed in range(40):
+        rng = random.Random(seed)
+        scene = sample_scene(rng, "train")
+        rows = word_rows(scene, rng, tokenizer)
+        said = [set(encoder.decode(list(bag)).split()) for bag in rows]
+        allowed = [{*item_phrase(item).split(), *position(item).split()} for item in scene.items]
+        signs = [{item.color, "sign"} if item.kind == "word" else set() for item in scene.items]
+        assert len(rows) in (16, 25, 36, 64)
+        assert all(any(bag <= words | sign for words, sign in zip(allowed, signs)) for bag in said)
+        assert all(any(words <= bag for bag in said) for words in allowed), "one row says all of an item"
+
+
+def test_rows_are_sums_of_embeddings(tokenizer_folder: Path) -> None:
+    table = LanguageTask(tokenizer_folder, TINY_LANGUAGE).decoder.table.detach()
+    torch.manual_seed(0)
+    rows = embed_rows([(5, 9), (), (7,)] * 200, table)
+    spread = (rows.view(200, 3, -1) - torch.stack([table[5] + table[9], table[0] * 0, table[7]])).flatten()
+    assert spread.std() == pytest.approx(0.5 * table.std().item(), rel=0.02)
+    assert abs(spread.mean()) < 0.01 * table.std()
+    assert embed_rows([], table).shape == (0, 32)
+
+
+def test_facts_of_a_scene_are_true() -> None:
+    for seed in range(60):
+        rng = random.Random(seed)
+        scene = sample_scene(rng, "train")
+        facts: dict[str, set[str]] = {}
+        for key, answer in scene_facts(scene, rng):
+            facts.setdefault(key, set()).add(answer)
+        assert all(len(answers) == 1 for key, answers in facts.items() if "\n" not in key), facts
+        assert facts["objects"] == {str(len(scene.items))}
+        for item in named_once(scene):
+            assert facts[item_phrase(item)] == {position(item)}
 
 
 def test_language_steps_lower_the_loss_of_their_batch(tokenizer_folder: Path) -> None:
@@ -140,10 +196,11 @@ def test_language_steps_lower_the_loss_of_their_batch(tokenizer_folder: Path) ->
     assert values == sorted(values, reverse=True), values
 
 
-def test_validation_asks_every_task_about_heldout_scenes() -> None:
-    questions = list(told_questions(random.Random(0), 2))
+def test_validation_asks_every_task_about_heldout_scenes(tokenizer) -> None:
+    questions = list(heldout_questions(random.Random(0), 2, tokenizer))
     names = [name for name, _ in questions]
     assert all(names.count(name) == 2 for name in names) and len(set(names)) > 10
+    assert sum(bool(document.scenes) for _, document in questions) == len(set(names)) - 2  # all but text and box
 
 
 def test_exported_vision_tower_equals_transformers(tmp_path: Path) -> None:
@@ -178,7 +235,7 @@ def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp
     ).input_ids
     assert ids[0] == 1
     plan = plan_splice([ids], [[]])
-    logits = task.decoder.head(task.hidden(plan))
+    logits = task.decoder.head(task.hidden(plan, []))
     torch.testing.assert_close(logits, theirs(torch.tensor([ids])).logits[0], rtol=1e-5, atol=1e-5)
 
 
@@ -268,7 +325,7 @@ def test_shipped_weights_are_whole_and_small() -> None:
         assert not report["missing_keys"] and not report["unexpected_keys"], report
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     tokenizer = AutoTokenizer.from_pretrained(str(WEIGHTS / "language"), local_files_only=True)
-    assert len(tokenizer) == model.config.vocab_size
+    assert len(tokenizer) < model.config.vocab_size == 960, "a spare row for <image>"
 
 
 def test_shipped_vision_tower_computes_what_transformers_computes() -> None:

@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer", type=Path, help="the tokenizer's folder (default: --out of the tokenizer beside --out)"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--start", type=Path, help="language: folder of a decoder to go on from (default: random)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, help="peak learning rate")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
@@ -77,7 +78,7 @@ def _language(options: argparse.Namespace) -> None:
 
     run = _timed_run(options, "language", lr=2e-3, muon=False)
     tokenizer = options.tokenizer or options.out.parent / "tokenizer"
-    run.train(LanguageTask(tokenizer, seed=options.seed), options.resume)
+    run.train(LanguageTask(tokenizer, seed=options.seed, start=options.start), options.resume)
 
 
 def _timed_run(options: argparse.Namespace, name: str, lr: float, muon: bool) -> TimedRun:

@@ -29,7 +29,7 @@ def corpus_messages(rng: random.Random) -> Messages:
     """
     scene = sample_scene(rng, "train")
     if rng.random() < 0.1:
-        return _as_messages(
+        return as_messages(
             "", [turn for turn in (TASKS["text"](scene, rng) for _ in range(rng.randint(2, 5))) if turn]
         )
     boxes = rng.random() < 0.5
@@ -37,7 +37,7 @@ def corpus_messages(rng: random.Random) -> Messages:
     names = [name for name in TASKS if name != "text" and (boxes or name not in _NEEDS_BOXES)]
     if boxes and rng.random() < 0.5:  # boxes are the longest answers: ask for them often
         names += [rng.choice(_NEEDS_BOXES)] * 2
-    return _as_messages(told + "\n", sample_turns(scene, rng, names, rng.randint(3, 6)))
+    return as_messages(told + "\n", sample_turns(scene, rng, names, rng.randint(3, 6)))
 
 
 def corpus_text(rng: random.Random) -> str:
@@ -58,7 +58,8 @@ def sample_turns(scene: Scene, rng: random.Random, names: list[str], count: int)
     return turns
 
 
-def _as_messages(opening: str, turns: list[Turn]) -> Messages:
+def as_messages(opening: str, turns: list[Turn]) -> Messages:
+    """Turns as messages; `opening` goes in front of the first question."""
     messages: Messages = []
     for index, turn in enumerate(turns):
         messages.append({"role": "user", "content": (opening if index == 0 else "") + turn.question})

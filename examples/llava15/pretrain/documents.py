@@ -1,0 +1,85 @@
+"""What the decoder reads in its training: captions, conversations and drills about scenes, told in words or in rows of words."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from lmmblocks.chat import CaptionTemplate, Piece, Template, encode_chat, get_template, tokenize
+
+from ..scenes.corpus import as_messages, corpus_messages, sample_turns
+from ..scenes.describe import caption, caption_with_boxes
+from ..scenes.questions import TASKS
+from ..scenes.scene import Scene, sample_scene
+from .drills import facts_pieces
+from .word_rows import Document, word_rows
+
+_DRILL_SHARE, _CAPTION_SHARE, _BARE_SHARE = 0.45, 0.1, 0.3
+_ROWS_SHARE = 0.8
+_NOT_IN_ROWS = ("text", "box")  # rows say where an item is in words, not in numbers
+
+TEMPLATE = get_template("vicuna_v1")
+assert isinstance(TEMPLATE, Template)
+_BARE_TEMPLATE = replace(TEMPLATE, system="")
+_CAPTIONS = get_template("plain")
+assert isinstance(_CAPTIONS, CaptionTemplate)
+
+
+def sample_document(rng: random.Random, tokenizer: Any) -> Document:
+    """One training document: a drill, a caption, or a conversation with or without the system prompt."""
+    draw, in_rows = rng.random(), rng.random() < _ROWS_SHARE
+    if draw < _DRILL_SHARE:
+        return _drill(rng, tokenizer, in_rows)
+    if draw < _DRILL_SHARE + _CAPTION_SHARE:
+        return _caption(rng, tokenizer, in_rows)
+    template = _BARE_TEMPLATE if draw < _DRILL_SHARE + _CAPTION_SHARE + _BARE_SHARE else TEMPLATE
+    if not in_rows:
+        return Document(encode_chat(corpus_messages(rng), template, tokenizer))
+    scene = sample_scene(rng, "train")
+    names = [name for name in TASKS if name not in _NOT_IN_ROWS]
+    messages = as_messages("<image>\n", sample_turns(scene, rng, names, rng.randint(4, 8)))
+    return Document(encode_chat(messages, template, tokenizer), (word_rows(scene, rng, tokenizer),))
+
+
+def _drill(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
+    scene = max((sample_scene(rng, "train") for _ in range(2)), key=lambda scene: len(scene.items))
+    return _told(scene, rng, tokenizer, in_rows, facts_pieces(scene, rng), with_boxes=rng.random() < 0.2)
+
+
+def _caption(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
+    """A scene, then its caption, as stage 1 will show it with a picture in place of the telling."""
+    scene = sample_scene(rng, "train")
+    said = Piece("text", caption(scene, rng) + _CAPTIONS.end, "assistant", train=True)  # type: ignore[union-attr]
+    return _told(scene, rng, tokenizer, in_rows, [said], with_boxes=True)
+
+
+def _told(
+    scene: Scene, rng: random.Random, tokenizer: Any, in_rows: bool, behind: list[Piece], with_boxes: bool
+) -> Document:
+    if in_rows:
+        pieces = [Piece("bos"), Piece("image", role="user"), *behind]
+        return Document(tokenize(pieces, tokenizer), (word_rows(scene, rng, tokenizer),))
+    text = caption_with_boxes(scene) if with_boxes else caption(scene, rng) + "\n"
+    return Document(tokenize([Piece("bos"), Piece("text", text, "user"), *behind], tokenizer))
+
+
+def heldout_questions(rng: random.Random, per_task: int, tokenizer: Any) -> Iterator[tuple[str, Document]]:
+    """Validation questions: a held-out scene, one question, and the task's name; `per_task` of each.
+
+    Every second scene is in rows, the others are told.
+    """
+    for name, task in TASKS.items():
+        found = 0
+        while found < per_task:
+            scene = sample_scene(rng, "heldout")
+            turn = task(scene, rng)
+            if turn is None:
+                continue
+            found += 1
+            in_rows = found % 2 and name not in _NOT_IN_ROWS
+            told = caption_with_boxes(scene) if name in ("box", "region") else caption(scene, rng)
+            opening = "" if name == "text" else "<image>\n" if in_rows else f"{told}\n"
+            tokens = encode_chat(as_messages(opening, [turn]), TEMPLATE, tokenizer)
+            yield name, Document(tokens, (word_rows(scene, rng, tokenizer),) if in_rows else ())
