@@ -25,6 +25,7 @@ assert isinstance(TEMPLATE, Template)
 _BARE_TEMPLATE = replace(TEMPLATE, system="")
 _CAPTIONS = get_template("plain")
 assert isinstance(_CAPTIONS, CaptionTemplate)
+_CAPTION_END = _CAPTIONS.end
 
 
 def sample_document(rng: random.Random, tokenizer: Any) -> Document:
@@ -51,7 +52,7 @@ def _drill(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
 def _caption(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
     """A scene, then its caption, as stage 1 will show it with a picture in place of the telling."""
     scene = sample_scene(rng, "train")
-    said = Piece("text", caption(scene, rng) + _CAPTIONS.end, "assistant", train=True)  # type: ignore[union-attr]
+    said = Piece("text", caption(scene, rng) + _CAPTION_END, "assistant", train=True)
     return _told(scene, rng, tokenizer, in_rows, [said], with_boxes=True)
 
 
