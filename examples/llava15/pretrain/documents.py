@@ -16,7 +16,7 @@ from ..scenes.scene import Scene, sample_scene
 from .drills import facts_pieces
 from .word_rows import Document, word_rows
 
-_DRILL_SHARE, _CAPTION_SHARE, _BARE_SHARE = 0.45, 0.1, 0.3
+_DRILL_SHARE, _CAPTION_SHARE, _BARE_SHARE = 0.35, 0.1, 0.35
 _ROWS_SHARE = 0.8
 _NOT_IN_ROWS = ("text", "box")  # rows say where an item is in words, not in numbers
 
