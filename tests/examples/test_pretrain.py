@@ -17,6 +17,7 @@ from examples.llava15.pretrain.export import export_language, export_vision
 from examples.llava15.pretrain.language import LanguageTask, answer_weights, document_rows, plan_documents
 from examples.llava15.pretrain.optimizer import make_optimizers, orthogonal
 from examples.llava15.pretrain.phrases import box_weights, scene_regions
+from examples.llava15.pretrain.renaming import Renaming
 from examples.llava15.pretrain.timed import TimedRun, lr_factor
 from examples.llava15.pretrain.tokenizer import corpus, save_tokenizer, train_tokenizer
 from examples.llava15.pretrain.word_rows import embed_rows, word_rows
@@ -156,6 +157,27 @@ def test_a_scenes_rows_name_its_items_where_they_are(tokenizer) -> None:
         assert len(rows) in (16, 25, 36, 64)
         assert all(any(bag <= words | sign for words, sign in zip(allowed, signs)) for bag in said)
         assert all(any(words <= bag for bag in said) for words in allowed), "one row says all of an item"
+
+
+def test_a_renamed_document_says_the_same_in_other_words(tokenizer) -> None:
+    renaming = Renaming.of(tokenizer)
+    assert len(renaming.names) == len(COLORS) + len(SHAPES) and len(renaming.others) > 30
+    renamed = 0
+    for seed in range(80):
+        document = sample_document(random.Random(seed), tokenizer)
+        if not renaming.applies_to(document) or not set(renaming.names) & set(document.tokens.ids):
+            continue
+        other = renaming.renamed(document, random.Random(seed))
+        renamed += 1
+        assert not set(renaming.names) & set(other.tokens.ids)
+        pairs = set(zip(document.tokens.ids, other.tokens.ids))
+        assert len(pairs) == len({old for old, _ in pairs}) == len({new for _, new in pairs}), "one word for one word"
+        bags = [zip(*each) for rows in zip(document.scenes, other.scenes) for each in zip(*rows)]
+        assert {pair for bag in bags for pair in bag if pair[0] in dict(pairs)} <= pairs
+        hidden = [label == IGNORE_LABEL for label in document.tokens.labels]
+        assert [label == IGNORE_LABEL for label in other.tokens.labels] == hidden
+        assert [i for i, h in zip(other.tokens.ids, hidden) if not h] == [x for x in other.tokens.labels if x >= 0]
+    assert renamed > 10
 
 
 def test_rows_are_sums_of_embeddings(tokenizer_folder: Path) -> None:

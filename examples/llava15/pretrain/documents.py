@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from lmmblocks.chat import CaptionTemplate, Piece, Template, encode_chat, get_template, tokenize
@@ -14,10 +15,13 @@ from ..scenes.describe import caption, caption_with_boxes
 from ..scenes.questions import TASKS
 from ..scenes.scene import Scene, sample_scene
 from .drills import facts_pieces
+from .renaming import Renaming
 from .word_rows import Document, word_rows
 
 _DRILL_SHARE, _CAPTION_SHARE, _BARE_SHARE = 0.35, 0.1, 0.35
 _ROWS_SHARE = 0.8
+_RENAMED_SHARE = 0.5
+_NOT_PLAIN = ("chinese", "count", "json")  # they say colours and shapes in other words
 _NOT_IN_ROWS = ("text", "box")  # rows say where an item is in words, not in numbers
 
 TEMPLATE = get_template("vicuna_v1")
@@ -29,24 +33,39 @@ _CAPTION_END = _CAPTIONS.end
 
 
 def sample_document(rng: random.Random, tokenizer: Any) -> Document:
-    """One training document: a drill, a caption, or a conversation with or without the system prompt."""
+    """One training document: a drill, a caption, or a conversation with or without the system prompt; half of them renamed."""
+    if rng.random() >= _RENAMED_SHARE:
+        return _document(rng, tokenizer, plain=False)
+    document, renaming = _document(rng, tokenizer, plain=True), _renaming(tokenizer)
+    return renaming.renamed(document, rng) if renaming.applies_to(document) else document
+
+
+def _document(rng: random.Random, tokenizer: Any, plain: bool) -> Document:
     draw, in_rows = rng.random(), rng.random() < _ROWS_SHARE
     if draw < _DRILL_SHARE:
-        return _drill(rng, tokenizer, in_rows)
+        return _drill(rng, tokenizer, in_rows, plain)
     if draw < _DRILL_SHARE + _CAPTION_SHARE:
         return _caption(rng, tokenizer, in_rows)
     template = _BARE_TEMPLATE if draw < _DRILL_SHARE + _CAPTION_SHARE + _BARE_SHARE else TEMPLATE
-    if not in_rows:
+    if not in_rows and not plain:
         return Document(encode_chat(corpus_messages(rng), template, tokenizer))
     scene = sample_scene(rng, "train")
-    names = [name for name in TASKS if name not in _NOT_IN_ROWS]
-    messages = as_messages("<image>\n", sample_turns(scene, rng, names, rng.randint(4, 8)))
-    return Document(encode_chat(messages, template, tokenizer), (word_rows(scene, rng, tokenizer),))
+    names = [name for name in TASKS if name not in (_NOT_PLAIN if plain else ()) + _NOT_IN_ROWS]
+    opening = "<image>" if in_rows else caption(scene, rng)
+    messages = as_messages(f"{opening}\n", sample_turns(scene, rng, names, rng.randint(4, 8)))
+    scenes = (word_rows(scene, rng, tokenizer),) if in_rows else ()
+    return Document(encode_chat(messages, template, tokenizer), scenes)
 
 
-def _drill(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
+@lru_cache(maxsize=4)
+def _renaming(tokenizer: Any) -> Renaming:
+    return Renaming.of(tokenizer)
+
+
+def _drill(rng: random.Random, tokenizer: Any, in_rows: bool, plain: bool) -> Document:
     scene = max((sample_scene(rng, "train") for _ in range(2)), key=lambda scene: len(scene.items))
-    return _told(scene, rng, tokenizer, in_rows, facts_pieces(scene, rng), with_boxes=rng.random() < 0.2)
+    facts = facts_pieces(scene, rng, plain)
+    return _told(scene, rng, tokenizer, in_rows, facts, with_boxes=rng.random() < 0.2)
 
 
 def _caption(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:

@@ -25,19 +25,29 @@ Fact = tuple[str, str]
 _FACTS = 24
 
 
-def facts_pieces(scene: Scene, rng: random.Random) -> list[Piece]:
+def facts_pieces(scene: Scene, rng: random.Random, plain: bool = False) -> list[Piece]:
     """Facts of a scene in random order, each as a key and its answer, for behind the telling.
 
     The answer follows the key's last word at once: the row of that word can look for its like among the rows
     of the scene, where a colon in between would first have to find out what was asked.
+
+    Args:
+        scene: what the facts are of.
+        rng: source of the order, and of which facts where there are many.
+        plain: leave out Chinese and plurals, which name colours and shapes in other words.
     """
-    facts = list(scene_facts(scene, rng))
+    facts = [fact for fact in scene_facts(scene, rng) if not plain or _is_plain(fact)]
     pieces = []
     for key, answer in rng.sample(facts, min(_FACTS, len(facts))):
         pieces.append(Piece("text", f" {key}", "user"))
         pieces.append(Piece("text", f" {answer}", "assistant", train=True))
         pieces.append(Piece("eos", role="assistant", train=True))
     return pieces
+
+
+def _is_plain(fact: Fact) -> bool:
+    key, answer = fact
+    return (key + answer).isascii() and not any(plural in key for plural in PLURALS.values())
 
 
 def scene_facts(scene: Scene, rng: random.Random) -> Iterator[Fact]:

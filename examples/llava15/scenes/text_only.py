@@ -11,7 +11,7 @@ from .scene import Scene
 from .turns import ASKS, Turn
 from .vocabulary import WORDS
 
-_OPPOSITES = (
+OPPOSITES = (
     ("left", "right"), ("top", "bottom"), ("above", "below"), ("big", "small"), ("hot", "cold"),
     ("day", "night"), ("yes", "no"), ("open", "closed"), ("light", "dark"), ("fast", "slow"),
     ("first", "last"), ("in", "out"),
@@ -52,5 +52,5 @@ def _sum(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _opposite(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    word, answer = rng.sample(rng.choice(_OPPOSITES), 2)
+    word, answer = rng.sample(rng.choice(OPPOSITES), 2)
     return f"What is the opposite of {word}?", answer
