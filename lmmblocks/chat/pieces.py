@@ -8,6 +8,7 @@ whether it is learned, so there is nothing to count back.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,3 +59,19 @@ def content_pieces(content: str, role: str, *, train: bool = False) -> list[Piec
         if text:
             pieces.append(Piece("text", text, role, train))
     return pieces
+
+
+def written(pieces: Iterable[Piece], *, bos: str = "", eos: str = "") -> str:
+    """Return pieces as one string, to look at or to compare with other renderings.
+
+    Args:
+        pieces: what a template rendered.
+        bos: how the tokenizer spells its token; "" leaves it out.
+        eos: likewise.
+
+    Example:
+        >>> written([Piece("bos"), Piece("text", "USER: "), Piece("image")], bos="<s>")
+        '<s>USER: <image>'
+    """
+    spelled = {"bos": bos, "eos": eos, "image": IMAGE_MARKER}
+    return "".join(spelled.get(piece.kind, piece.text) for piece in pieces)

@@ -1,24 +1,28 @@
 """Templates: from messages to pieces.
 
-A template is any object with `name`, `stop` and `render`. A variant is a `dataclasses.replace` of one of
-these, and is passed as an object wherever a name is taken.
+A template is any object with `name`, `stop` and `render`. A variant is a `dataclasses.replace` of one of the
+library's, and is passed as an object wherever a name is taken. The classes here are those of LLaVA-1.5; `marked.py`
+has the one for all formats that are nothing but markup around the contents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-from ..spec import LmmError, closest
+from ..spec import LmmError
 from .messages import Message, split_system
 from .pieces import IMAGE_MARKER, Piece, content_pieces
 
 
 @runtime_checkable
 class ChatTemplate(Protocol):
-    """What the rest of the library asks of a template."""
+    """What the rest of the library asks of a template.
+
+    A template may have `tokens`, the special tokens that it writes besides the tokenizer's `bos` and `eos`: they are
+    looked for in the tokenizer when a model is composed, and contents that spell one never become it.
+    """
 
     @property
     def name(self) -> str: ...
@@ -150,44 +154,8 @@ class CaptionTemplate:
         ]
 
 
-_VICUNA_SYSTEM = (
+VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-
-TEMPLATES: Mapping[str, ChatTemplate] = MappingProxyType(
-    {
-        template.name: template
-        for template in (
-            CaptionTemplate("plain"),
-            Template("vicuna_v1", _VICUNA_SYSTEM),
-            Template("llava_v1", _VICUNA_SYSTEM.replace("user", "human")),
-        )
-    }
-)
-
-
-def get_template(name: str | ChatTemplate) -> ChatTemplate:
-    """Look a template up by its exact name.
-
-    Args:
-        name: a key of `TEMPLATES`, or a template object, which is returned as it is.
-
-    Returns:
-        The template.
-
-    Raises:
-        LmmError: the name is unknown, or the object has no `name`, `stop` and `render`.
-    """
-    if isinstance(name, str):
-        if name not in TEMPLATES:
-            raise LmmError(
-                f"unknown template {name!r}{closest(name, TEMPLATES)}; known: {', '.join(TEMPLATES)}"
-            )
-        return TEMPLATES[name]
-    if not isinstance(name, ChatTemplate):
-        raise LmmError(
-            f"template is a {type(name).__name__}, expected one of {', '.join(TEMPLATES)} or an object with "
-            "`name`, `stop` and `render(messages, *, add_generation_prompt=False)`"
-        )
-    return name
+"""The system prompt of Vicuna v1; where it says "user", v0 says "human"."""

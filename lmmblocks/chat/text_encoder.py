@@ -4,7 +4,8 @@ A tokenizer is made for whole documents: it looks for special tokens in the text
 space in front of it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of
 its backend in which
 
-- special tokens are not recognised: `</s>` in a question is four characters;
+- special tokens are not recognised: `</s>` in a question is four characters. The same holds for `bos`, `eos` and the
+  tokens that a template writes, also where the tokenizer calls them ordinary;
 - no space is put in front. What the tokenizer would have done is kept as a fact (`prefix`), and the caller
   adds the space where a document really starts;
 - decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -34,16 +35,19 @@ class TextEncoder:
 
     Args:
         tokenizer: a transformers tokenizer backed by the `tokenizers` library.
+        reserved: more tokens that are not recognised in text.
 
     Attributes:
         prefix: where the tokenizer itself would have put a leading space.
+        special_tokens: the strings that are not recognised.
+        swallowing: ids of the special tokens that swallow the whitespace behind them.
         encode: text -> tuple of token ids; the last few thousand texts are remembered.
 
     Raises:
         LmmError: the backend has parts written in Python.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, reserved: Collection[str] = ()) -> None:
         backend = tokenizer.backend_tokenizer
         try:
             spec = json.loads(backend.to_str())
@@ -52,12 +56,20 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} can't be copied ({error}): its normalizer, pre-tokenizer and decoder must "
                 "be built-in parts of the tokenizers library"
             ) from error
+        reserved = {*reserved, *filter(None, _own_tokens(tokenizer))}
+        for token in spec["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in reserved
+        self.swallowing = frozenset(
+            token["id"] for token in spec["added_tokens"] if token["special"] and token["rstrip"]
+        )
         self.prefix: Prefix = _remove_prefix(spec)
         _keep_leading_space(spec)
         spec.update(truncation=None, padding=None, post_processor=None)
         self._backend = type(backend).from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
+        specials |= {token: backend.token_to_id(token) for token in reserved}
+        self.special_tokens = frozenset(specials)
         self._special_ids = frozenset(specials.values())
         self._inside_special = re.compile(
             "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1)
@@ -90,11 +102,21 @@ class TextEncoder:
             ) from error
 
 
-_ENCODERS: WeakKeyDictionary[Any, tuple[int, TextEncoder]] = WeakKeyDictionary()
+def _own_tokens(tokenizer: Any) -> tuple[str | None, str | None]:
+    return tokenizer.bos_token, tokenizer.eos_token
 
 
-def text_encoder(tokenizer: Any) -> TextEncoder:
+_ENCODERS: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[frozenset[str], TextEncoder]]] = (
+    WeakKeyDictionary()
+)
+
+
+def text_encoder(tokenizer: Any, reserved: Iterable[str] = ()) -> TextEncoder:
     """Return the encoder of a tokenizer: made once, and again after tokens were added to it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        reserved: tokens that text never becomes, besides the special ones.
 
     Raises:
         LmmError: the tokenizer is not backed by the `tokenizers` library.
@@ -104,11 +126,15 @@ def text_encoder(tokenizer: Any) -> TextEncoder:
             f"{type(tokenizer).__name__} has no `backend_tokenizer`, expected a tokenizer backed by the tokenizers "
             "library: load it with lmmblocks.chat.load_tokenizer(...)"
         )
-    size = len(tokenizer)
+    state = len(tokenizer), *_own_tokens(tokenizer)
     cached = _ENCODERS.get(tokenizer)
-    if cached is None or cached[0] != size:
-        cached = _ENCODERS[tokenizer] = (size, TextEncoder(tokenizer))
-    return cached[1]
+    if cached is None or cached[0] != state:
+        cached = _ENCODERS[tokenizer] = (state, {frozenset(): TextEncoder(tokenizer)})
+    made = cached[1]
+    ordinary = frozenset(reserved) - made[frozenset()].special_tokens
+    if ordinary not in made:
+        made[ordinary] = TextEncoder(tokenizer, ordinary)
+    return made[ordinary]
 
 
 def _parts(spec: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,9 @@ How it works: adjacent text pieces with the same train flag are one run; each ru
 labels are its ids or -100. Nothing is tokenised twice or counted back, so a prompt is always an exact prefix
 of the conversation that continues it.
 
+Some tokenizers have special tokens that swallow the whitespace behind them (Phi-3's `<|user|>` and the newline after it); they do so here too,
+but never in what is learned.
+
 The two modes differ in one thing: to `llava15` an image ends the text
 and a new one starts after it, for which a Llama-like tokenizer puts a space in front (`USER: <image>\\nWhat`
 has the lone space 29871 on both sides of the image); to `pieces` an image is one more token inside the text.
@@ -19,12 +22,17 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, closest
+from .answers import answer_ends, answer_margins, supervised_texts
+from .lookup import get_template, missing_tokens
 from .messages import Message, llava15_messages
 from .pieces import Piece
-from .templates import ChatTemplate, get_template
+from .templates import ChatTemplate
 from .text_encoder import TextEncoder, text_encoder
 
 Mode = Literal["pieces", "llava15"]
+
+WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What the tokenizers library calls whitespace; Python adds four control characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,12 @@ class Tokens:
 
 
 def tokenize(
-    pieces: Iterable[Piece], tokenizer: Any, *, mode: Mode = "pieces", image_token: int = IMAGE_TOKEN
+    pieces: Iterable[Piece],
+    tokenizer: Any,
+    *,
+    mode: Mode = "pieces",
+    image_token: int = IMAGE_TOKEN,
+    reserved: Sequence[str] = (),
 ) -> Tokens:
     """Turn pieces into ids and labels.
 
@@ -51,6 +64,7 @@ def tokenize(
         tokenizer: a transformers tokenizer backed by the `tokenizers` library.
         mode: "pieces", or "llava15" for the exact ids of LLaVA-1.5; see `encode_chat`.
         image_token: the id that marks an image.
+        reserved: tokens that text never becomes, besides the special ones.
 
     Returns:
         Ids and labels of the same length.
@@ -67,7 +81,7 @@ def tokenize(
         raise LmmError(
             f"unknown tokenising mode {mode!r}{closest(str(mode), modes)}; known: {', '.join(modes)}"
         )
-    encoder = text_encoder(tokenizer)
+    encoder = text_encoder(tokenizer, reserved)
     fresh = _kinds_before_a_prefix(encoder, mode)
     ids: list[int] = []
     labels: list[int] = []
@@ -75,6 +89,8 @@ def tokenize(
     for (kind, train), run in groupby(pieces, key=lambda piece: (piece.kind, piece.train)):
         if kind == "text":
             text = "".join(piece.text for piece in run)
+            if ids and ids[-1] in encoder.swallowing and not train:
+                text = text.lstrip(WHITESPACE)
             new = encoder.encode(f" {text}" if before in fresh else text) if text else ()
         elif kind == "image":
             new, train = (image_token,) * len(list(run)), False
@@ -113,30 +129,53 @@ def encode_chat(
         LmmError: the conversation is malformed, a name is unknown, or the tokenizer does not fit the
             template.
     """
-    template = get_template(template)
+    template = get_template(template, tokenizer)
     if mode == "llava15":
         messages = llava15_messages(messages)
     pieces = template.render(messages, add_generation_prompt=add_generation_prompt)
-    return tokenize(pieces, tokenizer, mode=mode, image_token=image_token)
+    reserved = getattr(template, "tokens", ())
+    if missing := missing_tokens(template, tokenizer):
+        raise LmmError(tokens_missing(template, missing))
+    return tokenize(pieces, tokenizer, mode=mode, image_token=image_token, reserved=reserved)
 
 
-def decode_supervised(tokens: Tokens, tokenizer: Any, *, separator: str = " ") -> list[str]:
+def tokens_missing(template: ChatTemplate, missing: Sequence[str]) -> str:
+    """Say which special tokens the tokenizer lacks, and what to do."""
+    known = ", ".join(map(repr, missing))
+    return (
+        f"template {template.name!r} uses the special tokens {known}, which the tokenizer does not have: choose another template ('auto' is "
+        f"the tokenizer's own), or add them with tokenizer.add_special_tokens({{'additional_special_tokens': {list(missing)}}}) and give the "
+        "decoder's table a row for each"
+    )
+
+
+def decode_supervised(
+    tokens: Tokens,
+    tokenizer: Any,
+    *,
+    template: str | ChatTemplate | None = None,
+    mode: Mode = "pieces",
+    separator: str = " ",
+) -> list[str]:
     """Return the texts that the labels teach, to look at or to compare with the answers.
 
     Args:
         tokens: a tokenised conversation.
         tokenizer: the tokenizer that made it.
-        separator: what the template puts in front of an answer; taken off where it is found. "" for captions.
+        template: what rendered it: what it puts in front of an answer and behind it is taken off.
+        mode: the mode it was tokenised in.
+        separator: without a template, what stands in front of an answer; taken off where it is found.
 
     Returns:
-        One string per unbroken run of supervised tokens, without the end-of-sequence token.
+        One string per unbroken run of supervised tokens, without the token that ends an answer.
     """
-    encoder = text_encoder(tokenizer)
-    texts = []
-    for supervised, run in groupby(tokens.labels, key=lambda label: label != IGNORE_LABEL):
-        if supervised:
-            texts.append(encoder.decode([label for label in run if label != tokenizer.eos_token_id]))
-    return [text.removeprefix(separator) for text in texts]
+    if template is None:
+        texts = supervised_texts(tokens, tokenizer, frozenset({tokenizer.eos_token_id}))
+        return [text.removeprefix(separator) for text in texts]
+    template = get_template(template, tokenizer)
+    before, after = answer_margins(template, tokenizer, mode=mode)
+    texts = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
+    return [text.removeprefix(before).removesuffix(after) for text in texts]
 
 
 def _kinds_before_a_prefix(encoder: TextEncoder, mode: Mode) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Tokenizers for the chat tests: small ones made here, and LLaMA's own where the recorded cases lie."""
 
+import copy
 import json
 import os
 import shutil
@@ -94,6 +95,64 @@ TINY = {
 }
 
 
+def _with_markup(tokenizer, *, special=True, rstrip=False, without=()):
+    """Add the special tokens of every template of the library, but for some."""
+    from tokenizers import AddedToken
+
+    from lmmblocks.chat import TEMPLATES
+
+    tokens = dict.fromkeys(
+        token for template in TEMPLATES.values() for token in getattr(template, "tokens", ())
+    )
+    added = [
+        AddedToken(token, normalized=False, special=special, rstrip=rstrip)
+        for token in tokens
+        if token not in without
+    ]
+    tokenizer.add_tokens(added, special_tokens=special)
+    return tokenizer
+
+
+FAMILIES = {
+    "llama": lambda **options: _with_markup(_llama_like("first"), **options),
+    "llama_legacy": lambda **options: _with_markup(_llama_like("always"), **options),
+    "phi": lambda **options: _with_markup(_llama_like("normalizer"), rstrip=True, **options),
+    "gpt": lambda **options: _with_markup(_gpt_like(bos=True), **options),
+    "qwen": lambda **options: _with_markup(_gpt_like(bos=False), **options),
+    "ordinary": lambda **options: _with_markup(_gpt_like(bos=False), special=False, **options),
+    "unigram": lambda **options: _with_markup(_unigram(), **options),
+}
+"""Tokenizers with the tokens of all templates; "ordinary" doesn't call them special."""
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def family(request):
+    """Each of the tokenizers that know all markup."""
+    return FAMILIES[request.param]()
+
+
+@pytest.fixture(scope="session")
+def gpt():
+    """Where `[INST]` is text, as to most tokenizers."""
+    return FAMILIES["gpt"](without=("[INST]", "[/INST]"))
+
+
+@pytest.fixture(scope="session")
+def make_family():
+    """A fresh tokenizer of a kind."""
+    return lambda name, **options: FAMILIES[name](**options)
+
+
+@pytest.fixture(scope="session")
+def phi():
+    return FAMILIES["phi"]()
+
+
+@pytest.fixture(scope="session")
+def qwen():
+    return FAMILIES["qwen"]()
+
+
 @pytest.fixture(scope="session", params=list(TINY))
 def tiny(request):
     """Each of the small tokenizers."""
@@ -115,6 +174,12 @@ def golden():
             f"LLaMA's tokenizer is not redistributable and not in {folder}: set LMMBLOCKS_GOLDEN to its folder"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def llama_with_markup(llama):
+    """LLaMA's tokenizer with the tokens of all templates."""
+    return _with_markup(copy.deepcopy(llama[False]))
 
 
 @pytest.fixture(scope="session")

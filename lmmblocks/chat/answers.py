@@ -1,0 +1,62 @@
+"""What ends an answer and what stands around it, by template and tokenizer: for generation, and to read labels back.
+
+The margins are found by looking: one word is rendered as an answer, and what the model would say besides it is the margins. So they
+hold for every template, and for tokenizers that put a space of their own in front of text.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from ..spec import IGNORE_LABEL, LmmError
+from .pieces import IMAGE_MARKER
+from .templates import ChatTemplate
+from .text_encoder import text_encoder
+
+if TYPE_CHECKING:
+    from .tokenize import Tokens
+
+_WORD = "x"
+
+
+def answer_ends(template: ChatTemplate, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's own end token, and the template's where it has one."""
+    vocabulary = tokenizer.backend_tokenizer
+    own = {vocabulary.token_to_id(text) for text in template.stop if text in getattr(template, "tokens", ())}
+    return frozenset({tokenizer.eos_token_id, *own} - {None})
+
+
+def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "pieces") -> tuple[str, str]:
+    """Return the text that the model says in front of an answer and behind it, in front of the token that ends it.
+
+    Args:
+        template: a template object.
+        tokenizer: a transformers tokenizer backed by the `tokenizers` library.
+        mode: how conversations are tokenised, see `encode_chat`.
+
+    Returns:
+        `(" ", "")` for Vicuna, `(" ", " ")` for Llama 2, `("", "")` for ChatML. A space in front where nothing can be found out: the template
+        refuses a picture with one word as its caption, or the tokenizer can't spell the word.
+    """
+    from .tokenize import encode_chat
+
+    messages = [{"role": "user", "content": IMAGE_MARKER}, {"role": "assistant", "content": _WORD}]
+    try:
+        tokens = encode_chat(messages, template, tokenizer, mode=mode)  # type: ignore[arg-type]
+    except LmmError:
+        return " ", ""
+    said = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
+    before, found, after = "".join(said).partition(_WORD)
+    return (before, after) if found else (" ", "")
+
+
+def supervised_texts(tokens: Tokens, tokenizer: Any, ends: frozenset[int]) -> list[str]:
+    """Return the text of each unbroken run of supervised tokens, without the tokens in `ends`."""
+    encoder = text_encoder(tokenizer)
+    runs = groupby(tokens.labels, key=lambda label: label != IGNORE_LABEL)
+    return [
+        encoder.decode([label for label in run if label not in ends])
+        for supervised, run in runs
+        if supervised
+    ]
