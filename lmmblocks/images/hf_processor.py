@@ -1,4 +1,4 @@
-"""Image preprocessing to and from Hugging Face's ``preprocessor_config.json`` (CLIPImageProcessor, LlavaImageProcessor)."""
+"""Image preprocessing to and from Hugging Face's ``preprocessor_config.json`` (CLIPImageProcessor, LlavaImageProcessor, SiglipImageProcessor)."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ _RESAMPLE: dict[int, Resample] = {
 def to_hf(spec: ImagePreprocess) -> dict[str, Any]:
     """Return the config transformers reads.
 
-    Padding needs ``LlavaImageProcessor`` with ``do_pad``; ``CLIPImageProcessor`` knows the crop only.
+    Padding needs ``LlavaImageProcessor`` with ``do_pad``; ``CLIPImageProcessor`` knows the crop only, ``SiglipImageProcessor`` squashes.
     """
     codes = {name: code for code, name in _RESAMPLE.items()}
     side = {"height": spec.size_px, "width": spec.size_px}
-    config = {
-        "image_processor_type": "LlavaImageProcessor" if spec.fit == "pad" else "CLIPImageProcessor",
+    shape: dict[str, dict[str, Any]] = {
+        "pad": {"size": {"shortest_edge": spec.size_px}, "do_center_crop": True, "crop_size": side, "do_pad": True},
+        "crop": {"size": {"shortest_edge": spec.resize_px or spec.size_px}, "do_center_crop": True, "crop_size": side},
+        "squash": {"size": side, "do_center_crop": False},
+    }
+    return {
+        "image_processor_type": _PROCESSORS[spec.fit],
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": spec.size_px},
         "resample": codes[spec.resample],
-        "do_center_crop": True,
-        "crop_size": side,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(spec.mean),
         "image_std": list(spec.std),
+        **shape[spec.fit],
     }
-    return {**config, "do_pad": True} if spec.fit == "pad" else config
 
 
 def from_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None) -> ImagePreprocess:
-    """Return the preprocessing a config describes.
+    """Return the preprocessing a config describes: that of CLIP, LLaVA, SigLIP, DINOv2 (``BitImageProcessor``) and their like.
 
     Args:
         config: content of ``preprocessor_config.json``, or of ``processor_config.json`` with an ``image_processor`` inside.
@@ -49,36 +51,42 @@ def from_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
         fit: overrides the file; original LLaVA keeps it elsewhere (``image_aspect_ratio`` in ``config.json``).
 
     Raises:
-        LmmError: the config asks for steps that are not LLaVA's (each is named).
+        LmmError: the config asks for other steps (each is named).
     """
     config = config.get("image_processor", config)
-    size_px = _side(config.get("crop_size", config.get("size", 224)), "crop_size")
-    problems = [f"{step}=false" for step in _STEPS if config.get(step, True) is False]
-    shortest = config.get("size", size_px)
-    if isinstance(shortest, Mapping) and "shortest_edge" not in shortest:
-        problems.append(f"size={dict(shortest)} (squashes the image; expected shortest_edge)")
-    elif _side(shortest, "size") != size_px:
-        problems.append(f"size={shortest} differs from crop_size={size_px}")
+    size = config.get("size", config.get("crop_size", 224))
+    squash = isinstance(size, Mapping) and "shortest_edge" not in size
+    size_px = _side(size if squash else config.get("crop_size", size), "size" if squash else "crop_size")
+    short_px = size_px if squash else _side(size, "size")
+    problems = [f"{step}=false" for step in ("do_resize", "do_rescale", "do_normalize") if config.get(step, True) is False]
+    if squash and config.get("do_center_crop") and _side(config.get("crop_size", size), "crop_size") != size_px:
+        problems.append(f"crop_size={config['crop_size']} cuts an image that was squashed to size={dict(size)}")
+    if not squash and config.get("do_center_crop", True) is False:
+        problems.append("do_center_crop=false (keeps the shape of the image; expected a crop, or a size with height and width)")
+    if config.get("do_pad") and not fit and short_px > size_px:
+        problems.append(f"do_pad, then crop_size={size_px} out of size={size} (cuts into what was padded to be seen whole)")
+    if short_px < size_px:
+        problems.append(f"size={size} is below crop_size={size_px}")
     if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         problems.append(f"rescale_factor={config['rescale_factor']} (expected 1/255)")
     if config.get("resample", 3) not in _RESAMPLE:
         problems.append(f"resample={config['resample']} (expected 3 for bicubic or 2 for bilinear)")
     if problems:
         kind = config.get("image_processor_type", "image processor")
-        raise LmmError(
-            f"{kind} config is not a pad or centre crop as CLIP and LLaVA use it: {'; '.join(problems)}"
-        )
+        raise LmmError(f"{kind} config is not a pad, centre crop or squash to a square: {'; '.join(problems)}")
+    stated: Fit = "pad" if config.get("do_pad") else "squash" if squash else "crop"
     return ImagePreprocess(
         size_px=size_px,
         patch_px=patch_px,
-        fit=fit or ("pad" if config.get("do_pad") else "crop"),
+        fit=fit or stated,
         mean=tuple(config.get("image_mean", CLIP_MEAN)),
         std=tuple(config.get("image_std", CLIP_STD)),
         resample=_RESAMPLE[config.get("resample", 3)],
+        resize_px=short_px if short_px > size_px else None,
     )
 
 
-_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_PROCESSORS: dict[Fit, str] = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}
 
 
 def _side(value: Any, key: str) -> int:

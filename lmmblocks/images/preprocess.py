@@ -1,4 +1,4 @@
-"""Images to pixels: pad to a square or crop the centre, resize, normalise; bit for bit what LLaVA-1.5 feeds its tower.
+"""Images to pixels: pad to a square, crop the centre or squash, resize, normalise; bit for bit what LLaVA-1.5 feeds its tower.
 
 LLaVA-1.5 (``mm_utils.py:152-182`` and Hugging Face's ``CLIPImageProcessor``): pad with the mean colour, shortest edge
 to ``size_px`` with PIL's bicubic filter, centre crop, times 1/255, minus mean, over std, all in float32. Stage 1 of the
@@ -12,7 +12,7 @@ resize: rows of nothing but padding need no horizontal pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,9 +31,10 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel standard deviations of CLIP's training images, RGB in [0, 1]."""
 
-Fit = Literal["pad", "crop"]
+Fit = Literal["pad", "crop", "squash"]
+FITS: tuple[Fit, ...] = ("pad", "crop", "squash")
 Resample = Literal["bicubic", "bilinear"]
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS: dict[Resample, Image.Resampling] = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _STRIP_PIXELS = 1 << 24  # 48 MB: widest working copy while padding a tall image
 
 
@@ -45,10 +46,12 @@ class ImagePreprocess:
         size_px: side of the square the encoder sees.
         patch_px: side of one patch.
         fit: ``pad`` puts the image in the middle of a square of its longest side, filled with the mean colour;
-            ``crop`` scales the shortest side to ``size_px`` and cuts the middle out.
+            ``crop`` scales the shortest side to ``resize_px`` and cuts the middle out; ``squash`` scales both sides to ``size_px``,
+            whatever the shape.
         mean: per channel, RGB in [0, 1].
         std: per channel, RGB in [0, 1].
         resample: PIL filter.
+        resize_px: of ``crop`` only: length of the shortest side before the cut; None = ``size_px``, nothing more is lost than it must.
 
     Raises:
         LmmError: a value makes no sense.
@@ -60,17 +63,20 @@ class ImagePreprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: Resample = "bicubic"
+    resize_px: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch_px <= self.size_px:
             raise LmmError(
                 f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}"
             )
-        if self.fit not in ("pad", "crop"):
-            raise LmmError(f"image fit {self.fit!r} is unknown: expected 'pad' or 'crop'")
-        if self.resample not in _FILTERS:
+        if self.fit not in FITS:
+            raise LmmError(f"image fit {self.fit!r} is unknown: expected 'pad', 'crop' or 'squash'{closest(str(self.fit), FITS)}")
+        if self.resize_px is not None and self.resize_px < self.size_px:
+            raise LmmError(f"expected resize_px >= size_px, found resize_px={self.resize_px}, size_px={self.size_px}")
+        if self.resample not in FILTERS:
             raise LmmError(
-                f"image filter {self.resample!r} is unknown: expected one of {', '.join(_FILTERS)}"
+                f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}"
             )
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
@@ -94,7 +100,7 @@ class ImagePreprocess:
 
         squares = [self.square(image) for image in images]
         pixels = np.empty((len(squares), 3, self.size_px, self.size_px), np.float32)
-        table = _normalised_values(self.mean, self.std)
+        table = normalised_values(self.mean, self.std)
         for out_CHW, square in zip(pixels, squares):
             raw_HWC = np.asarray(square)
             for channel in range(3):
@@ -111,8 +117,10 @@ class ImagePreprocess:
         """Return the RGB square the encoder sees, before normalising: what to show when asking what the model saw."""
         rgb = load_image(image)
         if self.fit == "pad":
-            return _pad_to_square(rgb, self.size_px, self.pad_colour, _FILTERS[self.resample])
-        return _crop_centre(rgb, self.size_px, _FILTERS[self.resample])
+            return _pad_to_square(rgb, self.size_px, self.pad_colour, FILTERS[self.resample])
+        if self.fit == "squash":
+            return rgb.resize((self.size_px, self.size_px), FILTERS[self.resample])
+        return _crop_centre(rgb, self.size_px, self.resize_px or self.size_px, FILTERS[self.resample])
 
     @property
     def pad_colour(self) -> tuple[int, int, int]:
@@ -134,7 +142,7 @@ class ImagePreprocess:
         """Rebuild from ``to_dict``; unknown and missing keys are refused."""
         known = [f.name for f in fields(cls)]
         unknown = [f"{key!r}{closest(str(key), known)}" for key in values if key not in known]
-        missing = [name for name in known if name not in values and name != "resample"]
+        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
         if unknown or missing:
             raise LmmError(
                 f"image preprocessing: unknown keys {', '.join(unknown) or 'none'}; missing keys {', '.join(missing) or 'none'}; "
@@ -173,17 +181,17 @@ def scaled_long_side(long_px: int, short_px: int, size_px: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+def normalised_values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Return float32 ``(3, 256)``: each byte value normalised, rounded after every step as CLIPImageProcessor does."""
     unit = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (unit - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
 
 
-def _crop_centre(image: Image.Image, size_px: int, resample: Image.Resampling) -> Image.Image:
-    """Scale the shortest side to ``size_px`` and cut out the middle (offsets rounded down)."""
+def _crop_centre(image: Image.Image, size_px: int, short_px: int, resample: Image.Resampling) -> Image.Image:
+    """Scale the shortest side to ``short_px`` and cut out the middle (offsets rounded down)."""
     width, height = image.size
-    long_px = scaled_long_side(max(width, height), min(width, height), size_px)
-    new = (long_px, size_px) if width > height else (size_px, long_px)
+    long_px = scaled_long_side(max(width, height), min(width, height), short_px)
+    new = (long_px, short_px) if width > height else (short_px, long_px)
     left, top = (new[0] - size_px) // 2, (new[1] - size_px) // 2
     return image.resize(new, resample).crop((left, top, left + size_px, top + size_px))
 

@@ -107,11 +107,17 @@ def test_hf_config_round_trip_and_same_pixels_in_transformers(resample):
     )
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    classes = {"pad": LlavaImageProcessorPil, "crop": CLIPImageProcessorPil}
+    classes = {
+        ("pad", None): LlavaImageProcessorPil,
+        ("crop", None): CLIPImageProcessorPil,
+        ("crop", 64): CLIPImageProcessorPil,
+        ("squash", None): SiglipImageProcessorPil,
+    }
     image = picture(97, 61)
-    for fit, processor in classes.items():
-        spec = ImagePreprocess(56, 14, fit, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), resample)
+    for (fit, resize_px), processor in classes.items():
+        spec = ImagePreprocess(56, 14, fit, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), resample, resize_px)
         config = json.loads(json.dumps(spec.to_hf_processor_config()))
         assert ImagePreprocess.from_hf_processor_config(config, patch_px=14) == spec
         assert config.pop("image_processor_type") == processor.__name__.removesuffix("Pil")
@@ -139,13 +145,17 @@ def test_hf_configs_of_all_ages_are_read():
 
 def test_hf_configs_with_other_steps_are_refused_and_all_named():
     config = {
-        "size": {"height": 384, "width": 384},
+        "size": {"shortest_edge": 300},
+        "crop_size": 384,
         "do_center_crop": False,
         "resample": 0,
         "rescale_factor": 1 / 127.5,
     }
-    with pytest.raises(LmmError, match=r"do_center_crop=false.*squashes.*rescale_factor.*resample=0"):
+    with pytest.raises(LmmError, match=r"do_center_crop=false.*below crop_size.*rescale_factor.*resample=0"):
         ImagePreprocess.from_hf_processor_config(config, patch_px=14)
+    cut = {"size": {"height": 384, "width": 384}, "crop_size": 336, "do_center_crop": True}
+    with pytest.raises(LmmError, match="crop_size=336 cuts an image that was squashed"):
+        ImagePreprocess.from_hf_processor_config(cut, patch_px=14)
     with pytest.raises(LmmError, match="side of a square in pixels, found"):
         ImagePreprocess.from_hf_processor_config({"crop_size": {"height": 3, "width": 4}}, patch_px=1)
 
@@ -187,6 +197,7 @@ def test_spec_survives_json_and_pickle_and_refuses_unknown_keys():
         {"std": (1, 0, 1)},
         {"mean": (0.5,)},
         {"resample": "box"},
+        {"resize_px": 335},
     ],
 )
 def test_impossible_settings_are_refused(change):

@@ -1,0 +1,69 @@
+"""One picture, prepared for each of several towers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..pixels import FusedPixels
+from ..spec import Grid, LmmError
+from .kinds import with_fit
+from .load import ImageSource, load_image
+
+
+@dataclass(frozen=True)
+class FusedPreprocess:
+    """Each tower's own preprocessing; a picture is read once. Picklable, and stored in the model's config.
+
+    Attributes:
+        towers: one preprocessing per tower, each with its own size, filter, mean and std.
+        common: rows and columns of the grid that the towers' features are brought to; None = the first tower's.
+
+    Raises:
+        LmmError: no tower.
+    """
+
+    towers: tuple[Any, ...]
+    common: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.towers:
+            raise LmmError("fused preprocessing needs at least one tower's")
+
+    def batch(self, images: Iterable[ImageSource]) -> tuple[FusedPixels, tuple[Grid, ...]]:
+        """Return the pixels of ``I`` images for each tower, and one patch grid for each image.
+
+        Raises:
+            ImageError: an image that cannot be used.
+        """
+        read = [load_image(image) for image in images]
+        pixels = FusedPixels(tuple(tower.batch(read)[0] for tower in self.towers))
+        return pixels, tuple(self.grid(*image.size) for image in read)
+
+    def grid(self, width_px: int, height_px: int) -> Grid:
+        """Return the patch grid of an image of this size without opening it."""
+        of_first = self.towers[0].grid(width_px, height_px)
+        return of_first if self.common is None else Grid(*self.common)
+
+    def with_fit(self, fit: str) -> FusedPreprocess:
+        """Return the same with another way to make a picture square, for all towers."""
+        return FusedPreprocess(tuple(with_fit(tower, fit) for tower in self.towers), self.common)
+
+    @property
+    def size_px(self) -> int:
+        """Side of the square that the first tower sees."""
+        return self.towers[0].size_px
+
+    @property
+    def resample(self) -> str:
+        """The first tower's filter."""
+        return self.towers[0].resample
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that survive a round trip through JSON."""
+        return {
+            "kind": "fused",
+            "towers": [tower.to_dict() for tower in self.towers],
+            "common": None if self.common is None else list(self.common),
+        }

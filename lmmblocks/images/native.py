@@ -1,0 +1,141 @@
+"""Images at their own shape: scaled to a limited number of patches and cut into patches, which are packed (SigLIP 2's NaFlex).
+
+Both sides are scaled by the same factor and rounded up to whole patches, so the shape is kept up to one patch. Source: Tschannen et al.,
+arXiv 2502.14786, 2.4.2; ``Siglip2ImageProcessor`` of transformers, whose bisection for the factor is followed to its last step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..pixels import PatchPixels
+from ..spec import Grid, LmmError
+from .load import ImageSource, load_image
+from .preprocess import FILTERS, Resample, normalised_values
+
+_LARGEST_FACTOR = 100.0
+_PRECISION = 1e-5
+
+
+@dataclass(frozen=True)
+class NativePreprocess:
+    """A picture to its packed patches; picklable, and stored in the model's config.
+
+    Attributes:
+        patch_px: side of one patch.
+        max_patches: most patches of a picture.
+        mean: per channel, RGB in [0, 1].
+        std: per channel, RGB in [0, 1].
+        resample: PIL filter.
+
+    Raises:
+        LmmError: a value makes no sense.
+    """
+
+    patch_px: int = 16
+    max_patches: int = 256
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    resample: Resample = "bilinear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if self.patch_px < 1 or self.max_patches < 1:
+            raise LmmError(f"expected patch_px and max_patches >= 1, found {self.patch_px} and {self.max_patches}")
+        if self.resample not in FILTERS:
+            raise LmmError(f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise LmmError(f"expected 3 means and 3 positive stds, found mean={self.mean}, std={self.std}")
+
+    def batch(self, images: Iterable[ImageSource]) -> tuple[PatchPixels, tuple[Grid, ...]]:
+        """Return the packed patches of ``I`` images, and the grid of each.
+
+        Raises:
+            ImageError: an image that cannot be used.
+        """
+        import torch
+
+        rows, grids, side = [], [], self.patch_px
+        table = normalised_values(self.mean, self.std)
+        for image in images:
+            rgb = load_image(image)
+            grid = self.grid(*rgb.size)
+            raw_HWC = np.asarray(self.scaled(rgb, grid)).reshape(grid.h, side, grid.w, side, 3).transpose(0, 2, 1, 3, 4)
+            values = np.stack([table[channel][raw_HWC[..., channel]] for channel in range(3)], -1)
+            rows.append(torch.from_numpy(values.reshape(grid.rows, -1)))
+            grids.append(grid)
+        packed = torch.cat(rows) if rows else torch.zeros(0, 3 * side * side)
+        return PatchPixels.of(packed, grids), tuple(grids)
+
+    def grid(self, width_px: int, height_px: int) -> Grid:
+        """Return the patch grid of an image of this size without opening it.
+
+        >>> NativePreprocess(16, 256).grid(640, 480)
+        Grid(h=14, w=18)
+        """
+        if width_px < 1 or height_px < 1:
+            raise LmmError(f"an image needs at least 1x1 px, found {width_px}x{height_px}")
+
+        def at(factor: float) -> Grid:
+            return Grid(*(max(1, math.ceil(side * factor / self.patch_px)) for side in (height_px, width_px)))
+
+        low, high = _PRECISION / 10, _LARGEST_FACTOR
+        while high - low >= _PRECISION:
+            middle = (low + high) / 2
+            low, high = (middle, high) if at(middle).rows <= self.max_patches else (low, middle)
+        return at(low)
+
+    def scaled(self, image: Image.Image, grid: Grid) -> Image.Image:
+        """Return the RGB picture the encoder sees, before normalising."""
+        return image.resize((grid.w * self.patch_px, grid.h * self.patch_px), FILTERS[self.resample])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that survive a round trip through JSON."""
+        return {"kind": "native", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_hf_processor_config(cls, config: Mapping[str, Any]) -> NativePreprocess:
+        """Read the ``preprocessor_config.json`` of a ``Siglip2ImageProcessor``.
+
+        Raises:
+            LmmError: steps it doesn't do (each is named).
+        """
+        config = config.get("image_processor", config)
+        names: dict[int, Resample] = {int(code): name for name, code in FILTERS.items()}
+        problems = [f"{step}=false" for step in ("do_resize", "do_rescale", "do_normalize") if config.get(step, True) is False]
+        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            problems.append(f"rescale_factor={config['rescale_factor']} (expected 1/255)")
+        if config.get("resample", 2) not in names:
+            problems.append(f"resample={config['resample']} (expected 3 for bicubic or 2 for bilinear)")
+        if problems:
+            raise LmmError(f"image processor config is not SigLIP 2's for images of any shape: {'; '.join(problems)}")
+        return cls(
+            patch_px=config.get("patch_size", 16),
+            max_patches=config.get("max_num_patches", 256),
+            mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
+            std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+            resample=names[config.get("resample", 2)],
+        )
+
+    def to_hf_processor_config(self) -> dict[str, Any]:
+        """Return ``preprocessor_config.json`` for transformers."""
+        return {
+            "image_processor_type": "Siglip2ImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "resample": int(FILTERS[self.resample]),
+            "patch_size": self.patch_px,
+            "max_num_patches": self.max_patches,
+        }
