@@ -34,8 +34,9 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, depth: int = 2, bias: bool = True) -> None:
         super().__init__()
         if depth < 1:
-            raise LmmError(f"projector 'mlp' needs depth >= 1, found {depth}")
-        self.options = {"depth": depth, "bias": bias}
+            raise LmmError(f"projector {type(self).__name__!r} needs depth >= 1, found {depth}")
+        self.depth = depth
+        self.options: dict[str, object] = {"depth": depth, "bias": bias}
         for index in range(depth):
             self.add_module(f"linear_{index + 1}", nn.Linear(out_dim if index else in_dim, out_dim, bias=bias))
 
@@ -45,7 +46,10 @@ class MLP(nn.Module):
 
     def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
         """Return ``rows_MD`` and the rows of each image."""
-        rows = features.patches
-        for index, layer in enumerate(self.children()):
-            rows = layer(F.gelu(rows) if index else rows)
-        return rows, tuple(grid.rows for grid in features.grids)
+        return self.project(features.patches), tuple(grid.rows for grid in features.grids)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """Run the linear layers on ``(M, in_dim)`` rows."""
+        for index in range(self.depth):
+            rows = self.get_submodule(f"linear_{index + 1}")(F.gelu(rows) if index else rows)
+        return rows

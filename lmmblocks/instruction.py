@@ -1,0 +1,116 @@
+"""What is asked about an image, for projectors that read it (InstructBLIP's Q-Former): text on the host, packed ids on the device.
+
+The instruction of an image is the message that shows it, without the image markers. Later questions of a conversation are not part of
+it: the image's rows are computed once, when the image is shown, and stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .spec import LmmError, Segments
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """Packed token ids, one segment per image.
+
+    Attributes:
+        ids: int64 ``(T,)``.
+        positions: int64 ``(T,)``; restart per segment.
+        segments: boundaries; a segment may be empty.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    segments: Segments
+
+    @staticmethod
+    def of(ids: Sequence[Sequence[int]], *, device: torch.device | str = "cpu") -> Instruction:
+        """Pack host ids of each image.
+
+        >>> Instruction.of([[5, 6], [], [7]]).positions.tolist()
+        [0, 1, 0]
+        """
+        lengths = [len(entry) for entry in ids]
+        packed = torch.tensor([token for entry in ids for token in entry], dtype=torch.int64)
+        places = torch.tensor([place for n in lengths for place in range(n)], dtype=torch.int64)
+        packed, places = (tensor.to(device, non_blocking=True) for tensor in (packed, places))
+        return Instruction(packed, places, Segments.of(lengths, device=device))
+
+    def select(self, images: Sequence[int]) -> Instruction:
+        """Return the instructions of some images, on the host."""
+        each = self.ids.split(list(self.segments.lengths_q))
+        return Instruction.of([each[image].tolist() for image in images])
+
+    def to(self, device: torch.device | str) -> Instruction:
+        """Return it with every tensor on ``device``."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Instruction:
+        """Return it in pinned host memory."""
+        return self._moved(lambda tensor: tensor.pin_memory())
+
+    def _moved(self, move: Any) -> Instruction:
+        segments = replace(self.segments, cu_q=move(self.segments.cu_q), cu_k=move(self.segments.cu_k))
+        return Instruction(move(self.ids), move(self.positions), segments)
+
+
+@dataclass
+class InstructionTokens:
+    """Turns the text of an instruction into ids; picklable, so that a data loader's worker can hold it.
+
+    Attributes:
+        tokenizer: a transformers tokenizer, or the folder or hub id of one, which is read when it is first needed.
+        vocab: rows of the table that the ids index.
+        max_length: most ids, special tokens included; longer texts are cut, as InstructBLIP's processor does.
+
+    Raises:
+        LmmError: the tokenizer has more ids than the table has rows.
+    """
+
+    tokenizer: Any
+    vocab: int
+    max_length: int
+    _loaded: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None and not isinstance(self.tokenizer, str):
+            self._take(self.tokenizer)
+
+    def _take(self, tokenizer: Any) -> None:
+        if len(tokenizer) > self.vocab:
+            raise LmmError(
+                f"the instruction's tokenizer has {len(tokenizer)} ids, the projector's table has {self.vocab} rows: make the projector with "
+                f"vocab={len(tokenizer)}, or with the tokenizer its weights were trained with (tokenizer='folder or hub id')"
+            )
+        self._loaded = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        """Return the ids of a text, with the special tokens its tokenizer adds."""
+        if self._loaded is None:
+            from transformers import AutoTokenizer
+
+            self._take(AutoTokenizer.from_pretrained(self.tokenizer))
+        return list(self._loaded(text, truncation=True, max_length=self.max_length)["input_ids"])
+
+
+def image_instructions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the instruction of each image of a conversation, in the order of their markers.
+
+    >>> image_instructions([{"role": "user", "content": "<image>\\nWhat colour is it?"}, {"role": "assistant", "content": "Red."}])
+    ['What colour is it?']
+    """
+    from .chat import IMAGE_MARKER  # here, as a projector that takes an Instruction needs nothing of chat
+
+    texts = []
+    for message in messages:
+        marks = message["content"].count(IMAGE_MARKER)
+        if marks:
+            texts += [message["content"].replace(IMAGE_MARKER, "").strip()] * marks
+    return texts
