@@ -44,4 +44,5 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
     "str": (lambda value: isinstance(value, str), "a string"),
     "tuple[int, ...]": (lambda value: isinstance(value, tuple) and all(map(_whole, value)), "a tuple of whole numbers"),
+    "tuple[float, ...]": (lambda value: isinstance(value, tuple) and all(map(_positive, value)), "a tuple of numbers above 0"),
 }

@@ -1,14 +1,15 @@
 """The Llama family of decoders over packed rows, with Hugging Face's parameter names.
 
-Typed options describe the family member; Llama and Vicuna are the defaults. Each segment of a batch is a conversation of its own: positions
-restart, attention stays inside. The module returns hidden states; the loss owns the head. Source: Touvron et al., arXiv 2302.13971 and
-2307.09288; names as ``LlamaForCausalLM`` of transformers.
+Typed options describe the family member: Llama and Vicuna are the defaults, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 are others
+(``weights/hf_decoders.py`` says which options each has). Each segment of a batch is a conversation of its own: positions restart, attention
+stays inside. The module returns hidden states; the loss owns the head. Source: Touvron et al., arXiv 2302.13971 and 2307.09288; names as
+``LlamaForCausalLM`` of transformers and its relatives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..field_checks import field_problems
-from ..spec import LayerHook, LmmError, Segments
+from ..spec import LayerHook, LmmError, Segments, closest
 from .cache import KVCache
+from .context import LayerContext
+from .hooks import HOOK_OFFERS, enter_layer, pass_vision
+from .layer import GATES, RMSNorm, SandwichLayer, TransformerLayer, make_norm
+from .rereading import RereadingCache
+from .rotary import LongRope, RopeScaling, Rotary, rope_scaling
+from .vision import VisionContext
+
+__all__ = ["LayerContext", "RMSNorm", "Transformer", "TransformerConfig", "TransformerLayer"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,21 @@ class TransformerConfig:
         tied: the head shares the embedding table.
         max_positions: longest sequence the weights were trained for.
         recompute: recompute each layer in the backward instead of keeping its activations.
+        rope_scaling: how rotary frequencies are stretched (``rotary.py``); None = not.
+        rotary_fraction: part of each head that is turned, from its first dimension on (Phi-3 and -4 mini).
+        qkv_bias: queries, keys and values have a bias (Qwen2).
+        qk_norm: each head's queries and keys are normalised before they are turned (Qwen3, Gemma 3).
+        query_scalar: scores are divided by its square root; None = ``head_dim`` (Gemma).
+        window: keys that a query of a sliding layer sees, the newest ones up to itself (Mistral); None = all.
+        window_layers: the layers that slide; None = all when there is a window.
+        window_theta: ``rope_theta`` of sliding layers, whose frequencies are not stretched (Gemma 3); None = as the others.
+        softcap: soft limit of attention scores (Gemma 2).
+        logit_softcap: soft limit of logits (Gemma 2).
+        activation: of the gated MLP, ``silu`` or ``gelu_tanh`` (Gemma).
+        offset_norms: norm weights are stored less one (Gemma).
+        sandwich_norms: norms behind attention and MLP too (Gemma).
+        scaled_embeddings: token embeddings are multiplied by the square root of ``dim``; image rows are not (Gemma).
+        fused: one weight for queries, keys and values, one for gate and up (Phi-3's files).
     """
 
     dim: int = 4096
@@ -53,8 +77,24 @@ class TransformerConfig:
     tied: bool = False
     max_positions: int = 4096
     recompute: bool = False
+    rope_scaling: RopeScaling | None = None
+    rotary_fraction: float = 1.0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    query_scalar: int | None = None
+    window: int | None = None
+    window_layers: tuple[int, ...] | None = None
+    window_theta: float | None = None
+    softcap: float | None = None
+    logit_softcap: float | None = None
+    activation: str = "silu"
+    offset_norms: bool = False
+    sandwich_norms: bool = False
+    scaled_embeddings: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rope_scaling", rope_scaling(self.rope_scaling))
         problems = field_problems(self) or list(self._disagreements())
         if problems:
             raise LmmError("TransformerConfig: " + "; ".join(problems))
@@ -66,105 +106,55 @@ class TransformerConfig:
             yield f"dim {self.dim} is not a multiple of heads {self.heads}: set head_dim"
         elif self.head_width % 2:
             yield f"head_dim {self.head_width} is odd: rotary embedding turns pairs"
+        else:
+            yield from self._rotary_disagreements()
+        if self.activation not in GATES:
+            yield f"activation {self.activation!r} is none of {sorted(GATES)}{closest(self.activation, GATES)}"
+        if self.window is None and (self.window_layers is not None or self.window_theta is not None):
+            yield "window_layers and window_theta describe sliding layers: set window too"
+        beyond = [layer for layer in self.window_layers or () if not 0 <= layer < self.layers]
+        if beyond:
+            yield f"window_layers {beyond} are not among the {self.layers} layers"
+
+    def _rotary_disagreements(self) -> Iterator[str]:
+        width = self.rotary_width
+        if self.rotary_fraction > 1 or width < 2 or width % 2:
+            yield f"rotary_fraction {self.rotary_fraction} turns {width} of {self.head_width} dimensions: expected pairs of them"
+        scaling = self.rope_scaling
+        if isinstance(scaling, LongRope) and {len(scaling.short), len(scaling.long)} != {width // 2}:
+            found = (len(scaling.short), len(scaling.long))
+            yield f"rope_scaling has {found} short and long divisors, {width} turned dimensions need {width // 2} of each"
 
     @property
     def head_width(self) -> int:
         """Head dim ``E``."""
         return self.head_dim or self.dim // self.heads
 
+    @property
+    def rotary_width(self) -> int:
+        """Dimensions of a head that are turned."""
+        return int(self.head_width * self.rotary_fraction)
+
+    def slides(self, layer: int) -> bool:
+        """Return whether a layer has the window."""
+        return self.window is not None and (self.window_layers is None or layer in self.window_layers)
+
+    def rotary_kind(self, layer: int) -> int:
+        """Return which rotary table a layer reads: 1 for sliding layers with a base of their own, else 0."""
+        return int(self.window_theta is not None and self.slides(layer))
+
     def build(self) -> Transformer:
         """Return the decoder with random weights."""
         return Transformer(self)
-
-
-@dataclass(slots=True)
-class LayerContext:
-    """What a layer, or a hook in front of it, may know about the pass.
-
-    Attributes:
-        layer: index of the layer about to run.
-        positions: ``(T,)``.
-        segments: boundaries of queries and keys.
-        kv_end: see ``ops.attention``; None = causal.
-        cos_TE: rotary table.
-        sin_TE: rotary table.
-        cache: keys and values of earlier tokens, or None.
-    """
-
-    layer: int
-    positions: Tensor
-    segments: Segments
-    kv_end: Tensor | None
-    cos_TE: Tensor
-    sin_TE: Tensor
-    cache: KVCache | None
-
-
-class RMSNorm(nn.Module):
-    """``ops.rms_norm`` with its weight."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of ``x``."""
-        return ops.rms_norm(x, self.weight, self.eps)
-
-
-class _Attention(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        dim, self.head_dim = config.dim, config.head_width
-        self.q_proj = nn.Linear(dim, config.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(dim, config.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(dim, config.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.heads * self.head_dim, dim, bias=False)
-
-    def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
-        heads = (p(x_TD).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        q_TNE, k_TKE, v_TKE = heads
-        q_TNE, k_TKE = ops.rope(q_TNE, k_TKE, context.cos_TE, context.sin_TE)
-        if context.cache is not None:
-            k_TKE, v_TKE = context.cache.append(context.layer, k_TKE, v_TKE, context.segments.lengths_q)
-        out_TNE = ops.attention(q_TNE, k_TKE, v_TKE, context.segments, causal=True, kv_end=context.kv_end)
-        return self.o_proj(out_TNE.flatten(1))
-
-
-class _MLP(nn.Module):
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
-
-
-class TransformerLayer(nn.Module):
-    """Attention and SwiGLU, each behind an RMS norm and beside a residual."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.dim, config.eps)
-        self.self_attn = _Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.dim, config.eps)
-        self.mlp = _MLP(config)
-
-    def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
-        """Run one layer over packed rows ``(T, D)``."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), context)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
 
 
 class _Model(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab, config.dim)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.dim, config.eps)
+        kind = SandwichLayer if config.sandwich_norms else TransformerLayer
+        self.layers = nn.ModuleList(kind(config, layer) for layer in range(config.layers))
+        self.norm = make_norm(config)
 
 
 class Transformer(nn.Module):
@@ -175,6 +165,9 @@ class Transformer(nn.Module):
         vocab: rows of the embedding table.
         model: embeddings, layers, final norm.
         lm_head: linear head; shares the table's parameter when the config says ``tied``.
+        embed_scale: factor of token embeddings, which the splice applies to text rows; None = 1.
+        logit_softcap: soft limit of logits, for the head and the loss; None = none.
+        hook_offers: what hooks may require.
 
     >>> decoder = TransformerConfig(dim=8, layers=1, heads=2, kv_heads=1, ffn_dim=16, vocab=5).build()
     >>> tokens = torch.tensor([1, 2, 3])
@@ -182,10 +175,17 @@ class Transformer(nn.Module):
     torch.Size([3, 8])
     """
 
+    hook_offers = HOOK_OFFERS
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.dim, self.vocab = config.dim, config.vocab
+        self.embed_scale = config.dim**0.5 if config.scaled_embeddings else None
+        self.logit_softcap = config.logit_softcap
+        self.rotaries = [Rotary(config.rotary_width, config.rope_theta, config.rope_scaling)]
+        if config.window_theta is not None:
+            self.rotaries.append(Rotary(config.rotary_width, config.window_theta))
         self.model = _Model(config)
         self.lm_head = nn.Linear(config.dim, config.vocab, bias=False)
         self.apply(_initialise)
@@ -193,8 +193,9 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Return ``(T, D)`` rows of the embedding table."""
-        return self.model.embed_tokens(ids)
+        """Return ``(T, D)`` rows of the embedding table, scaled where the family does so."""
+        rows_TD = self.model.embed_tokens(ids)
+        return rows_TD if self.embed_scale is None else rows_TD * self.table.new_full((), self.embed_scale)
 
     @property
     def table(self) -> Tensor:
@@ -208,6 +209,9 @@ class Transformer(nn.Module):
 
     def new_cache(self, sequences: int) -> KVCache:
         """Return an empty cache for ``sequences`` sequences."""
+        scaling = self.config.rope_scaling
+        if isinstance(scaling, LongRope):
+            return RereadingCache(self.config.layers, sequences, scaling)
         return KVCache(self.config.layers, sequences)
 
     def forward(
@@ -219,6 +223,7 @@ class Transformer(nn.Module):
         kv_end: Tensor | None = None,
         cache: KVCache | None = None,
         hooks: Sequence[LayerHook] = (),
+        vision: VisionContext | None = None,
     ) -> Tensor:
         """Run packed rows.
 
@@ -229,23 +234,26 @@ class Transformer(nn.Module):
             kv_end: packed key index one past the last visible key of each row; None = causal.
             cache: appended to, and read.
             hooks: called in front of the layers they name.
+            vision: the images of the rows, for hooks that require them; behind a cache, those it has read are remembered.
 
         Returns:
-            ``hidden_TD`` after the final norm.
+            ``hidden_TD`` after the final norm; zeros for rows that a hook dropped.
         """
-        cos_TE, sin_TE = ops.rope_table(positions, self.config.head_width, self.config.rope_theta)
+        asked = None
+        if isinstance(cache, RereadingCache):
+            embeds, positions, segments, asked = cache.rows_to_read(embeds, positions, segments, kv_end)
+        vision = pass_vision(vision, cache, segments, embeds.shape[0])
         whole = segments if cache is None else cache.segments(segments.lengths_q, embeds.device)
-        context = LayerContext(0, positions, whole, kv_end, cos_TE, sin_TE, cache)
+        cos_TE, sin_TE = zip(*(rotary.table(positions, whole) for rotary in self.rotaries))
+        context = LayerContext(0, positions, whole, kv_end, cos_TE, sin_TE, cache, vision)
         x_TD = embeds
         for index, layer in enumerate(self.model.layers):
-            context = replace(context, layer=index)  # recomputing a layer needs the context it had
-            for hook in hooks:
-                if index in hook.layers:
-                    x_TD = hook(x_TD, context)
+            x_TD, context = enter_layer(hooks, x_TD, context, index)
             x_TD = self._run(layer, x_TD, context)
         if cache is not None:
             cache.advance(segments.lengths_q)
-        return self.model.norm(x_TD)
+        hidden_TD = context.restored(self.model.norm(x_TD))
+        return hidden_TD if asked is None else hidden_TD.index_select(0, asked)
 
     def _run(self, layer: nn.Module, x_TD: Tensor, context: LayerContext) -> Tensor:
         if self.config.recompute and torch.is_grad_enabled() and context.cache is None:
@@ -254,7 +262,7 @@ class Transformer(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits ``(..., V)``."""
-        return self.lm_head(hidden)
+        return ops.softcapped(self.lm_head(hidden), self.logit_softcap)
 
 
 def _recomputed(layer: nn.Module, x_TD: Tensor, context: LayerContext) -> Any:

@@ -1,7 +1,8 @@
 """Packed attention: every segment attends to itself, no padding, no ``T x T`` mask.
 
 ``reference`` is the formula in fp32, one segment at a time. ``torch`` gives each run of equal-length segments to
-``scaled_dot_product_attention``. Both walk host lengths, so neither asks the device for anything.
+``scaled_dot_product_attention``; behind a window, one chunk of queries at a time with only the keys that the chunk may see. Both walk
+host lengths, so neither asks the device for anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import LmmError, Segments
+from .activations import softcapped
 from .dispatch import Implementation, dispatch, register_implementation
+
+WINDOW_ROWS = 128
+"""Fewest queries of one call behind a window: shorter chunks read fewer hidden keys, but make more calls."""
 
 
 def attention(
@@ -26,6 +31,8 @@ def attention(
     causal: bool = True,
     kv_end: Tensor | None = None,
     scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Softmax attention within each packed segment.
@@ -38,6 +45,9 @@ def attention(
         causal: a query sees keys up to its own place; False: the whole segment.
         kv_end: int32 ``(T_q,)`` packed key index one past the last key each query sees; overrides ``causal``.
         scale: default ``E ** -0.5``.
+        window: a query sees no key older than the newest ``window`` up to its own place, itself included; None = all. What it sees ahead
+            of itself is up to ``causal`` and ``kv_end``.
+        softcap: scores become ``softcap * tanh(scores / softcap)`` before the softmax (Gemma 2).
         backend: ``auto`` or the name of an implementation.
 
     Returns:
@@ -47,8 +57,10 @@ def attention(
         LmmError: shapes that don't fit together, or a forced backend that refuses.
     """
     _check(q_TNE, k_TKE, v_TKE, segments, kv_end)
+    if (window is not None and window < 1) or (softcap is not None and softcap <= 0):
+        raise LmmError(f"attention: window and softcap must be above 0 or None, found window={window}, softcap={softcap}")
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
-    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, backend=backend)
+    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, backend=backend)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor | None) -> None:
@@ -64,16 +76,29 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor |
 
 
 def visible_keys(
-    len_q: int, len_k: int, causal: bool, kv_end: Tensor | None, k_start: int, device: torch.device
+    places_Q: Tensor, keys_K: Tensor, causal: bool, ends_Q: Tensor | None, window: int | None
 ) -> Tensor | None:
-    """Return the bool ``(len_q, len_k)`` mask of one segment, or None when every key is visible."""
-    if kv_end is None and not causal:
-        return None
-    keys = torch.arange(len_k, device=device)
-    if kv_end is not None:
-        return keys[None, :] < (kv_end - k_start)[:, None]
-    last = torch.arange(len_q, device=device) + (len_k - len_q)
-    return keys[None, :] <= last[:, None]
+    """Return which keys of a segment some of its queries see.
+
+    Args:
+        places_Q: index of the key at each query's own place.
+        keys_K: indices of the keys.
+        causal: see :func:`attention`.
+        ends_Q: index one past the last visible key of each query, instead of ``causal``.
+        window: see :func:`attention`.
+
+    Returns:
+        bool ``(Q, K)``, or None when every key is visible.
+    """
+    mask = None
+    if ends_Q is not None:
+        mask = keys_K[None, :] < ends_Q[:, None]
+    elif causal:
+        mask = keys_K[None, :] <= places_Q[:, None]
+    if window is None:
+        return mask
+    near = keys_K[None, :] > places_Q[:, None] - window
+    return near if mask is None else mask & near
 
 
 def _segment_starts(segments: Segments) -> Iterator[tuple[int, int, int, int]]:
@@ -84,18 +109,27 @@ def _segment_starts(segments: Segments) -> Iterator[tuple[int, int, int, int]]:
 
 
 def attention_reference(
-    q_TNE: Tensor, k_TKE: Tensor, v_TKE: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    v_TKE: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
-    """``softmax(q k^T * scale) v`` per segment in fp32 (fp64 stays fp64): the specification."""
+    """``softmax(softcapped(q k^T * scale)) v`` per segment in fp32 (fp64 stays fp64): the specification."""
     wide = torch.promote_types(q_TNE.dtype, torch.float32)
     group = q_TNE.shape[1] // k_TKE.shape[1]
     outputs = []
     for q_start, k_start, len_q, len_k in _segment_starts(segments):
         q = q_TNE[q_start : q_start + len_q].to(wide).transpose(0, 1)
         k, v = (x[k_start : k_start + len_k].to(wide).repeat_interleave(group, 1).transpose(0, 1) for x in (k_TKE, v_TKE))
-        scores = q @ k.transpose(1, 2) * scale
-        ends = None if kv_end is None else kv_end[q_start : q_start + len_q]
-        mask = visible_keys(len_q, len_k, causal, ends, k_start, q.device)
+        scores = softcapped(q @ k.transpose(1, 2) * scale, softcap)
+        ends = None if kv_end is None else kv_end[q_start : q_start + len_q] - k_start
+        places = torch.arange(len_k - len_q, len_k, device=q.device)
+        mask = visible_keys(places, torch.arange(len_k, device=q.device), causal, ends, window)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = torch.nan_to_num(scores.softmax(-1)) if len_k else scores
@@ -104,10 +138,17 @@ def attention_reference(
 
 
 def attention_torch(
-    q_TNE: Tensor, k_TKE: Tensor, v_TKE: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    v_TKE: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> Tensor:
     """``scaled_dot_product_attention`` over runs of equal-length segments."""
-    grouped = q_TNE.shape[1] != k_TKE.shape[1]
     outputs = []
     for shape, run in groupby(_segment_starts(segments), key=lambda s: s[2:]):
         (len_q, len_k), starts = shape, list(run)
@@ -116,12 +157,36 @@ def attention_torch(
                 x[start : start + count * n].unflatten(0, (count, n)).transpose(1, 2)
                 for x, start, n in ((q_TNE, first, len_q), (k_TKE, k_first, len_k), (v_TKE, k_first, len_k))
             )
-            square = causal and kv_end is None and len_q == len_k
-            ends = None if kv_end is None else kv_end[first : first + len_q]
-            mask = None if square or len_q == 1 and kv_end is None else visible_keys(len_q, len_k, causal, ends, k_first, q.device)
-            out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=square, scale=scale, enable_gqa=grouped)
+            ends = None if kv_end is None else kv_end[first : first + len_q] - k_first
+            near = window if window is not None and window < len_k else None
+            out = _chunked(q, k, v, causal, ends, scale, near)
             outputs.append(out.transpose(1, 2).flatten(0, 1))
     return _with_slack(outputs, q_TNE)
+
+
+def _chunked(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, ends_Q: Tensor | None, scale: float, window: int | None
+) -> Tensor:
+    """Attention of equal segments ``(B, N, L, E)``: at once, or with a window in chunks of queries and the keys that they may see."""
+    len_q, len_k, grouped = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]
+    rows, shift = len_q if window is None else max(window, WINDOW_ROWS), len_k - len_q
+    parts = []
+    for first in range(0, len_q, rows):
+        last = min(first + rows, len_q)
+        low = 0 if window is None else max(0, first + shift - window + 1)
+        high = last + shift if causal and ends_Q is None else len_k
+        square = causal and ends_Q is None and window is None and not shift
+        mask = None
+        if not square and not (last - first == 1 and ends_Q is None):
+            places, keys = torch.arange(first + shift, last + shift, device=q.device), torch.arange(low, high, device=q.device)
+            mask = visible_keys(places, keys, causal, None if ends_Q is None else ends_Q[first:last], window)
+        q_part, k_part, v_part = q[:, :, first:last], k[:, :, low:high], v[:, :, low:high]
+        parts.append(
+            F.scaled_dot_product_attention(
+                q_part, k_part, v_part, mask, is_causal=square, scale=scale, enable_gqa=grouped
+            )
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 def _batches(starts: list[tuple[int, int, int, int]], kv_end: Tensor | None) -> Iterator[tuple[int, int, int]]:
@@ -144,8 +209,18 @@ def _with_slack(outputs: list[Tensor], q_TNE: Tensor) -> Tensor:
 
 
 def _torch_supports(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, causal: bool, kv_end: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
 ) -> bool | str:
+    if softcap is not None:
+        return "scaled_dot_product_attention has no softcap"
     if min((*segments.lengths_q, *segments.lengths_k), default=1) == 0:
         return "a segment of length 0"
     if kv_end is not None:

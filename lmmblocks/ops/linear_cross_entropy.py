@@ -1,7 +1,8 @@
 """Cross-entropy of a linear head over supervised rows only, without keeping all logits.
 
-``loss_r = logsumexp(h_r W^T) - h_r . w_{target_r}``. Logits are computed in fp32. The ``torch`` implementation walks chunks of rows and
-recomputes each chunk in the backward, so that the memory is one chunk of logits, not ``R x V``.
+``loss_r = logsumexp(z_r) - z_{r, target_r}`` with logits ``z_r = h_r W^T + b``, soft-capped where the decoder says so, computed in fp32.
+The ``torch`` implementation walks chunks of rows and recomputes each chunk in the backward, so that the memory is one chunk of logits, not
+``R x V``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import LmmError
+from .activations import softcapped
 from .dispatch import Implementation, dispatch, register_implementation
 
 CHUNK_ROWS = 1024
@@ -26,6 +28,8 @@ def linear_cross_entropy(
     *,
     weights: Tensor | None = None,
     reduction: str = "mean",
+    softcap: float | None = None,
+    bias_V: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Cross-entropy between ``hidden @ weight.T`` and ``targets``.
@@ -36,6 +40,8 @@ def linear_cross_entropy(
         targets_R: int64 ids in ``[0, V)``.
         weights: ``(R,)`` weight of each row, default 1.
         reduction: ``mean`` divides by the sum of the weights (0 rows give 0, not NaN), ``sum``, or ``none`` for ``(R,)``.
+        softcap: logits become ``softcap * tanh(logits / softcap)`` (Gemma 2); None = they stay.
+        bias_V: of the head (Phi-2, GPT-J); None = 0.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
@@ -49,7 +55,7 @@ def linear_cross_entropy(
     rows = hidden_RD.shape[0]
     if targets_R.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
         raise LmmError(f"linear_cross_entropy: {rows} hidden rows need {rows} targets and weights, found {tuple(targets_R.shape)}")
-    losses_R = dispatch("linear_cross_entropy", hidden_RD, weight_VD, targets_R, backend=backend)
+    losses_R = dispatch("linear_cross_entropy", hidden_RD, weight_VD, targets_R, softcap, bias_V, backend=backend)
     if weights is not None:
         losses_R = losses_R * weights
     if reduction == "none":
@@ -60,41 +66,57 @@ def linear_cross_entropy(
     return total / max(rows, 1) if weights is None else total / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def linear_cross_entropy_reference(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+def linear_cross_entropy_reference(
+    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
+) -> Tensor:
     """All logits at once."""
-    logits_RV = hidden_RD @ weight_VD.T
-    return F.cross_entropy(logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)), targets_R, reduction="none")
+    logits_RV = F.linear(hidden_RD, weight_VD, bias_V)
+    wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
+    return F.cross_entropy(softcapped(wide_RV, softcap), targets_R, reduction="none")
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
-        ctx.compute = _compute_dtype(hidden_RD)
-        head_VD = weight_VD.to(ctx.compute)
+    def forward(
+        ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
+    ) -> Tensor:
+        ctx.compute, ctx.softcap = _compute_dtype(hidden_RD), softcap
+        head_VD, shift_V = weight_VD.to(ctx.compute), None if bias_V is None else bias_V.to(ctx.compute)
         chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, hidden_RD.shape[0], CHUNK_ROWS)]
-        losses = [linear_cross_entropy_reference(hidden_RD[c].to(ctx.compute), head_VD, targets_R[c]) for c in chunks]
-        ctx.save_for_backward(hidden_RD, weight_VD, targets_R)
+        losses = [
+            linear_cross_entropy_reference(hidden_RD[c].to(ctx.compute), head_VD, targets_R[c], softcap, shift_V) for c in chunks
+        ]
+        ctx.save_for_backward(hidden_RD, weight_VD, targets_R, bias_V)
         return torch.cat(losses)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        hidden_RD, weight_VD, targets_R = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, Tensor | None]:
+        hidden_RD, weight_VD, targets_R, bias_V = ctx.saved_tensors
         (grad_R,) = grads
-        need_hidden, need_weight, _ = ctx.needs_input_grad
+        need_hidden, need_weight, _, _, need_bias = ctx.needs_input_grad
         head_VD = weight_VD.to(ctx.compute)
         hidden_grad = torch.empty_like(hidden_RD) if need_hidden else None
         weight_grad = torch.zeros_like(weight_VD, dtype=grad_R.dtype) if need_weight else None
+        bias_grad = torch.zeros_like(bias_V, dtype=grad_R.dtype) if need_bias else None
+        shift_V = None if bias_V is None else bias_V.to(ctx.compute)
         for i in range(0, hidden_RD.shape[0], CHUNK_ROWS):
             rows = slice(i, i + CHUNK_ROWS)
             hidden_rD = hidden_RD[rows].to(ctx.compute)
-            slope_rV = (hidden_rD @ head_VD.T).to(grad_R.dtype).softmax(-1)
+            logits_rV = softcapped(F.linear(hidden_rD, head_VD, shift_V).to(grad_R.dtype), ctx.softcap)
+            slope_rV = logits_rV.softmax(-1)
             slope_rV[torch.arange(slope_rV.shape[0], device=slope_rV.device), targets_R[rows]] -= 1
-            slope_rV = (slope_rV * grad_R[rows, None]).to(ctx.compute)
+            if ctx.softcap is not None:
+                slope_rV *= 1 - (logits_rV / ctx.softcap).square()
+            slope_rV = slope_rV * grad_R[rows, None]
+            if bias_grad is not None:
+                bias_grad += slope_rV.sum(0)
+            slope_rV = slope_rV.to(ctx.compute)
             if hidden_grad is not None:
                 hidden_grad[rows] = slope_rV @ head_VD
             if weight_grad is not None:
                 weight_grad += slope_rV.T @ hidden_rD
-        return hidden_grad, None if weight_grad is None else weight_grad.to(weight_VD.dtype), None
+        weight_grad = None if weight_grad is None else weight_grad.to(weight_VD.dtype)
+        return hidden_grad, weight_grad, None, None, None if bias_grad is None else bias_grad.to(bias_V.dtype)
 
 
 def _compute_dtype(hidden_RD: Tensor) -> torch.dtype:
@@ -103,12 +125,16 @@ def _compute_dtype(hidden_RD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_RD.dtype
 
 
-def linear_cross_entropy_torch(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> Tensor:
+def linear_cross_entropy_torch(
+    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
+) -> Tensor:
     """One chunk of logits at a time, recomputed in the backward."""
-    return _Chunked.apply(hidden_RD, weight_VD, targets_R)
+    return _Chunked.apply(hidden_RD, weight_VD, targets_R, softcap, bias_V)
 
 
-def _torch_supports(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor) -> bool | str:
+def _torch_supports(
+    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
+) -> bool | str:
     rows = hidden_RD.shape[0]
     return True if rows > CHUNK_ROWS else f"{rows} rows fit one chunk of {CHUNK_ROWS}: nothing to save"
 

@@ -12,17 +12,26 @@ from torch import Tensor
 from .dispatch import Implementation, dispatch, register_implementation
 
 
-def rope_table(positions_T: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+def rope_frequencies(head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
+    """Return fp32 ``theta^(-2i/E)`` for the ``E/2`` pairs of a head."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
+    return 1.0 / (theta**exponent)
+
+
+def rope_table(
+    positions_T: Tensor, head_dim: int, theta: float = 10000.0, *, frequencies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return fp32 ``cos_TE, sin_TE`` of the rotation angles.
 
     Args:
         positions_T: integer positions ``(T,)``.
-        head_dim: ``E``, even.
+        head_dim: ``E``, even; of a partial rotation only what is turned.
         theta: base of the frequencies.
+        frequencies: instead of those of ``theta``: fp32 ``(E/2,)``, or ``(T, E/2)`` where rows differ.
     """
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions_T.device).float() / head_dim
-    inverse = 1.0 / (theta**exponent)
-    angles = torch.cat([positions_T.float()[:, None] * inverse[None, :]] * 2, dim=-1)
+    if frequencies is None:
+        frequencies = rope_frequencies(head_dim, theta, positions_T.device)
+    angles = torch.cat([positions_T.float()[:, None] * frequencies] * 2, dim=-1)
     return angles.cos(), angles.sin()
 
 
@@ -34,8 +43,8 @@ def rope(
     Args:
         q_TNE: ``(T, N, E)``.
         k_TKE: ``(T, K, E)``.
-        cos_TE: ``(T, E)`` from :func:`rope_table`.
-        sin_TE: ``(T, E)``.
+        cos_TE: ``(T, E)`` from :func:`rope_table`; a narrower table turns the first dimensions only, as Phi does.
+        sin_TE: shape of ``cos_TE``.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
@@ -47,7 +56,15 @@ def rope(
 def rope_reference(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor]:
     """The formula, the table rounded to the dtype of ``q`` first, as Llama does."""
     cos, sin = cos_TE[:, None].to(q_TNE.dtype), sin_TE[:, None].to(q_TNE.dtype)
-    return q_TNE * cos + _rotate_half(q_TNE) * sin, k_TKE * cos + _rotate_half(k_TKE) * sin
+    return _rotated(q_TNE, cos, sin), _rotated(k_TKE, cos, sin)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return x * cos + _rotate_half(x) * sin
+    turned, kept = x[..., :width], x[..., width:]
+    return torch.cat([turned * cos + _rotate_half(turned) * sin, kept], dim=-1)
 
 
 def _rotate_half(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Packed attention: against a dense fp64 formula, per segment, for every implementation."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from lmmblocks.spec import LmmError, Segments
 IMPLEMENTATIONS = ("torch", "reference")
 
 
-def dense_attention(q, k, v, visible):
+def dense_attention(q, k, v, visible, softcap=None):
     """Independent oracle: one segment, one head at a time, plain loops over rows in fp64."""
     out = torch.zeros_like(q, dtype=torch.float64)
     group = q.shape[1] // k.shape[1]
@@ -21,7 +23,8 @@ def dense_attention(q, k, v, visible):
             if not keys:
                 continue
             scores = torch.stack([(q[row, head].double() * k[j, head // group].double()).sum() for j in keys])
-            weights = torch.softmax(scores * q.shape[-1] ** -0.5, 0)
+            scores = scores * q.shape[-1] ** -0.5
+            weights = torch.softmax(scores if softcap is None else softcap * (scores / softcap).tanh(), 0)
             out[row, head] = sum(w * v[j, head // group].double() for w, j in zip(weights, keys))
     return out
 
@@ -77,6 +80,64 @@ def test_causal_equals_its_own_kv_end(name):
     torch.testing.assert_close(causal, ops.attention(q, k, v, segments, kv_end=kv_end, backend=name), atol=1e-6, rtol=0)
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=3),
+    window=st.integers(1, 12),
+    softcap=st.none() | st.floats(0.2, 5),
+    ahead=st.none() | st.integers(0, 3),
+    seed=st.integers(0, 100),
+)
+def test_window_and_softcap_equal_the_formula(lengths, window, softcap, ahead, seed):
+    """Also with keys behind a cache, where the places of queries and keys differ, and with rows that see ``ahead`` rows further."""
+    lengths_q, lengths_k = [n for n, _ in lengths], [n + cached for n, cached in lengths]
+    q, k, v, segments = make(lengths_q, lengths_k, seed=seed)
+    places = torch.cat([torch.arange(lk - lq, lk) + sum(lengths_k[:i]) for i, (lq, lk) in enumerate(zip(lengths_q, lengths_k))])
+    last = torch.cat([torch.full((lq,), sum(lengths_k[: i + 1])) for i, lq in enumerate(lengths_q)])
+    kv_end = None if ahead is None else torch.minimum(places + 1 + ahead, last).int()
+    out = ops.attention(q, k, v, segments, window=window, softcap=softcap, kv_end=kv_end)
+    q_at = k_at = 0
+    for len_q, len_k in zip(lengths_q, lengths_k):
+        shift, further = len_k - len_q, ahead or 0
+        expected = dense_attention(
+            q[q_at : q_at + len_q],
+            k[k_at : k_at + len_k],
+            v[k_at : k_at + len_k],
+            lambda i, j, shift=shift, further=further: i + shift - window < j <= i + shift + further,
+            softcap,
+        )
+        torch.testing.assert_close(out[q_at : q_at + len_q].double(), expected, atol=2e-6, rtol=0)
+        q_at, k_at = q_at + len_q, k_at + len_k
+
+
+@pytest.mark.parametrize("lengths_k", [(21, 21, 6), (30, 30, 6)], ids=["alone", "behind a cache"])
+def test_chunks_of_queries_behind_a_window_agree_with_the_reference(monkeypatch, lengths_k):
+    monkeypatch.setattr(sys.modules["lmmblocks.ops.attention"], "WINDOW_ROWS", 4)
+    results = {}
+    for name in IMPLEMENTATIONS:
+        q, k, v, segments = make((21, 21, 6), lengths_k)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        out = ops.attention(*leaves, segments, window=5, backend=name)
+        out.square().sum().backward()
+        results[name] = [out.detach(), *(leaf.grad for leaf in leaves)]
+    for ours, theirs in zip(*results.values()):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_as_long_as_the_segments_changes_nothing():
+    q, k, v, segments = make([5, 7], [5, 9])
+    for name in IMPLEMENTATIONS:
+        whole = ops.attention(q, k, v, segments, backend=name)
+        assert torch.equal(ops.attention(q, k, v, segments, window=9, backend=name), whole)
+
+
+def test_one_query_behind_a_window_reads_the_newest_keys_only():
+    q, k, v, segments = make([1], [9])
+    k[:6], v[:6] = float("nan"), float("nan")
+    out = ops.attention(q, k, v, segments, window=3, backend="torch")
+    torch.testing.assert_close(out, ops.attention(q, k[6:], v[6:], Segments.of([1], [3])))
+
+
 def test_implementations_agree_and_so_do_their_gradients():
     lengths = [5, 5, 5, 2, 7, 7]
     q, k, v, segments = make(lengths, lengths)
@@ -93,6 +154,8 @@ def test_reference_passes_gradcheck_in_fp64():
     q, k, v, segments = make([2, 3], [3, 3], heads=2, kv_heads=1, dim=2)
     leaves = [x.double().requires_grad_() for x in (q, k, v)]
     assert torch.autograd.gradcheck(lambda *x: ops.attention(*x, segments, backend="reference"), leaves)
+    options = {"window": 2, "softcap": 0.5, "backend": "reference"}
+    assert torch.autograd.gradcheck(lambda *x: ops.attention(*x, segments, **options), leaves)
 
 
 def test_rows_behind_the_last_segment_are_zero():
@@ -101,8 +164,9 @@ def test_rows_behind_the_last_segment_are_zero():
     assert out.shape == q.shape and not out[4:].any()
 
 
-def test_no_mask_of_all_rows_is_built_for_many_segments():
-    rows, segments = 64 * 64, Segments.of([64] * 64)
+@pytest.mark.parametrize(("length", "window"), [(64, None), (4096, 32)], ids=["many segments", "a window"])
+def test_no_mask_of_all_rows_is_built(length, window):
+    rows, segments = 64 * 64, Segments.of([length] * (64 * 64 // length))
     q = torch.randn(rows, 2, 16)
     largest = 0
 
@@ -115,7 +179,7 @@ def test_no_mask_of_all_rows_is_built_for_many_segments():
             return out
 
     with Largest():
-        ops.attention(q, q, q, segments)
+        ops.attention(q, q, q, segments, window=window)
     assert 0 < largest < rows * rows // 8
 
 
@@ -133,6 +197,15 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     k, v = (torch.zeros(change[name]) if name in change else x for name, x in (("k", k), ("v", v)))
     with pytest.raises(LmmError, match=message):
         ops.attention(q, k, v, segments, kv_end=change.get("kv_end"))
+
+
+def test_impossible_windows_and_limits_are_refused():
+    q, k, v, segments = make([2], [2])
+    for options in ({"window": 0}, {"softcap": 0.0}, {"softcap": -1.0}):
+        with pytest.raises(LmmError, match="must be above 0 or None"):
+            ops.attention(q, k, v, segments, **options)
+    with pytest.raises(LmmError, match="has no softcap"):
+        ops.attention(q, k, v, segments, softcap=1.0, backend="torch")
 
 
 def test_forced_backend_refuses_with_its_reason():

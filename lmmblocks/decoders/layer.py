@@ -1,0 +1,155 @@
+"""One decoder layer over packed rows: attention and a gated MLP, each behind a norm and beside a residual; options of the family decide.
+
+Parameter names are those of transformers' models: ``LlamaDecoderLayer``, ``Qwen3DecoderLayer``, ``Phi3DecoderLayer`` (fused
+projections) and ``Gemma2DecoderLayer`` (norms behind attention and MLP too).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .. import ops
+from .context import LayerContext
+
+if TYPE_CHECKING:
+    from .transformer import TransformerConfig
+
+
+class RMSNorm(nn.Module):
+    """``ops.rms_norm`` with its weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x``."""
+        return ops.rms_norm(x, self.weight, self.eps)
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMS norm whose weight is stored less one, multiplied before rounding to the dtype of ``x``: Gemma's.
+
+    Source: ``Gemma2RMSNorm`` of transformers; huggingface/transformers#29402.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of ``x``."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return ops.rms_norm(x.to(wide), 1.0 + self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def make_norm(config: TransformerConfig, dim: int | None = None) -> nn.Module:
+    """Return a norm of the family, of the model's width if none is given."""
+    kind = OffsetRMSNorm if config.offset_norms else RMSNorm
+    return kind(dim or config.dim, config.eps)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_width
+        self.widths = [heads * self.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
+        self.fused = config.fused
+        if self.fused:
+            self.qkv_proj = nn.Linear(config.dim, sum(self.widths), bias=config.qkv_bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.dim, width, bias=config.qkv_bias) for width in self.widths)
+        self.o_proj = nn.Linear(self.widths[0], config.dim, bias=False)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm, self.k_norm = make_norm(config, self.head_dim), make_norm(config, self.head_dim)
+        self.kind = config.rotary_kind(layer)
+        self.window = config.window if config.slides(layer) else None
+        self.softcap = config.softcap
+        self.scale = None if config.query_scalar is None else config.query_scalar**-0.5
+
+    def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
+        q_TNE, k_TKE, v_TKE = (part.unflatten(-1, (-1, self.head_dim)) for part in self._projected(x_TD))
+        if self.qk_norm:
+            q_TNE, k_TKE = self.q_norm(q_TNE), self.k_norm(k_TKE)
+        q_TNE, k_TKE = ops.rope(q_TNE, k_TKE, context.cos_TE[self.kind], context.sin_TE[self.kind])
+        if context.cache is not None:
+            k_TKE, v_TKE = context.cache.append(context.layer, k_TKE, v_TKE, context.segments.lengths_q)
+        if context.wants_scores:
+            context.last_row_scores = ops.last_row_scores(
+                q_TNE, k_TKE, context.segments, scale=self.scale, window=self.window, softcap=self.softcap
+            )
+        out_TNE = ops.attention(
+            q_TNE,
+            k_TKE,
+            v_TKE,
+            context.segments,
+            causal=True,
+            kv_end=context.kv_end,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
+        return self.o_proj(out_TNE.flatten(1))
+
+    def _projected(self, x_TD: Tensor) -> tuple[Tensor, ...]:
+        if self.fused:
+            return self.qkv_proj(x_TD).split(self.widths, -1)
+        return self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
+
+
+GATES = {"silu": ops.swiglu, "gelu_tanh": ops.geglu}
+"""``TransformerConfig.activation`` -> the gated activation."""
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate, self.fused = GATES[config.activation], config.fused
+        if self.fused:
+            self.gate_up_proj = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+        else:
+            self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+            self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if self.fused:
+            return self.down_proj(self.gate(*self.gate_up_proj(x_TD).chunk(2, -1)))
+        return self.down_proj(self.gate(self.gate_proj(x_TD), self.up_proj(x_TD)))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a gated MLP, each behind a norm and beside a residual: Llama's."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = _Attention(config, layer)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = _MLP(config)
+
+    def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
+        """Run one layer over packed rows ``(T, D)``."""
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), context)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class SandwichLayer(TransformerLayer):
+    """The same with a norm behind attention and MLP too, in front of each residual: Gemma's. ``post_attention_layernorm`` is one of these."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.pre_feedforward_layernorm = make_norm(config)
+        self.post_feedforward_layernorm = make_norm(config)
+
+    def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
+        """Run one layer over packed rows ``(T, D)``."""
+        x_TD = x_TD + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x_TD), context))
+        return x_TD + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_TD)))

@@ -1,0 +1,64 @@
+"""Attention of the last row of each segment over the segment's keys, mean over heads: what FastV and its kin prune by.
+
+One query row per segment: ``N * T_k`` products, no ``T x T`` map, so it stands beside any attention kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..spec import Segments
+from .activations import softcapped
+from .dispatch import Implementation, dispatch, register_implementation
+
+
+@torch.no_grad()
+def last_row_scores(
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    segments: Segments,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``mean_n softmax_j(softcapped(q_last,n . k_j,n * scale))`` for each key ``j`` of each segment.
+
+    Args:
+        q_TNE: queries ``(T_q, N, E)``.
+        k_TKE: keys ``(T_k, K, E)``.
+        segments: boundaries; the last query of a segment sees all its keys.
+        scale: default ``E ** -0.5``.
+        window: the last row sees only this many keys; the others score 0.
+        softcap: see ``ops.attention``.
+        backend: ``auto`` or the name of an implementation.
+
+    Returns:
+        fp32 ``(T_k,)``, which adds up to 1 in each segment that has a query; 0 in the others. Carries no gradient.
+    """
+    scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
+    return dispatch("last_row_scores", q_TNE, k_TKE, segments, scale, window, softcap, backend=backend)
+
+
+def last_row_scores_reference(
+    q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """The formula in fp32, one segment at a time."""
+    wide = torch.promote_types(q_TNE.dtype, torch.float32)
+    group = q_TNE.shape[1] // k_TKE.shape[1]
+    scores_Tk = torch.zeros(k_TKE.shape[0], dtype=wide, device=k_TKE.device)
+    q_end = k_end = 0
+    for len_q, len_k in zip(segments.lengths_q, segments.lengths_k):
+        q_end, k_end = q_end + len_q, k_end + len_k
+        if not len_q or not len_k:
+            continue
+        first = k_end - (len_k if window is None else min(window, len_k))
+        query_KGE = q_TNE[q_end - 1].to(wide).unflatten(0, (-1, group))
+        products = torch.einsum("kge,tke->kgt", query_KGE, k_TKE[first:k_end].to(wide)) * scale
+        scores_Tk[first:k_end] = softcapped(products, softcap).softmax(-1).mean((0, 1))
+    return scores_Tk
+
+
+register_implementation("last_row_scores", Implementation("reference", last_row_scores_reference))
