@@ -160,6 +160,7 @@ COMMANDS = {
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
     "eval": Command("score a model's answers to questions with known answers", "lmmblocks.eval.command"),
     "explain": Command("print which implementation each op uses, and why", run=_run_explain),
+    "inspect": Command("say what a model folder holds, without loading it", "lmmblocks.inspect_command"),
     "train": Command("train one stage of a model, or resume it", "lmmblocks.train.command"),
     "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version),
 }

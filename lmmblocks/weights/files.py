@@ -6,23 +6,25 @@ the size of what was read, and nothing in the model depends on the file afterwar
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..spec import LmmError
+from .bin_files import BinFile
+from .file_checks import damaged, listing, read_json, some
+
+__all__ = ["WeightFiles", "open_file", "open_weights", "read_json", "some"]
 
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN = "pytorch_model.bin"
 BIN_INDEX = "pytorch_model.bin.index.json"
-_NAMED_AT_MOST = 8
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "BOOL": "bool"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,20 @@ class WeightFiles:
         folder: where they are.
         shapes: name in the file -> shape.
         read: name in the file -> a tensor of its own on the CPU.
+        dtypes: name in the file -> name of the dtype, such as ``float16``.
+        layout: what the names are called in messages, once they have become the model's (``overlay.renamed``).
     """
 
     folder: Path
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
+    dtypes: Mapping[str, str]
+    layout: str | None = None
+
+
+def has_weights(folder: Path) -> bool:
+    """Say whether :func:`open_weights` finds something to open."""
+    return any((folder / name).is_file() for name in (SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX))
 
 
 def open_weights(folder: Path) -> WeightFiles:
@@ -46,57 +57,62 @@ def open_weights(folder: Path) -> WeightFiles:
     Raises:
         LmmError: no weights in the folder, a shard is missing, a file is truncated or is something else.
     """
-    for name, is_index, reader in (
-        (SAFETENSORS, False, _safetensors),
-        (SAFETENSORS_INDEX, True, _safetensors),
-        (BIN, False, _pickled),
-        (BIN_INDEX, True, _pickled),
-    ):
+    for name, is_index in ((SAFETENSORS, False), (SAFETENSORS_INDEX, True), (BIN, False), (BIN_INDEX, True)):
         if (folder / name).is_file():
             index = _index(folder / name) if is_index else None
-            shards = sorted(set(index.values())) if index is not None else [name]
-            return reader(folder, shards, index)
+            return _opened(folder, sorted(set(index.values())) if index is not None else [name], index)
     expected = ", ".join((SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX))
-    raise LmmError(f"{folder} holds no weights: expected one of {expected}; found {_listing(folder)}")
+    raise LmmError(f"{folder} holds no weights: expected one of {expected}; found {listing(folder)}")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def open_file(path: Path) -> WeightFiles:
+    """Open one weight file; its ending says which kind it is.
 
     Raises:
-        LmmError: no such file (the message says what the folder holds), or not a JSON object.
+        LmmError: truncated, or something else.
     """
-    if not path.is_file():
-        raise LmmError(
-            f"{path.parent} holds no {path.name}: expected a model folder; found {_listing(path.parent)}"
-        )
+    return _opened(path.parent, [path.name], None)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return how many bytes of the disk all weight files of a folder take."""
+    return sum(path.stat().st_size for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern))
+
+
+class _Safetensors:
+    """One safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _open_safetensors(path) as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            self.dtypes = {name: _DTYPES.get(part.get_dtype(), part.get_dtype()) for name, part in slices.items()}
+
+    def read(self, name: str) -> Tensor:
+        with _open_safetensors(self._path) as file:
+            return file.get_tensor(name).clone()
+
+
+def _opened(folder: Path, names: list[str], index: Mapping[str, str] | None) -> WeightFiles:
+    shards: dict[str, Any] = {name: (_Safetensors if name.endswith(".safetensors") else BinFile)(folder / name) for name in names}
+    found = {tensor: name for name, shard in shards.items() for tensor in shard.shapes}
+    place = _placed(folder, found, index)
+    return WeightFiles(
+        folder,
+        {tensor: shards[name].shapes[tensor] for tensor, name in place.items()},
+        lambda tensor: shards[place[tensor]].read(tensor),
+        {tensor: shards[name].dtypes[tensor] for tensor, name in place.items()},
+    )
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise LmmError(
-            f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise LmmError(f"{path} is not JSON: byte {error.start} is not UTF-8") from error
-    if not isinstance(values, dict):
-        raise LmmError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
-
-
-def some(names: list[str]) -> str:
-    """Return the first few names of a list, and how many more there are.
-
-    >>> some(["a", "b"])
-    'a, b'
-    """
-    rest = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _listing(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no such folder"
-    return some(sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())) or "an empty folder"
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LmmError(damaged(path, str(error))) from error
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -107,9 +123,7 @@ def _index(path: Path) -> dict[str, str]:
         or not weight_map
         or not all(isinstance(shard, str) for shard in weight_map.values())
     ):
-        raise LmmError(
-            f"{path} has no 'weight_map' of tensor names to shard files: write or download it again"
-        )
+        raise LmmError(f"{path} has no 'weight_map' of tensor names to shard files: write or download it again")
     outside = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
     if outside:
         raise LmmError(f"{path} points outside its folder, expected file names: {some(outside)}")
@@ -131,71 +145,3 @@ def _placed(folder: Path, found: Mapping[str, str], index: Mapping[str, str] | N
             f"{folder}: the index names {len(wrong)} tensors that their shards don't hold: {some(wrong)}: download it again"
         )
     return index
-
-
-def _safetensors(folder: Path, shards: list[str], index: Mapping[str, str] | None) -> WeightFiles:
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    found: dict[str, str] = {}
-    for shard in shards:
-        with _opened(folder / shard) as file:
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                shapes[name], found[name] = tuple(file.get_slice(name).get_shape()), shard
-    place = _placed(folder, found, index)
-
-    def read(name: str) -> Tensor:
-        with safe_open(folder / place[name], "pt") as file:
-            return file.get_tensor(name).clone()
-
-    return WeightFiles(folder, {name: shapes[name] for name in place}, read)
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise LmmError(_damaged(path, str(error))) from error
-
-
-def _damaged(path: Path, reason: str) -> str:
-    with path.open("rb") as file:
-        start = file.read(40)
-    if start.startswith(b"version https://git-lfs"):
-        return f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' in its repository"
-    size = path.stat().st_size
-    return f"{path} ({size} bytes) is truncated or not a weight file ({reason}): copy or download it again"
-
-
-def _pickled(folder: Path, shards: list[str], index: Mapping[str, str] | None) -> WeightFiles:
-    tensors: dict[str, Tensor] = {}
-    found: dict[str, str] = {}
-    for shard in shards:
-        for name, value in _unpickled(folder / shard).items():
-            if isinstance(value, Tensor):
-                tensors[name], found[name] = value, shard
-    place = _placed(folder, found, index)
-    return WeightFiles(
-        folder, {name: tuple(tensors[name].shape) for name in place}, lambda name: tensors[name].clone()
-    )
-
-
-def _unpickled(path: Path) -> dict[str, Any]:
-    """Read a ``.bin`` without running code from it; zip archives are mapped, older files are read whole."""
-    import zipfile
-
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():  # torch names the class or function it refused to import
-            raise LmmError(
-                f"{path} holds more than tensors and is not read, as loading it could run code: convert it to safetensors"
-            ) from error
-        raise LmmError(_damaged(path, str(error).splitlines()[0])) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise LmmError(_damaged(path, (str(error) or type(error).__name__).splitlines()[0])) from error
-    if not isinstance(values, dict):
-        raise LmmError(f"{path} holds a {type(values).__name__}, expected a dictionary of tensors")
-    return values

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
@@ -38,6 +39,51 @@ def read_parameters(
     Raises:
         LmmError: missing, unexpected or misshapen tensors, all listed; or a tied pair that differs.
     """
+    match = _matched(files, layouts, module, stored_rows)
+    problems = list(_problems(files, match))
+    if problems:
+        raise LmmError(
+            f"the weights in {files.folder} (read as: {files.layout or match.layout.name}) are not those of the model its config describes:\n"
+            + "\n".join(f"- {problem}" for problem in problems)
+            + "\nuse a folder whose config and weights were written together"
+        )
+
+    def read(name: str) -> Tensor:
+        tensor = files.read(match.place[name])
+        if match.in_file[name] != match.expected[name]:
+            tensor = tensor[: match.expected[name][0]].clone()
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+    return _state(files, match.owner, match.place, read)
+
+
+def weight_problems(
+    files: WeightFiles, layouts: Sequence[KeyMap], module: nn.Module, stored_rows: Mapping[str, int] | None = None
+) -> list[str]:
+    """Return what :func:`read_parameters` would refuse, without reading a tensor."""
+    return list(_problems(files, _matched(files, layouts, module, stored_rows)))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What a module asks for and where it is.
+
+    Attributes:
+        layout: of the file.
+        place: name in the model -> name in the file.
+        expected: name in the model -> shape in the model.
+        in_file: name in the model -> shape expected in the file.
+        owner: parameter -> the first name of the same parameter.
+    """
+
+    layout: KeyMap
+    place: Mapping[str, str]
+    expected: Mapping[str, tuple[int, ...]]
+    in_file: Mapping[str, tuple[int, ...]]
+    owner: Mapping[str, str]
+
+
+def _matched(files: WeightFiles, layouts: Sequence[KeyMap], module: nn.Module, stored_rows: Mapping[str, int] | None) -> _Match:
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     in_file = dict(expected)
     for name, rows in (stored_rows or {}).items():
@@ -48,16 +94,7 @@ def read_parameters(
         for name in files.shapes
         if (model := layout.to_model(name)) in expected and not layout.skips(name)
     }
-    owner = _owners(module)
-    _check(files, layout, place, in_file, owner)
-
-    def read(name: str) -> Tensor:
-        tensor = files.read(place[name])
-        if in_file[name] != expected[name]:
-            tensor = tensor[: expected[name][0]].clone()
-        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-    return _state(files, owner, place, read)
+    return _Match(layout, place, expected, in_file, _owners(module))
 
 
 def _owners(module: nn.Module) -> dict[str, str]:
@@ -69,37 +106,20 @@ def _owners(module: nn.Module) -> dict[str, str]:
     }
 
 
-def _check(
-    files: WeightFiles,
-    layout: KeyMap,
-    place: Mapping[str, str],
-    in_file: Mapping[str, tuple[int, ...]],
-    owner: Mapping[str, str],
-) -> None:
-    held = {owner.get(name, name) for name in place}
-    missing = [name for name in in_file if owner.get(name, name) not in held]
-    taken = set(place.values())
-    unexpected = [name for name in files.shapes if name not in taken and not layout.skips(name)]
-    misshapen = [
-        f"{file_name} is {files.shapes[file_name]}, expected {in_file[name]}"
-        for name, file_name in place.items()
-        if files.shapes[file_name] != in_file[name]
-    ]
-    problems = [
-        f"{len(entries)} {what}: {some(entries)}"
-        for what, entries in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if entries
-    ]
-    if problems:
-        raise LmmError(
-            f"the weights in {files.folder} (read as: {layout.name}) are not those of the model its config describes:\n"
-            + "\n".join(f"- {problem}" for problem in problems)
-            + "\nuse a folder whose config and weights were written together"
-        )
+def _problems(files: WeightFiles, match: _Match) -> Iterator[str]:
+    """Yield missing, unexpected and misshapen tensors, a line each."""
+    held = {match.owner.get(name, name) for name in match.place}
+    taken = set(match.place.values())
+    found = {
+        "missing": [name for name in match.in_file if match.owner.get(name, name) not in held],
+        "unexpected": [name for name in files.shapes if name not in taken and not match.layout.skips(name)],
+        "of another shape": [
+            f"{file_name} is {files.shapes[file_name]}, expected {match.in_file[name]}"
+            for name, file_name in match.place.items()
+            if files.shapes[file_name] != match.in_file[name]
+        ],
+    }
+    yield from (f"{len(entries)} {what}: {some(entries)}" for what, entries in found.items() if entries)
 
 
 def _state(

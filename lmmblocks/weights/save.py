@@ -1,6 +1,7 @@
-"""A whole model to a folder: ``native`` (any blocks) or ``hf`` (also loads as ``LlavaForConditionalGeneration``).
+"""A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads as ``LlavaForConditionalGeneration``, or with an encoder of tiles as
+``LlavaNextForConditionalGeneration``), or ``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``).
 
-Both hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
+The first two hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
 tokenizer. ``hf`` adds the configs of transformers and an image token, because transformers marks image rows with an id of the table:
 
 - the tokenizer's ``<image>``, if it has one;
@@ -12,6 +13,7 @@ tokenizer. ``hf`` adds the configs of transformers and an image token, because t
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,16 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chat import IMAGE_MARKER, TEMPLATES
+from ..chat import IMAGE_MARKER, template_setting
 from ..config import LMMConfig
 from ..decoders.transformer import Transformer
 from ..encoders.clip import CLIP
+from ..encoders.dinov2 import DINOv2
+from ..encoders.siglip import SigLIP
 from ..lmm import LMM
 from ..projectors import MLP
 from ..spec import LmmError, closest
 from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
 from .hf_config import llava_to_hf
+from .hf_encoders import select_strategy
+from .llava_next import is_tiled, llava_next_to_hf, tile_problems
 from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
+from .maps import LLAVA_NEXT_HUB
+from .save_llava import write_llava
 from .sources import CONFIG
 
 
@@ -41,15 +49,17 @@ def save(
     format: str = "hf",
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    **options: Any,
 ) -> Path:
     """Write a model to a folder, whole or not at all.
 
     Args:
         model: what to write.
         path: a new folder, an empty one, or one that holds nothing but a model, which is replaced.
-        format: ``hf`` or ``native``.
+        format: ``hf``, ``llava`` or ``native``.
         dtype: of the weights in the file; None = as they are.
         shard_bytes: largest weight file.
+        **options: of the format; ``llava`` has ``include_vision`` and ``vision_tower``, see ``save_llava.py``.
 
     Returns:
         The folder.
@@ -65,11 +75,15 @@ def save(
         raise LmmError(
             f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None"
         )
+    known = [name for name, p in inspect.signature(FORMATS[format]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
+    if unknown:
+        raise LmmError(f"format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
     config = _current_config(model)
     state = _state(model)
     with replaced_folder(Path(path)) as folder:
         (folder / NATIVE_CONFIG).write_text(config.to_json(), encoding="utf-8")
-        state = FORMATS[format](model, config, state, folder, dtype)
+        state = FORMATS[format](model, config, state, folder, dtype, Path(path).expanduser().absolute(), **options)
         write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
     return Path(path)
 
@@ -80,14 +94,16 @@ def _current_config(model: LMM) -> LMMConfig:
         raise LmmError(
             "the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)"
         )
-    if TEMPLATES.get(model.template.name) != model.template:
-        raise LmmError(
-            f"template {model.template.name!r} is not one of the library's ({', '.join(TEMPLATES)}), so loading could not find it again: "
-            f"set model.template to one of them before saving, and to yours after loading"
-        )
+    for name in ("reducers", "hooks"):
+        told, found = len(getattr(model.config, name)), len(getattr(model, name))
+        if told != found:
+            raise LmmError(
+                f"the model has {found} {name}, its config tells of {told}: loading would lose them: pass them to build(..., {name}=[...]), or "
+                f"make model.config agree"
+            )
     return replace(
         model.config,
-        template=model.template.name,
+        template=template_setting(model.template, model.config.template),
         tokenize_mode=model.tokenize_mode,
         max_length=model.max_length,
         preprocess=model.encoder.preprocess,
@@ -105,7 +121,7 @@ def _state(model: LMM) -> dict[str, Tensor]:
 
 
 def _native(
-    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None
+    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
 ) -> dict[str, Tensor]:
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
@@ -113,7 +129,7 @@ def _native(
 
 
 def _hf(
-    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None
+    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
 ) -> dict[str, Tensor]:
     _refuse_other_blocks(model)
     tokenizer, image_token = _with_image_token(model)
@@ -121,30 +137,38 @@ def _hf(
     stored = replace(config, decoder=replace(config.decoder, vocab=vocab))
     name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
     ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    values = llava_to_hf(stored, image_token=image_token)
+    values = (llava_next_to_hf if is_tiled(model) else llava_to_hf)(stored, image_token=image_token)
     values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
     write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
     write_json(
         folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None}
     )
-    _write_processor(folder, config)
+    _write_processor(folder, config, "LlavaNextProcessor" if is_tiled(model) else "LlavaProcessor")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if vocab > config.decoder.vocab and tokenizer is not None:
         model.tokenizer.save_pretrained(folder / OWN_TOKENIZER)
-    return {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
+    state = {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
+    return {LLAVA_NEXT_HUB.to_file(key) or key: value for key, value in state.items()} if is_tiled(model) else state
 
 
-FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"hf": _hf, "native": _native}
+FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"hf": _hf, "llava": write_llava, "native": _native}
 """Name -> what writes the files beside the weights and returns the weights as that format has them."""
 
 
 def _refuse_other_blocks(model: LMM) -> None:
-    problems = [
-        f"{kind} {type(part).__name__!r} (expected {known.__name__!r})"
-        for (kind, part), known in zip(model.parts.items(), (CLIP, MLP, Transformer))
+    tower = model.encoder.tower if is_tiled(model) else model.encoder
+    problems = list(tile_problems(model.encoder.config)) if is_tiled(model) else []
+    parts = (("encoder", tower, (CLIP, SigLIP, DINOv2)), ("projector", model.projector, (MLP,)), ("decoder", model.decoder, (Transformer,)))
+    problems += [
+        f"{kind} {type(part).__name__!r} (expected {' or '.join(repr(each.__name__) for each in known)})"
+        for kind, part, known in parts
         if not isinstance(part, known)
     ]
+    if getattr(tower.config, "final_norm", False):
+        problems.append("a final norm on the encoder's last layer (expected final_norm=False)")
+    several = (("reducer", model.reducers), ("hook", model.hooks))
+    problems += [f"{kind} {type(part).__name__!r} (expected none)" for kind, entries in several for part in entries]
     if not problems and len(list(model.projector.children())) != 2:
         problems.append(f"projector 'MLP' with {len(list(model.projector.children()))} layers (expected 2)")
     if problems:
@@ -174,17 +198,19 @@ def _with_mean_rows(table_VD: Tensor, rows: int) -> Tensor:
     return torch.cat([table_VD.detach(), mean_1D.expand(missing, -1)])
 
 
-def _write_processor(folder: Path, config: LMMConfig) -> None:
+def _write_processor(folder: Path, config: LMMConfig, name: str) -> None:
     """Write what ``AutoProcessor`` reads: one image becomes as many ``<image>`` as the encoder has patches (all tokens less CLS)."""
     assert config.preprocess is not None
-    processor = {"processor_class": "LlavaProcessor"}
+    processor = {"processor_class": name}
     write_json(
         folder / "preprocessor_config.json", {**config.preprocess.to_hf_processor_config(), **processor}
     )
+    tower = getattr(config.encoder, "tower", config.encoder)
+    strategy = select_strategy(tower)
     layout = {
         "image_token": IMAGE_MARKER,
-        "num_additional_image_tokens": 1,
-        "patch_size": config.encoder.patch,
-        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": int(strategy == "default"),
+        "patch_size": tower.patch,
+        "vision_feature_select_strategy": strategy,
     }
     write_json(folder / "processor_config.json", {**processor, **layout})

@@ -10,14 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..decoders.transformer import TransformerConfig
-from ..encoders.clip import CLIPConfig
-from ..images.preprocess import Fit, ImagePreprocess, clip_preprocess
+from ..encoders.choices import sized
+from ..encoders.siglip2_naflex import NaFlexConfig
+from ..images.kinds import with_fit
+from ..images.native import NativePreprocess
+from ..images.preprocess import Fit, ImagePreprocess
 from ..spec import LmmError, closest
+from .causal_lm import is_causal_lm, load_causal_lm
 from .files import open_weights, read_json
 from .fill import read_parameters
-from .hf_config import clip_from_hf, llama_from_hf
-from .maps import CLIP_LAYOUTS, LLAMA_LAYOUTS
+from .hf_decoders import decoder_from_hf, knows_decoder
+from .hf_encoders import HF_ENCODERS, encoder_from_hf, hf_type
+from .maps import LLAMA_LAYOUTS
+from .original import decoder_values, is_original
+from .other_encoders import other_encoder
 
 CONFIG = "config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,19 +52,21 @@ def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
             f"no folder {path}{closest(path.name, beside)}; expected a model folder or a hub id 'owner/name'"
         )
     folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES)
-    if weights and not list(folder.glob("*.safetensors")):
+    adapter = (folder / "adapter_config.json").is_file()  # a LoRA run's other tensors are in a .bin whatever its adapter is in
+    if weights and (adapter or not list(folder.glob("*.safetensors"))):
         folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.bin"])
     return folder
 
 
 def load_encoder(
-    path_or_id: str | os.PathLike[str], *, fit: Fit = "pad"
-) -> tuple[CLIPConfig, dict[str, Tensor], ImagePreprocess]:
-    """Read a CLIP vision tower, alone or out of a CLIP or LLaVA checkpoint.
+    path_or_id: str | os.PathLike[str], *, fit: Fit | None = None
+) -> tuple[Any, dict[str, Tensor], Any]:
+    """Read a vision tower, alone or out of a CLIP, SigLIP or LLaVA checkpoint: CLIP, SigLIP, DINOv2, or a folder of timm's or open_clip's.
 
     Args:
         path_or_id: folder or hub id.
-        fit: how pictures become square. CLIP's own processor only knows ``crop``, so its file doesn't say what a LLaVA does; LLaVA-1.5 pads.
+        fit: how pictures become square; None = as the tower's image processor says. CLIP's only knows ``crop``, so its file doesn't
+            say what a LLaVA does: it pads, as LLaVA-1.5 does.
 
     Returns:
         Its config, its state dict in the dtype of the file, and its preprocessing.
@@ -67,17 +75,33 @@ def load_encoder(
         LmmError: nothing there, another kind of model, or weights that don't fit the config.
     """
     folder = locate(path_or_id)
-    config = clip_from_hf(_config(folder))
+    other = other_encoder(folder)
+    if other is not None:
+        state, preprocess = other.read_pretrained()
+        return other, state, preprocess if fit is None else with_fit(preprocess, fit)
+    values = _config(folder)
+    if is_original(values):
+        from .tower import load_original_tower
+
+        return load_original_tower(folder, values, fit=fit)
+    config, preprocess = encoder_shape(folder, fit=fit)
     with torch.device("meta"):
         skeleton = config.build()
-    preprocess = read_preprocess(folder, config, fit=fit) or clip_preprocess(
-        config.image_size, config.patch, fit
-    )
-    return config, read_parameters(open_weights(folder), CLIP_LAYOUTS, skeleton), preprocess
+    return config, read_parameters(open_weights(folder), HF_ENCODERS[hf_type(config)].layouts, skeleton), preprocess
 
 
-def load_decoder(path_or_id: str | os.PathLike[str]) -> tuple[TransformerConfig, dict[str, Tensor]]:
-    """Read a Llama decoder, alone or out of a LLaVA checkpoint.
+def encoder_shape(folder: Path, *, fit: Fit | None = None) -> tuple[Any, Any]:
+    """Return config and preprocessing of a tower of transformers; no weights are needed. See :func:`load_encoder`."""
+    config = encoder_from_hf(_config(folder))
+    preprocess = read_preprocess(folder, config, fit=fit or HF_ENCODERS[hf_type(config)].fit)
+    if preprocess is None:
+        preprocess = config.default_preprocess() if fit is None else with_fit(config.default_preprocess(), fit)
+    return sized(config, preprocess), preprocess
+
+
+def load_decoder(path_or_id: str | os.PathLike[str]) -> tuple[Any, dict[str, Tensor]]:
+    """Read a decoder: natively if its family is built in (``hf_families.FAMILIES``), alone or out of a multimodal checkpoint, else through
+    transformers, as an ``HFDecoder``.
 
     Args:
         path_or_id: folder or hub id.
@@ -89,7 +113,11 @@ def load_decoder(path_or_id: str | os.PathLike[str]) -> tuple[TransformerConfig,
         LmmError: nothing there, another kind of model, or weights that don't fit the config.
     """
     folder = locate(path_or_id)
-    config = llama_from_hf(_config(folder))
+    values = _config(folder)
+    values = decoder_values(values) if is_original(values) else values
+    if not knows_decoder(values) and is_causal_lm(values):
+        return load_causal_lm(folder)
+    config = decoder_from_hf(values)
     with torch.device("meta"):
         skeleton = config.build()
     return config, read_parameters(open_weights(folder), LLAMA_LAYOUTS, skeleton)
@@ -121,24 +149,26 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def read_preprocess(folder: Path, encoder: CLIPConfig, *, fit: Fit | None = None) -> ImagePreprocess | None:
+def read_preprocess(folder: Path, encoder: Any, *, fit: Fit | None = None) -> Any:
     """Return the image preprocessing that a folder's processor config describes, None when it has none.
 
     Args:
         folder: a model folder.
-        encoder: says the patch size, which the file doesn't.
+        encoder: config of the encoder; says the patch size, which the file doesn't.
         fit: instead of what the file says.
 
     Raises:
-        LmmError: steps that are not CLIP's or LLaVA's, or images of another size than the encoder's.
+        LmmError: other steps than the native preprocessing has, or images of another size than the encoder's.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         values = read_json(folder / name) if (folder / name).is_file() else {}
         if "image_processor" not in values and name.startswith("processor"):
             continue
+        if values and isinstance(encoder, NaFlexConfig):
+            return NativePreprocess.from_hf_processor_config(values)
         if values:
             preprocess = ImagePreprocess.from_hf_processor_config(values, patch_px=encoder.patch, fit=fit)
-            if preprocess.size_px != encoder.image_size:
+            if preprocess.size_px != sized(encoder, preprocess).image_size:
                 raise LmmError(
                     f"{folder / name} makes images of {preprocess.size_px} px, the encoder in config.json takes {encoder.image_size} px: "
                     f"correct crop_size and size"

@@ -1,12 +1,20 @@
-"""Tiny models of ours with random weights and a tokenizer of a few words; nothing of transformers' models, nothing downloaded."""
+"""Tiny models of ours with random weights, a tokenizer of a few words, and files as the original LLaVA writes them; nothing downloaded."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lmmblocks.assemble import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.weights.folder import write_weights
+from lmmblocks.weights.hf_config import clip_to_hf
 
 WORDS = ["<unk>", "<s>", "</s>", *"what is in the picture a cat ? USER : ASSISTANT".split()]
 
@@ -52,3 +60,154 @@ def saved(make_model, tmp_path):
     model = make_model()
     model.save(tmp_path / "model")
     return model, tmp_path / "model"
+
+
+LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None, "use_rslora": False}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def original_names(state):
+    """Our names to the original's, after ``llava_arch.py`` and ``multimodal_projector/builder.py``, written a second time."""
+    names = {}
+    for name in state:
+        part, _, rest = name.partition(".")
+        if part == "vision_tower":
+            names[name] = f"model.vision_tower.vision_tower.{rest}"
+        elif part == "multi_modal_projector":
+            layer, _, kind = rest.partition(".")
+            number = re.fullmatch(r"linear_(\d+)", layer)
+            names[name] = f"model.mm_projector.{2 * (int(number[1]) - 1)}.{kind}" if number else f"model.mm_projector.{kind}"
+        else:
+            names[name] = rest if rest.startswith("lm_head") else f"model.{rest.removeprefix('model.')}"
+    return {ours: name for ours, name in names.items()}
+
+
+def config_of(model, **changes):
+    """``config.json`` as training writes it: Llama's keys and LLaVA's side by side."""
+    d = model.config.decoder
+    kind = model.config.projector
+    return {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "freeze_mm_mlp_adapter": False,
+        "hidden_act": "silu",
+        "hidden_size": d.dim,
+        "image_aspect_ratio": "pad",
+        "image_grid_pinpoints": None,
+        "intermediate_size": d.ffn_dim,
+        "max_position_embeddings": d.max_positions,
+        "mm_hidden_size": 16,
+        "mm_projector_type": f"mlp{kind.options['depth']}x_gelu" if kind.type == "mlp" else kind.type,
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "clip",
+        "model_type": "llava_llama",
+        "num_attention_heads": d.heads,
+        "num_hidden_layers": d.layers,
+        "num_key_value_heads": d.kv_heads,
+        "rms_norm_eps": d.eps,
+        "rope_scaling": None,
+        "tie_word_embeddings": d.tied,
+        "tokenizer_model_max_length": 48,
+        "tokenizer_padding_side": "right",
+        "torch_dtype": "float32",
+        "tune_mm_mlp_adapter": False,
+        "use_mm_proj": True,
+        "vocab_size": d.vocab,
+        **changes,
+    }
+
+
+def write_tower(model, folder):
+    """The tower's own folder, as ``CLIPVisionModel`` of transformers 4 saves it."""
+    folder.mkdir()
+    save_file({f"{name}": value for name, value in model.encoder.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(clip_to_hf(model.config.encoder)))
+    return folder
+
+
+def write_bins(tensors, folder, shards=2):
+    """``pytorch_model-0000k-of-0000n.bin`` and their index."""
+    names = list(tensors)
+    place = {name: f"pytorch_model-{index * shards // len(names) + 1:05}-of-{shards:05}.bin" for index, name in enumerate(names)}
+    for shard in sorted(set(place.values())):
+        torch.save({name: tensors[name].clone() for name in names if place[name] == shard}, folder / shard)
+    total = sum(value.nbytes for value in tensors.values())
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": place}))
+
+
+def write_original(model, folder, *, kind="bin", vision=False, tower=True, **changes):
+    """A full checkpoint and, inside its folder, the tower it names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = original_names(dict(model.named_parameters()))
+    tensors = {names[ours]: value.detach().clone() for ours, value in model.named_parameters() if vision or not ours.startswith("vision_tower.")}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(6)
+    write_bins(tensors, folder) if kind == "bin" else write_weights(folder, tensors, dtype=None, shard_bytes=12000)
+    (folder / "config.json").write_text(json.dumps(config_of(model, **changes)))
+    model.tokenizer.save_pretrained(folder)
+    if tower:
+        write_tower(model, folder / "clip")
+    return folder
+
+
+def write_base(model, folder):
+    """A language model alone, as Vicuna lies on the hub."""
+    folder.mkdir()
+    tensors = {name: value.clone() for name, value in model.decoder.state_dict().items()}
+    write_bins(tensors, folder)
+    values = config_of(model, model_type="llama")
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if "mm_" not in key}))
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_projector(model, folder, prefix="model.", **changes):
+    folder.mkdir()
+    write_tower(model, folder / "clip")
+    layers = {name: value.detach() for name, value in model.named_parameters() if name.startswith("multi_modal_projector.")}
+    names = original_names(layers)
+    torch.save({names[name].replace("model.", prefix, 1): value for name, value in layers.items()}, folder / "mm_projector.bin")
+    (folder / "config.json").write_text(json.dumps(config_of(model, **changes)))
+    return folder
+
+
+def write_lora(model, folder, *, kind="bin", infix="", whole=(), **adapter):
+    """An adapter on every linear layer of the language model; returns what each weight must become, by PEFT's formula."""
+    folder.mkdir()
+    values = {**LORA, **adapter}
+    scale = values["lora_alpha"] / (math.sqrt(values["r"]) if values["use_rslora"] else values["r"])
+    tensors, merged = {}, {name: value.clone() for name, value in model.state_dict().items()}
+    names = original_names(merged)
+    generator = torch.Generator().manual_seed(3)
+    for ours, name in names.items():
+        if name.startswith("model.layers.") and name.split(".")[-2] in TARGETS:
+            weight = merged[ours]
+            a = torch.randn(values["r"], weight.shape[1], generator=generator) * 0.1
+            b = torch.randn(weight.shape[0], values["r"], generator=generator) * 0.1
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A{infix}.weight"], tensors[f"{module}.lora_B{infix}.weight"] = a, b
+            merged[ours] = (weight.float() + scale * (b @ a)).to(weight.dtype)
+    for ours in whole:
+        tensors[f"base_model.model.{names[ours]}"] = merged[ours] = torch.full_like(merged[ours], 0.25)
+    torch.save(tensors, folder / "adapter_model.bin") if kind == "bin" else save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    (folder / "config.json").write_text(json.dumps(config_of(model)))
+    return merged
+
+
+def write_trainables(model, folder):
+    layers = {name: torch.randn_like(value) for name, value in model.state_dict().items() if name.startswith("multi_modal_projector.")}
+    names = original_names(layers)
+    torch.save({f"base_model.model.{names[name]}": value for name, value in layers.items()}, folder / "non_lora_trainables.bin")
+    return layers
+
+
+@pytest.fixture(scope="session")
+def original():
+    """What writes the original LLaVA's files, name by name as its code does."""
+    return SimpleNamespace(
+        names=original_names, config=config_of, full=write_original, base=write_base, projector=write_projector,
+        lora=write_lora, trainables=write_trainables, tower=write_tower, LORA=LORA, TARGETS=TARGETS,
+    )  # fmt: skip

@@ -179,7 +179,7 @@ def test_a_tied_file_that_holds_the_head_too_is_read(make_model, tmp_path):
         (None, "holds no config.json: expected a model folder; found model.safetensors"),
         ('{"model_type": ', "config.json is not JSON: line 1"),
         ("[]", "must hold a JSON object, found list"),
-        ('{"model_type": "gpt2"}', "model_type 'gpt2', expected 'llama'"),
+        ('{"model_type": "clip"}', "model_type 'clip', expected 'llama'"),
     ],
 )
 def test_a_wrong_config_says_what_was_found(make_model, tmp_path, text, message):

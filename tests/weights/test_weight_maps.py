@@ -14,12 +14,18 @@ from lmmblocks.weights.maps import (
     LLAVA_LAYOUTS,
     MODEL_LAYOUTS,
     NATIVE,
+    ORIGINAL,
+    PROJECTOR_LAYOUTS,
     RUNTIME_4_52,
     RUNTIME_5,
+    TRAINABLE_LAYOUTS,
     KeyMap,
     choose,
+    inside,
     part,
 )
+
+LLAVA_AND_OURS = (*LLAVA_LAYOUTS, NATIVE, ORIGINAL)  # of the model below; other layouts are of other blocks
 
 CLIP_NAMES = list(CLIPConfig(dim=8, layers=2, heads=2, mlp_dim=8, image_size=28).build().state_dict())
 LLAMA_NAMES = list(
@@ -55,6 +61,13 @@ TABLE = {
         "model.language_model.layers.1.self_attn.q_proj.weight",
         "lm_head.weight",
     ],
+    ORIGINAL: [
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias",
+        "model.vision_tower.vision_tower.vision_model.embeddings.class_embedding",
+        "model.mm_projector.2.weight",
+        "model.layers.1.self_attn.q_proj.weight",
+        "lm_head.weight",
+    ],
     RUNTIME_5: [
         "model.vision_tower.encoder.layers.0.mlp.fc1.bias",
         "model.vision_tower.embeddings.class_embedding",
@@ -64,7 +77,7 @@ TABLE = {
     ],
 }
 CASES = [
-    *((layout, MODEL_NAMES) for layout in MODEL_LAYOUTS),
+    *((layout, MODEL_NAMES) for layout in LLAVA_AND_OURS),
     *((layout, CLIP_NAMES) for layout in CLIP_LAYOUTS),
     *((layout, LLAMA_NAMES) for layout in LLAMA_LAYOUTS if layout.name != "LlamaModel"),
 ]
@@ -92,7 +105,7 @@ def test_any_name_below_a_known_prefix_survives_a_round_trip(layout, data):
 
 
 @pytest.mark.parametrize(
-    "layouts, names", [(MODEL_LAYOUTS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"]
+    "layouts, names", [(LLAVA_AND_OURS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"]
 )
 @pytest.mark.parametrize("with_head", [True, False])
 def test_the_layout_of_a_file_is_known_by_its_names(layouts, names, with_head):
@@ -124,17 +137,39 @@ def test_names_of_old_buffers_are_skipped_in_every_layout():
 
 
 def test_a_new_layout_is_data():
-    """The original LLaVA's names (``llava_arch.py``), in the same form."""
-    original = KeyMap(
-        "original",
-        (
-            ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
-            ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
-            ("model.vision_tower.vision_tower.", "vision_tower."),
-            ("model.", "language_model.model."),
-            ("lm_head.", "language_model.lm_head."),
-        ),
-    )
-    in_file = [original.to_file(name) for name in MODEL_NAMES]
-    assert [original.to_model(name) for name in in_file] == MODEL_NAMES
-    assert choose((*MODEL_LAYOUTS, original), in_file, set(MODEL_NAMES)) is original
+    """Everything behind the name of a wrapper, as a trainer may write it."""
+    wrapped = KeyMap("wrapped", tuple((f"module.{name}.", f"{name}.") for name in ("vision_tower", "multi_modal_projector", "language_model")))
+    in_file = [wrapped.to_file(name) for name in MODEL_NAMES]
+    assert [wrapped.to_model(name) for name in in_file] == MODEL_NAMES
+    assert choose((*MODEL_LAYOUTS, wrapped), in_file, set(MODEL_NAMES)) is wrapped
+
+
+@pytest.mark.parametrize("prefix", ["model.", "", "base_model.model.model."])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_projector_alone_is_known_behind_each_prefix(prefix, linear):
+    in_file = [f"{prefix}mm_projector.{layer}{kind}" for layer in ([""] if linear else ["0.", "2."]) for kind in ("weight", "bias")]
+    ours = [f"multi_modal_projector.linear{layer}.{kind}" for layer in ([""] if linear else ["_1", "_2"]) for kind in ("weight", "bias")]
+    layout = choose(PROJECTOR_LAYOUTS, in_file, set(ours))
+    assert [layout.to_model(name) for name in in_file] == ours
+    assert [layout.to_file(name) for name in ours] == in_file
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", ""])
+def test_what_a_lora_run_trained_beside_the_adapter_is_known_with_and_without_pefts_wrapper(prefix):
+    in_file = [f"{prefix}model.mm_projector.0.weight", f"{prefix}model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias"]
+    ours = ["multi_modal_projector.linear_1.weight", "vision_tower.vision_model.pre_layrnorm.bias"]
+    layout = choose(TRAINABLE_LAYOUTS, in_file, {*ours, *MODEL_NAMES})
+    assert [layout.to_model(name) for name in in_file] == ours
+
+
+def test_a_decoder_inside_an_original_checkpoint_leaves_nothing_over():
+    in_file = [ORIGINAL.to_file(name) for name in MODEL_NAMES]
+    layout = choose(LLAMA_LAYOUTS, in_file, set(LLAMA_NAMES))
+    assert sorted(filter(None, (layout.to_model(name) for name in in_file if not layout.skips(name)))) == sorted(LLAMA_NAMES)
+    alone = [name.removeprefix("language_model.") for name in MODEL_NAMES if name.startswith("language_model.")]
+    assert choose(LLAMA_LAYOUTS, alone, set(LLAMA_NAMES)).name == "LlamaForCausalLM"
+
+
+def test_a_part_alone_gets_its_names_in_the_whole_model():
+    layouts = [inside(layout, "language_model.") for layout in LLAMA_LAYOUTS]
+    assert {choose(layouts, LLAMA_NAMES, set(MODEL_NAMES)).to_model(name) for name in LLAMA_NAMES} <= set(MODEL_NAMES)

@@ -1,0 +1,266 @@
+"""What a folder holds, told apart by its content, and its weights under the model's names, before any tensor is read.
+
+| layout | how it is known | where its parts are |
+|---|---|---|
+| lmmblocks | ``lmmblocks.json`` and weights | all inside |
+| transformers | ``config.json`` of a LLaVA, and weights | all inside |
+| original LLaVA | ``config.json`` with ``mm_vision_tower``, and weights | the tower inside, or where that key says |
+| projector over a base | ``mm_projector.bin``, no other weights | language model from the base, tower where the key says |
+| LoRA over a base | ``adapter_config.json`` and the adapter | the base, under ``non_lora_trainables.bin``, with the adapter merged |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import LMMConfig
+from ..encoders.choices import sized
+from ..spec import LmmError
+from . import lora
+from .files import WeightFiles, has_weights, open_file, open_weights, read_json
+from .hf_config import llava_from_hf
+from .hf_decoders import decoder_from_hf
+from .llava_next import is_llava_next, llava_next_from_hf, read_tile_preprocess
+from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
+from .original import TOWER, check, decoder_values, fit_of, is_original, original_to_config
+from .overlay import in_dtype, of_state, overlaid, renamed
+from .sources import CONFIG, has_tokenizer, load_encoder, locate, read_preprocess
+from .tower import INSIDE, locate_tower, tower_shape
+
+NATIVE_CONFIG = "lmmblocks.json"
+OWN_TOKENIZER = "lmmblocks_tokenizer"
+"""Folder of the model's tokenizer where the one beside the weights got an image token that the model's table has no row for."""
+
+PROJECTOR = "mm_projector.bin"
+TRAINABLES = "non_lora_trainables.bin"
+TABLE = "language_model.model.embed_tokens.weight"
+Open = Callable[[Collection[str], "torch.dtype | None"], WeightFiles]
+
+
+class TowerElsewhere(LmmError):
+    """Only the hub knows the tower's shape, and it was not to be asked."""
+
+
+class Layout(Enum):
+    """What a folder is."""
+
+    NATIVE = "lmmblocks"
+    HF = "Hugging Face LLaVA"
+    ORIGINAL = "original LLaVA"
+    PROJECTOR = "original LLaVA, a projector over a base"
+    LORA = "original LLaVA, a LoRA adapter over a base"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that can be read.
+
+    Attributes:
+        folder: where it lies.
+        layout: what it is.
+        config: of the model.
+        weights: from the names in the model and the dtype asked for (None = as stored) to its tensors.
+        tokenizer: folder of the tokenizer, None when there is none.
+        stored_vocab: token rows in the file when these may be more than the model has.
+    """
+
+    folder: Path
+    layout: Layout
+    config: LMMConfig
+    weights: Open
+    tokenizer: Path | None
+    stored_vocab: int | None = None
+
+
+def identify(folder: Path) -> Layout:
+    """Say what a folder is, by the files in it and the keys of its config.
+
+    Raises:
+        LmmError: no model that :func:`open_checkpoint` reads.
+    """
+    if not has_weights(folder) and lora.has_adapter(folder):
+        return Layout.LORA
+    if not has_weights(folder) and (folder / PROJECTOR).is_file():
+        return Layout.PROJECTOR
+    if (folder / CONFIG).is_file() and is_original(read_json(folder / CONFIG)):
+        return Layout.ORIGINAL
+    if (folder / NATIVE_CONFIG).is_file():
+        return Layout.NATIVE
+    if (folder / CONFIG).is_file():
+        return Layout.HF
+    raise LmmError(f"{folder} is no model folder: it holds neither {NATIVE_CONFIG} nor {CONFIG}")
+
+
+def open_checkpoint(
+    path_or_id: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None, vision_tower: str | os.PathLike[str] | None = None
+) -> Checkpoint:
+    """Find out what is there and how to read it; see :func:`lmmblocks.load` for the arguments.
+
+    Raises:
+        LmmError: nothing there, another kind of folder, or a model that the blocks can't compute.
+    """
+    folder = locate(path_or_id)
+    layout = identify(folder)
+    if base is not None and layout not in (Layout.PROJECTOR, Layout.LORA):
+        raise LmmError(f"{folder} is a whole model ({layout.value}): leave base={os.fspath(base)!r} out")
+    if layout in (Layout.NATIVE, Layout.HF):
+        return _whole(folder, layout)
+    if layout is Layout.ORIGINAL:
+        return _original(folder, vision_tower)
+    return _over_base(folder, layout, base, vision_tower)
+
+
+def _whole(folder: Path, layout: Layout) -> Checkpoint:
+    stored_vocab = None
+    if layout is Layout.NATIVE:
+        config = native_config(folder)
+        stored_vocab = hf_config(folder).decoder.vocab if (folder / CONFIG).is_file() else None
+    else:
+        config = hf_config(folder)
+    files = open_weights(folder)
+    return Checkpoint(
+        folder, layout, config, lambda expected, dtype: renamed(files, MODEL_LAYOUTS, expected), tokenizer_folder(folder), stored_vocab
+    )
+
+
+def hf_config(folder: Path) -> LMMConfig:
+    """Return what the ``config.json`` of a LLaVA of transformers describes."""
+    values = read_json(folder / CONFIG)
+    if is_llava_next(values):
+        config = llava_next_from_hf(values)
+        return replace(config, preprocess=read_tile_preprocess(folder, config.encoder))
+    config = llava_from_hf(values)
+    preprocess = read_preprocess(folder, config.encoder)
+    return replace(config, encoder=sized(config.encoder, preprocess), preprocess=preprocess)
+
+
+def _original(folder: Path, vision_tower: str | os.PathLike[str] | None) -> Checkpoint:
+    values = read_json(folder / CONFIG)
+    files = open_weights(folder)
+    own = holds_tower(files)
+    config = original_config(folder, values, vision_tower)
+
+    def weights(expected: Collection[str], dtype: torch.dtype | None) -> WeightFiles:
+        model = renamed(files, (ORIGINAL,), expected)
+        return _in_one_dtype(model if own else overlaid(_tower_files(folder, values, vision_tower), model), dtype)
+
+    return Checkpoint(folder, Layout.ORIGINAL, config, weights, tokenizer_folder(folder))
+
+
+def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.PathLike[str] | None) -> Checkpoint:
+    """A projector or an adapter: its own config if it has one, the base's table, and the base's weights under its own."""
+    values = read_json(folder / CONFIG) if layout is Layout.PROJECTOR or (folder / CONFIG).is_file() else None
+    if values is not None and not is_original(values):
+        raise LmmError(f"{folder / CONFIG} has no {TOWER!r}: expected the config that LLaVA's training writes beside a {layout.value}")
+    base_folder = base_folder_of(folder, layout, base, values)
+    decoder_alone = not is_lmm(base_folder)
+    if decoder_alone and values is None:
+        raise LmmError(f"{folder} holds no {CONFIG} and its base {base_folder} is a language model alone: nothing says which vision tower to use")
+    lower = None if decoder_alone else open_checkpoint(base_folder, vision_tower=vision_tower)
+    config = lower.config if values is None and lower is not None else original_config(folder, values or {}, vision_tower)
+    below = decoder_from_hf(read_json(base_folder / CONFIG)) if lower is None else lower.config.decoder
+    config = replace(config, decoder=replace(config.decoder, vocab=below.vocab))
+
+    def weights(expected: Collection[str], dtype: torch.dtype | None) -> WeightFiles:
+        if lower is not None:
+            model = lower.weights(expected, dtype)
+        else:
+            language = renamed(open_weights(base_folder), [inside(each, "language_model.") for each in LLAMA_LAYOUTS], expected)
+            model = overlaid(_tower_files(folder, values or {}, vision_tower), language)
+        return _upper(folder, layout, _in_one_dtype(model, dtype), expected)
+
+    tokenizer = tokenizer_folder(folder) or (lower.tokenizer if lower is not None else tokenizer_folder(base_folder))
+    return Checkpoint(folder, layout, config, weights, tokenizer, None if lower is None else lower.stored_vocab)
+
+
+def _upper(folder: Path, layout: Layout, model: WeightFiles, expected: Collection[str]) -> WeightFiles:
+    """Put what a folder over a base holds over the base, rounded to the base's dtype."""
+    dtype = getattr(torch, model.dtypes.get(TABLE, "float32"))  # without a table the load fails, with a list
+    if layout is Layout.PROJECTOR:
+        return overlaid(model, in_dtype(renamed(open_file(folder / PROJECTOR), PROJECTOR_LAYOUTS, expected), dtype))
+    if (folder / TRAINABLES).is_file():
+        model = overlaid(model, in_dtype(renamed(open_file(folder / TRAINABLES), TRAINABLE_LAYOUTS, expected), dtype))
+    return lora.merged(model, folder, expected)
+
+
+def _in_one_dtype(files: WeightFiles, dtype: torch.dtype | None) -> WeightFiles:
+    """Round all parts to one dtype, as the original does: the one asked for, else the language model's."""
+    stored = files.dtypes.get(TABLE)
+    return files if dtype is None and stored is None else in_dtype(files, dtype or getattr(torch, str(stored)))
+
+
+def holds_tower(files: WeightFiles) -> bool:
+    """Say whether an original checkpoint holds weights of its vision tower."""
+    return any(name.startswith(INSIDE) for name in files.shapes)
+
+
+def _tower_files(folder: Path, values: Any, vision_tower: str | os.PathLike[str] | None) -> WeightFiles:
+    tower = locate_tower(vision_tower or values[TOWER], folder)
+    _, state, _ = load_encoder(tower)
+    return of_state(tower, state, "vision_tower.", "vision tower")
+
+
+def original_config(
+    folder: Path, values: Any, vision_tower: str | os.PathLike[str] | None, *, download: bool = True
+) -> LMMConfig:
+    """Return the model of an original folder: what ``lmmblocks.json`` says where it is there, else the original's keys and the tower's config.
+
+    Raises:
+        LmmError: a model that the blocks can't compute, or a tower that is nowhere (without ``download``: not on this machine).
+    """
+    if (folder / NATIVE_CONFIG).is_file():
+        return native_config(folder)
+    check(values)
+    name = vision_tower or values[TOWER]
+    shape = tower_shape(name, folder, fit=fit_of(values), download=download)
+    if shape is None:
+        raise TowerElsewhere(f"the vision tower {str(name)!r} is not on this machine, so its shape is unknown")
+    return original_to_config(values, encoder=shape[0], decoder=decoder_from_hf(decoder_values(values)), preprocess=shape[1])
+
+
+def native_config(folder: Path) -> LMMConfig:
+    """Return what ``lmmblocks.json`` describes."""
+    try:
+        return LMMConfig.from_json((folder / NATIVE_CONFIG).read_text(encoding="utf-8"))
+    except (LmmError, UnicodeDecodeError) as error:
+        raise LmmError(f"{folder / NATIVE_CONFIG}: {error}") from error
+
+
+def named_base(folder: Path, layout: Layout, values: Any) -> str | None:
+    """Return the base that the training wrote down."""
+    named = lora.base_of(folder) if layout is Layout.LORA else None
+    return named or (values or {}).get("_name_or_path") or None
+
+
+def base_folder_of(folder: Path, layout: Layout, base: Any, values: Any) -> Path:
+    """Return the base's folder: the one given, else the one that the training wrote down."""
+    named = named_base(folder, layout, values)
+    if base is None and not named:
+        raise LmmError(f"{folder} is a {layout.value.split(', ')[-1]}: give the base with load(..., base=...)")
+    try:
+        return locate(base if base is not None else str(named))
+    except LmmError as error:
+        where = "base" if base is not None else f"{folder} names the base {named!r}"
+        raise LmmError(f"{where}: {error}\ngive the base's folder or hub id with load(..., base=...)") from error
+
+
+def is_lmm(folder: Path) -> bool:
+    """Tell a whole model, or something over one, from a language model or a vision tower."""
+    if (folder / NATIVE_CONFIG).is_file() or (not has_weights(folder) and (lora.has_adapter(folder) or (folder / PROJECTOR).is_file())):
+        return True
+    values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return is_original(values) or values.get("model_type") == "llava" or is_llava_next(values)
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Return where the model's tokenizer lies, None when there is none."""
+    own = folder / OWN_TOKENIZER
+    folder = own if own.is_dir() else folder
+    return folder if has_tokenizer(folder) else None

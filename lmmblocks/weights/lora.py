@@ -1,0 +1,180 @@
+"""LoRA adapters, merged into the weights as they are read.
+
+What PEFT's ``merge_and_unload`` does, in its order and precision: ``W += scale * (B @ A)`` with the product in fp32 and one rounding to the
+dtype of ``W``; ``scale = alpha / r``, with ``use_rslora`` ``alpha / sqrt(r)``; on an embedding the product is transposed. Whole tensors in an
+adapter (``modules_to_save``) take the place of the base's. ``fan_in_fan_out`` says how a GPT-2 ``Conv1D`` stores its weights: PEFT turns it off
+for linear layers, and there is nothing else here. Source: Hu et al., arXiv 2106.09685; ``peft/tuners/lora/layer.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..spec import LmmError
+from .files import WeightFiles, open_file, read_json, some
+from .maps import MODEL_LAYOUTS, choose
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+_WRAPPER = re.compile(r"^base_model\.model\.")
+_FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B)(\.(?!weight$)\w+)?(\.weight)?$")
+_SAVED_WHOLE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.\w+$)")
+_OTHER_MATHS = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "megatron_config")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of one weight's change.
+
+    Attributes:
+        a: name of ``A`` (r, in) in the adapter's file.
+        b: name of ``B`` (out, r).
+        scale: what their product is multiplied with.
+        embedding: the product is transposed.
+    """
+
+    a: str
+    b: str
+    scale: float
+    embedding: bool
+
+
+def has_adapter(folder: Path) -> bool:
+    """Say whether a folder holds an adapter of PEFT's."""
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in WEIGHTS)
+
+
+def open_adapter(folder: Path) -> WeightFiles:
+    """Open an adapter's tensors, under the names in the file."""
+    found = [name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise LmmError(f"{folder} has an {CONFIG} but no {' or '.join(WEIGHTS)}: copy or download it again")
+    return open_file(folder / found[0])
+
+
+def base_of(folder: Path) -> str | None:
+    """Return what the adapter says it was trained on."""
+    return read_json(folder / CONFIG).get("base_model_name_or_path") or None
+
+
+def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> WeightFiles:
+    """Return weights with an adapter in them.
+
+    Args:
+        lower: the base, in the dtype that the merge shall round to, under the model's names.
+        folder: the adapter's.
+        expected: names in the model.
+
+    Raises:
+        LmmError: an adapter that is more than LoRA, or factors that don't fit the base; all are listed.
+    """
+    values = read_json(folder / CONFIG)
+    _refuse_other_maths(folder, values)
+    files = open_adapter(folder)
+    factors, whole, left_over = _sorted(files, values, expected)
+    problems = [f"no such weight in the model: {some(left_over)}"] if left_over else []
+    problems += list(_misfits(files, factors, lower))
+    if problems:
+        raise LmmError(f"the LoRA adapter in {folder} doesn't fit its base ({lower.folder}):\n" + "\n".join(f"- {p}" for p in problems))
+
+    def read(name: str) -> Tensor:
+        if name in whole:
+            return files.read(whole[name])
+        weight = lower.read(name)
+        return _changed(weight, files, factors[name]) if name in factors else weight
+
+    shapes = {**lower.shapes, **{name: files.shapes[stored] for name, stored in whole.items()}}
+    dtypes = {**lower.dtypes, **{name: files.dtypes[stored] for name, stored in whole.items()}}
+    return replace(lower, shapes=shapes, dtypes=dtypes, read=read, layout=f"{lower.layout}, with the LoRA adapter in {folder}")
+
+
+def _changed(weight: Tensor, files: WeightFiles, factors: Factors) -> Tensor:
+    product = files.read(factors.b).float() @ files.read(factors.a).float()
+    return (weight + (product.T if factors.embedding else product) * factors.scale).to(weight.dtype)
+
+
+def _refuse_other_maths(folder: Path, values: Mapping[str, Any]) -> None:
+    problems = [f"{key}={values[key]!r}" for key in _OTHER_MATHS if values.get(key)]
+    if values.get("peft_type", "LORA") != "LORA":
+        problems.insert(0, f"peft_type={values['peft_type']!r}")
+    start = str(values.get("init_lora_weights", "")).lower()
+    if start.startswith(_CHANGES_BASE):
+        problems.append(f"init_lora_weights={start!r}, which changes the base")
+    if problems:
+        raise LmmError(f"{folder / CONFIG}: only plain LoRA is merged, found {'; '.join(problems)}: merge it with PEFT and load the result")
+
+
+def _sorted(files: WeightFiles, values: Mapping[str, Any], expected: Collection[str]) -> tuple[dict[str, Factors], dict[str, str], list[str]]:
+    """Return ``{weight: factors}``, ``{weight: whole tensor in the file}``, and names that fit nothing in the model."""
+    target: dict[str, str] = {}  # name in the file -> name of the weight it changes, as the trained model had it
+    kinds: dict[str, tuple[str, str]] = {}  # name in the file -> (kind of factor, module)
+    for name in files.shapes:
+        bare = _WRAPPER.sub("", name)
+        found = _FACTOR.match(bare)
+        if found:
+            kinds[name] = (found["kind"], found["module"])
+        target[name] = f"{found['module']}.weight" if found else _SAVED_WHOLE.sub("", bare)
+    layout = choose(MODEL_LAYOUTS, set(target.values()), expected)
+    pairs: dict[str, dict[str, str]] = {}
+    whole: dict[str, str] = {}
+    left_over = []
+    for name, weight in target.items():
+        model = layout.to_model(weight)
+        if model is None or model not in expected:
+            left_over.append(name)
+        elif name in kinds:
+            pairs.setdefault(model, {})[kinds[name][0]] = name
+        else:
+            whole[model] = name
+    factors = {}
+    for model, pair in pairs.items():
+        embedding = "embedding_A" in pair or "embedding_B" in pair
+        a, b = (pair.get(f"embedding_{side}" if embedding else side) for side in "AB")
+        if a is None or b is None:
+            raise LmmError(f"{files.folder}: the LoRA adapter lacks the other factor of {a or b}: copy or download it again")
+        factors[model] = Factors(a, b, _scale(values, kinds[a][1], files.shapes[a][0]), embedding)
+    return factors, whole, left_over
+
+
+def _misfits(files: WeightFiles, factors: Mapping[str, Factors], lower: WeightFiles) -> list[str]:
+    problems = []
+    for name, pair in factors.items():
+        a, b = files.shapes[pair.a], files.shapes[pair.b]
+        product = (b[0], a[-1])[:: -1 if pair.embedding else 1]
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            problems.append(f"{name}: A is {a} and B is {b}, expected (r, in) and (out, r)")
+        elif lower.shapes.get(name) != product:
+            problems.append(f"{name} is {lower.shapes.get(name, 'missing')} in the base, the adapter's change is {product}")
+    return [some(problems)] if problems else []
+
+
+def _scale(values: Mapping[str, Any], module: str, rows: int) -> float:
+    """Return alpha over r, or over its root; both may be set for some modules by patterns of their names."""
+    rank, alpha = (_for_module(values, f"{key}_pattern", module, values.get(name)) for key, name in (("rank", "r"), ("alpha", "lora_alpha")))
+    if rank != rows:
+        raise LmmError(f"{CONFIG} says r={rank!r} for {module}, its A has {rows} rows: use an adapter whose config and weights belong together")
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+        raise LmmError(f"{CONFIG}: lora_alpha must be a number, found {alpha!r}")
+    return alpha / (math.sqrt(rows) if values.get("use_rslora") else rows)
+
+
+def _for_module(values: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    patterns = values.get(key) or {}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
+
+
+def changed_modules(folder: Path) -> tuple[int, int]:
+    """Return how many weights an adapter changes, and its largest rank, from names and shapes alone."""
+    shapes = open_adapter(folder).shapes
+    ranks = [shape[0] for name, shape in shapes.items() if (found := _FACTOR.match(_WRAPPER.sub("", name))) and found["kind"].endswith("A")]
+    return len(ranks), max(ranks, default=0)
+
