@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from . import registry
-from .chat import get_template
-from .config import Block, LMMConfig, is_config
+from .chat import get_template, template_setting
+from .chat.lookup import AUTO
+from .composition import Parts, mismatches, refuse
+from .config import LMMConfig, is_config
+from .construct import Recipe, named_config, recipe, recipes
+from .decoders.hf import HFDecoder, is_hf_model
+from .encoders.choices import keep_choices, preprocess_for
 from .lmm import LMM
-from .presets import ENCODERS, PRESETS, preset
+from .presets import DECODERS, ENCODERS, PRESETS, preset
 from .spec import LmmError, closest
 
 WEIGHTS = ("pretrained", "random")
@@ -27,6 +29,8 @@ def build(
     encoder: Any = None,
     projector: Any = None,
     decoder: Any = None,
+    reducers: Any = None,
+    hooks: Any = None,
     template: Any = None,
     tokenizer: Any = None,
     weights: str = "pretrained",
@@ -37,10 +41,14 @@ def build(
 
     Args:
         model: name of a preset (``"llava15-7b"``) or a config.
-        encoder: swap: a name, a folder or hub id, a config dataclass, or a module.
+        encoder: swap: a name of ``presets.ENCODERS``, a registered name, ``package.module:Class``, a ``Block``, a folder or hub id, a config
+            dataclass, or a module.
         projector: swap: a registered name, ``package.module:Class``, a ``Block`` with options, a class, or a module.
-        decoder: swap: a folder or hub id, a config dataclass, or a module.
-        template: swap: a name or an object with ``render``.
+        decoder: swap: a name of ``presets.DECODERS``, a registered name, ``package.module:Class``, a ``Block``, a folder or hub id, a config
+            dataclass, or a module.
+        reducers: swap: a list of what drops or merges image rows, each as a projector is given; ``[]`` = none.
+        hooks: swap: a list of what changes rows between the decoder's layers, each as a projector is given, or an object; ``[]`` = none.
+        template: swap: a name, ``auto`` for the tokenizer's own, ``package.module:OBJECT``, or an object with ``render``.
         tokenizer: swap: a tokenizer, a folder or a hub id; None = the decoder's own.
         weights: ``pretrained`` reads the sources of encoder and decoder; the projector is new. ``random``: all parts are new, of the
             shapes of their sources where these are swapped.
@@ -62,23 +70,38 @@ def build(
     if weights not in WEIGHTS:
         raise LmmError(f"weights={weights!r} is none of {WEIGHTS}{closest(weights, WEIGHTS)}")
     config = _start(model)
-    template = get_template(config.template if template is None else template)
+    asked = config.template if template is None else template
+    template = None if asked == AUTO else get_template(asked)
     read = weights == "pretrained" and torch.device(device).type != "meta"
-    config, new_projector = _projector(config, projector)
+    config, recipes = _blocks(config, projector, reducers, hooks)
     config, encoder_module = _encoder(config, encoder, read, device)
     config, decoder_module = _decoder(config, decoder, read, device)
-    with torch.device(device):
-        projector_module = new_projector(encoder_module.spec.dim, decoder_module.dim)
-    config, tokenizer = _tokenizer(replace(config, template=template.name), tokenizer, read)
+    config, tokenizer = _tokenizer(config, tokenizer, read)
+    template = get_template(asked, tokenizer) if template is None else template
+    config = replace(config, template=_template_setting(template, asked))
     if config.preprocess is not None:
         encoder_module.preprocess = config.preprocess
-    parts = (part.to(device=device, dtype=dtype or torch.float32) for part in (encoder_module, projector_module, decoder_module))
+    max_length = config.max_length or getattr(config.decoder, "max_positions", None)
+
+    def move(part: nn.Module) -> nn.Module:
+        return part.to(device=device, dtype=dtype or torch.float32)
+
+    problems: list[str] = []
+    with torch.device(device):
+        blocks = _made(recipes, encoder_module, decoder_module, problems, move)
+    connector: Any = next(iter(blocks["projector"]), None)
+    parts = (move(encoder_module), connector, move(decoder_module))
+    several = blocks["reducer"], blocks["hook"]
+    if problems:
+        refuse([*problems, *mismatches(Parts(*parts, *several, tokenizer, template, max_length))])
     return LMM(
         *parts,
+        reducers=several[0],
+        hooks=several[1],
         template=template,
         tokenizer=tokenizer,
         config=config,
-        max_length=config.max_length or getattr(config.decoder, "max_positions", None),
+        max_length=max_length,
         tokenize_mode=config.tokenize_mode,
     ).eval()
 
@@ -97,7 +120,7 @@ def _encoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | st
     """Return the config with the encoder in it, and the encoder."""
     if isinstance(swap, nn.Module):
         return replace(config, encoder=_config_of(swap, "encoder"), encoder_source=None, preprocess=None), swap
-    of_source = read
+    of_source, swap = read, _config_or_source("encoder", swap, ENCODERS)
     if is_config(swap):
         config = replace(config, encoder=swap, encoder_source=None, preprocess=None)
     elif isinstance(swap, str) and swap in ENCODERS:
@@ -105,24 +128,43 @@ def _encoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | st
         config = replace(config, encoder=shape, encoder_source=source, preprocess=None)
     elif swap is not None:
         config, of_source = replace(config, encoder_source=_source("encoder", swap, ENCODERS), preprocess=None), True
+    if config.encoder_source is None and read and getattr(config.encoder, "pretrained", None):
+        state, preprocess = config.encoder.read_pretrained()
+        return replace(config, preprocess=config.preprocess or preprocess), _filled(config.encoder, state)
     if config.encoder_source is None or not of_source:
         return config, _new(config.encoder, device)
     from .weights.sources import load_encoder
 
-    shape, state, preprocess = load_encoder(config.encoder_source)
-    config = replace(config, encoder=replace(shape, select=config.encoder.select), preprocess=config.preprocess or preprocess)
+    encoder_config, state, preprocess = _in_place_of(config.encoder, *load_encoder(config.encoder_source))
+    config = replace(config, encoder=encoder_config, preprocess=config.preprocess or preprocess)
     return config, _filled(config.encoder, state) if read else _new(config.encoder, device)
 
 
+def _in_place_of(old: Any, shape: Any, state: dict[str, torch.Tensor], preprocess: Any) -> tuple[Any, dict[str, torch.Tensor], Any]:
+    """Put an encoder that was read, its weights and its preprocessing, where the config has one: in its place, or behind its tiles."""
+    if hasattr(old, "around"):
+        shape, state, preprocess = _in_place_of(old.tower, shape, state, preprocess)
+        tiled = old.around(shape)
+        return tiled, {f"tower.{name}": value for name, value in state.items()}, tiled.preprocess_of(preprocess)
+    if not hasattr(old, "select"):
+        raise LmmError(f"encoder_source names the weights of one tower, {type(old).__name__} has several: build it from encoders that have theirs")
+    kept = keep_choices(shape, old)
+    return kept, state, preprocess_for(kept, preprocess)
+
+
 def _decoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | str) -> tuple[LMMConfig, Any]:
-    """Return the config with the decoder in it, and the decoder."""
+    """Return the config with the decoder in it, and the decoder; a model of transformers is wrapped."""
     if isinstance(swap, nn.Module):
+        swap = HFDecoder.of(swap) if is_hf_model(swap) else swap
         return replace(config, decoder=_config_of(swap, "decoder"), decoder_source=None, tokenizer_source=None), swap
-    of_source = read
+    of_source, swap = read, _config_or_source("decoder", swap, DECODERS)
     if is_config(swap):
         config = replace(config, decoder=swap, decoder_source=None, tokenizer_source=None)
+    elif isinstance(swap, str) and swap in DECODERS:
+        shape, source = DECODERS[swap]
+        config = replace(config, decoder=shape, decoder_source=source, tokenizer_source=None)
     elif swap is not None:
-        config, of_source = replace(config, decoder_source=_source("decoder", swap, ()), tokenizer_source=None), True
+        config, of_source = replace(config, decoder_source=_source("decoder", swap, DECODERS), tokenizer_source=None), True
     if config.decoder_source is None or not of_source:
         return config, _new(config.decoder, device)
     from .weights.sources import load_decoder
@@ -132,6 +174,12 @@ def _decoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | st
     return config, _filled(shape, state) if read else _new(shape, device)
 
 
+def _config_or_source(kind: str, swap: Any, words: Any) -> Any:
+    """Return the config that a registered name stands for, and anything else as it is; ``words`` are names that bring weights."""
+    config = None if isinstance(swap, str) and swap in words else named_config(kind, swap)
+    return swap if config is None else config
+
+
 def _new(config: Any, device: torch.device | str) -> nn.Module:
     with torch.device(device):
         return config.build()
@@ -139,58 +187,34 @@ def _new(config: Any, device: torch.device | str) -> nn.Module:
 
 def _filled(config: Any, state: dict[str, torch.Tensor]) -> nn.Module:
     """Build a block without allocating random weights first, and give it the tensors of ``state``."""
+    from .weights.buffers import compute_buffers
+
     module = _new(config, "meta")
     module.load_state_dict(state, strict=True, assign=True)
+    compute_buffers(module, config.build)
     return module
 
 
-def _projector(config: LMMConfig, swap: Any) -> tuple[LMMConfig, Callable[[int, int], nn.Module]]:
-    """Return the config with the projector in it, and what makes the projector from the widths; unknown names are refused here."""
-    if isinstance(swap, nn.Module):
-        block = Block(registry.name_of("projector", type(swap)), _options_of(swap))
-        return replace(config, projector=block), lambda in_dim, out_dim: swap
-    if inspect.isclass(swap):
-        block, maker = Block(registry.name_of("projector", swap)), swap
-    elif swap is None or isinstance(swap, (str, Block)):
-        block = Block(swap) if isinstance(swap, str) else swap or config.projector
-        maker = registry.resolve("projector", block.type)
-    else:
-        raise LmmError(f"projector={swap!r}: expected a name, a Block, a class or a module")
-    return replace(config, projector=block), lambda in_dim, out_dim: _called(maker, in_dim, out_dim, block.options)
+def _blocks(config: LMMConfig, projector: Any, reducers: Any, hooks: Any) -> tuple[LMMConfig, list[Recipe]]:
+    """Return the config with the blocks by name in it, and how each is made; unknown names are refused here."""
+    connector = recipe("projector", config.projector if projector is None else projector)
+    dropping = recipes("reducer", config.reducers if reducers is None else reducers)
+    hooking = recipes("hook", config.hooks if hooks is None else hooks)
+    several = (tuple(entry.block for entry in entries) for entries in (dropping, hooking))
+    return replace(config, projector=connector.block, reducers=next(several), hooks=next(several)), [connector, *dropping, *hooking]
 
 
-def _called(block: Any, in_dim: int, out_dim: int, options: Any) -> nn.Module:
-    """Construct a projector.
-
-    Raises:
-        LmmError: options it doesn't know, with the closest one, or a constructor that doesn't begin with the two widths.
-    """
-    signature = inspect.signature(block)
-    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-        known = [name for name in signature.parameters if name not in ("in_dim", "out_dim")]
-        unknown = [f"{key!r}{closest(key, known)}" for key in options if key not in known]
-        if unknown:
-            raise LmmError(f"projector {block.__name__}: unknown options {', '.join(unknown)}; known: {known}")
-    try:
-        signature.bind(in_dim, out_dim, **options)
-    except TypeError as error:
-        raise LmmError(
-            f"projector {block.__name__} is made as (in_dim, out_dim, **options) with options {dict(options)}, but its constructor takes "
-            f"{signature}: {error}"
-        ) from error
-    return block(in_dim, out_dim, **options)
-
-
-def _options_of(module: nn.Module) -> dict[str, Any]:
-    """Return what a projector was made with; a config that doesn't know it would describe another one."""
-    parameters = [*inspect.signature(type(module)).parameters]
-    if not hasattr(module, "options") and len(parameters) != 2:
-        raise LmmError(
-            f"projector {type(module).__name__!r} takes {parameters} but doesn't say what it was made with, which saving needs: pass its "
-            f"class or a Block, give it an 'options' attribute (all arguments but in_dim and out_dim), or compose it yourself with "
-            f"LMM(encoder, projector, decoder)"
-        )
-    return dict(getattr(module, "options", {}))
+def _made(recipes: list[Recipe], encoder: Any, decoder: Any, problems: list[str], move: Any) -> dict[str, list[Any]]:
+    """Make each block; what its constructor refuses joins the other problems."""
+    made: dict[str, list[Any]] = {"projector": [], "reducer": [], "hook": []}
+    for entry in recipes:
+        try:
+            block = entry.make(encoder.spec, decoder.dim)
+        except LmmError as error:
+            problems.append(str(error))
+        else:
+            made[entry.kind].append(move(block) if isinstance(block, nn.Module) else block)
+    return made
 
 
 def _tokenizer(config: LMMConfig, swap: Any, read: bool) -> tuple[LMMConfig, Any]:
@@ -205,6 +229,14 @@ def _tokenizer(config: LMMConfig, swap: Any, read: bool) -> tuple[LMMConfig, Any
     from .weights.sources import load_tokenizer
 
     return config, load_tokenizer(source)
+
+
+def _template_setting(template: Any, asked: Any) -> Any:
+    """Return what the config says about the template; one that can't be written down is in nobody's way until it is saved."""
+    try:
+        return template_setting(template, asked)
+    except LmmError:
+        return template.name
 
 
 def _config_of(module: nn.Module, kind: str) -> Any:

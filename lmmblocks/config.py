@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 from . import registry
 from .field_checks import field_problems
-from .images.preprocess import ImagePreprocess
+from .images.kinds import preprocess_from_dict
 from .spec import LmmError, closest
 
 FORMAT_VERSION = 1
 TOKENIZE_MODES = ("pieces", "llava15")
+SEVERAL = {"reducers": "visionzip", "hooks": "my_package.my_module:MyHook"}
+"""Fields that hold any number of blocks by name, with an example; their kind is the word without its s."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class LMMConfig:
         encoder: config dataclass of the vision encoder, such as ``CLIPConfig``.
         projector: the connector by name.
         decoder: config dataclass of the language model, such as ``TransformerConfig``.
-        template: name of the chat template.
+        reducers: what drops or merges image rows, by name, in this order.
+        hooks: what changes rows between the decoder's layers, by name.
+        template: name of the chat template, ``auto`` for the tokenizer's own, or the fields of one (``chat.template_to_dict``).
         tokenize_mode: ``pieces`` or ``llava15`` (the original's token ids).
         max_length: most rows a segment may have; None = the decoder's ``max_positions``.
         preprocess: how pictures become pixels; None = the encoder's own.
@@ -56,10 +60,12 @@ class LMMConfig:
     encoder: Any
     decoder: Any
     projector: Block = Block("mlp", {"depth": 2})
-    template: str = "vicuna_v1"
+    reducers: tuple[Block, ...] = ()
+    hooks: tuple[Block, ...] = ()
+    template: Mapping[str, Any] | str = "vicuna_v1"
     tokenize_mode: str = "pieces"
     max_length: int | None = None
-    preprocess: ImagePreprocess | None = None
+    preprocess: Any = None
     encoder_source: str | None = None
     decoder_source: str | None = None
     tokenizer_source: str | None = None
@@ -74,6 +80,11 @@ class LMMConfig:
                 problems.append(f"{kind} needs a config dataclass such as {example}, found {getattr(self, kind)!r}")
         if not isinstance(self.projector, Block):
             problems.append(f"projector must be a Block, such as Block('mlp'), found {self.projector!r}")
+        for name in SEVERAL:
+            if not isinstance(getattr(self, name), tuple) or not all(isinstance(block, Block) for block in getattr(self, name)):
+                problems.append(f"{name} must be a tuple of Blocks, such as (Block({SEVERAL[name]!r}),), found {getattr(self, name)!r}")
+        if not isinstance(self.template, (str, Mapping)):
+            problems.append(f"template must be a string, or the fields of a template, found {self.template!r}")
         if problems:
             raise LmmError("LMMConfig: " + "; ".join(problems))
 
@@ -85,7 +96,8 @@ class LMMConfig:
             **plain,
             "encoder": _block_to_dict("encoder", self.encoder),
             "decoder": _block_to_dict("decoder", self.decoder),
-            "projector": {"type": self.projector.type, **self.projector.options},
+            "projector": _named_to_dict(self.projector),
+            **{name: [_named_to_dict(block) for block in getattr(self, name)] for name in SEVERAL},
             "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
         }
 
@@ -107,10 +119,13 @@ class LMMConfig:
         for kind in ("encoder", "decoder"):
             rest[kind] = _block_from_dict(kind, rest[kind])
         if "projector" in rest:
-            options = _object("projector config", rest["projector"])
-            rest["projector"] = Block(_type_of("projector", options), options)
+            rest["projector"] = _named_from_dict("projector", rest["projector"])
+        for name in SEVERAL:
+            if not isinstance(rest.get(name, []), list):
+                raise LmmError(f"{name} must be a list of JSON objects, found {rest[name]!r}")
+            rest[name] = tuple(_named_from_dict(name[:-1], block) for block in rest.get(name, []))
         if rest.get("preprocess") is not None:
-            rest["preprocess"] = ImagePreprocess.from_dict(_object("preprocess", rest["preprocess"]))
+            rest["preprocess"] = preprocess_from_dict(_object("preprocess", rest["preprocess"]))
         return cls(**rest)
 
     def to_json(self) -> str:
@@ -151,6 +166,15 @@ def _object(what: str, values: Any) -> dict[str, Any]:
     return dict(values)
 
 
+def _named_to_dict(block: Block) -> dict[str, Any]:
+    return {"type": block.type, **block.options}
+
+
+def _named_from_dict(kind: str, values: Any) -> Block:
+    options = _object(f"{kind} config", values)
+    return Block(_type_of(kind, options), options)
+
+
 def _type_of(kind: str, values: dict[str, Any]) -> str:
     name = values.pop("type", None)
     if not isinstance(name, str):
@@ -159,8 +183,15 @@ def _type_of(kind: str, values: dict[str, Any]) -> str:
 
 
 def _block_to_dict(kind: str, config: Any) -> dict[str, Any]:
-    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()}
-    return {"type": registry.name_of(kind, type(config)), **plain}
+    inner = {f.name: f.metadata["block"] for f in fields(config) if "block" in f.metadata}
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items() if key not in inner}
+    nested = {name: _blocks_to_dict(inner_kind, getattr(config, name)) for name, inner_kind in inner.items()}
+    return {"type": registry.name_of(kind, type(config)), **plain, **nested}
+
+
+def _blocks_to_dict(kind: str, value: Any) -> Any:
+    """Plain values of a field that holds a block's config or several of them; the field says so: ``metadata={"block": kind}``."""
+    return [_block_to_dict(kind, config) for config in value] if isinstance(value, tuple) else _block_to_dict(kind, value)
 
 
 def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
@@ -173,4 +204,13 @@ def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
     missing = [f.name for f in fields(config) if f.default is f.default_factory is MISSING and f.name not in rest]
     if missing:
         raise LmmError(f"{kind} config {name!r} lacks {missing}")
-    return config(**{key: tuple(v) if isinstance(v, list) else v for key, v in rest.items()})
+    declared = {f.name: f for f in fields(config)}
+    return config(**{key: _field_value(declared[key], value) for key, value in rest.items()})
+
+
+def _field_value(declared: Field, value: Any) -> Any:
+    """Return what a field of a block's config holds: tuples for lists, configs where the field holds blocks."""
+    kind = declared.metadata.get("block")
+    if kind is not None:
+        return tuple(_block_from_dict(kind, v) for v in value) if isinstance(value, list) else _block_from_dict(kind, value)
+    return tuple(value) if isinstance(value, list) else value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .spec import Grid, LmmError, image_count
+from .connect import RowCount
+from .spec import Arrangement, Grid, LmmError, TileGrid, image_count
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class InputSpec:
         out_grid: from the encoder's grid to what the decoder sees of an image (the projector's and the reducers' arithmetic).
         max_length: most rows a segment may have; None = no limit.
         tokenize_mode: ``pieces`` or ``llava15``.
+        instruct: text of an instruction to ids, for a projector that reads what is asked about an image; else None.
+        arrangement: how the rows of an image's tiles become its rows, for an encoder that cuts images into tiles; else None.
     """
 
     tokenizer: Any
@@ -29,6 +32,8 @@ class InputSpec:
     out_grid: Callable[[Grid], Grid | int]
     max_length: int | None = None
     tokenize_mode: str = "pieces"
+    instruct: Callable[[str], list[int]] | None = None
+    arrangement: Arrangement | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer is None:
@@ -38,15 +43,29 @@ class InputSpec:
         """Leave the projector's weights behind: a worker counts rows, it computes none."""
         return {**self.__dict__, "out_grid": _without_weights(self.out_grid)}
 
-    def image_rows(self, grid: Grid) -> int:
+    def instructions(self, messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """Return the ids of what is asked about each image of a conversation; nothing where the projector doesn't read it."""
+        if self.instruct is None:
+            return []
+        from .instruction import image_instructions
+
+        return [self.instruct(text) for text in image_instructions(messages)]
+
+    def image_rows(self, grid: Grid | TileGrid) -> int:
         """Return how many rows of the decoder one image of ``grid`` becomes."""
+        if isinstance(grid, TileGrid):
+            assert self.arrangement is not None
+            return self.arrangement.rows_of(grid, self.out_grid)
         return image_count(self.out_grid(grid))
 
 
 def _without_weights(out_grid: Callable[[Grid], Grid | int]) -> Callable[[Grid], Grid | int]:
-    """Return the same method of a copy of its module that holds no memory."""
+    """Return the same count, of copies of its modules that hold no memory."""
     import torch
 
+    if isinstance(out_grid, RowCount):
+        before, behind = (tuple(map(_without_weights, steps)) for steps in (out_grid.before, out_grid.behind))
+        return RowCount(before, _without_weights(out_grid.project), behind)
     module = getattr(out_grid, "__self__", None)
     if not isinstance(module, torch.nn.Module):
         return out_grid

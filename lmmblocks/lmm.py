@@ -5,7 +5,7 @@ All mismatches between the parts are found when they are put together and report
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,14 @@ from torch import Tensor
 
 from . import ops
 from .chat import get_template
+from .composition import OF_THE_MODEL, Parts, mismatches, refuse
 from .config import LMMConfig
+from .connect import Encoded, connected, out_grid_of
+from .decoders.hooks import VISION
+from .decoders.vision import VisionContext
 from .inputs import InputSpec
-from .spec import Batch, Grid, LmmError, VisionFeatures, image_count
+from .instruction import Instruction
+from .spec import Batch, Segments, SplicePlan
 
 
 class LMM(nn.Module):
@@ -29,7 +34,9 @@ class LMM(nn.Module):
         encoder: pixels to packed features; see ``spec.Encoder``.
         projector: features to rows of the decoder's width; see ``spec.Projector``.
         decoder: packed rows to hidden states; see ``spec.Decoder``.
-        template: name of a chat template, or an object with ``render``.
+        reducers: drop or merge image rows before they are spliced, in this order; see ``spec.Reducer``.
+        hooks: change rows between the decoder's layers; see ``spec.LayerHook``.
+        template: name of a chat template, ``auto`` for the tokenizer's own, or an object with ``render``.
         tokenizer: a transformers tokenizer; None = the model eats ready batches only.
         config: what the model was built from; needed to save it.
         max_length: most rows a segment may have.
@@ -45,6 +52,8 @@ class LMM(nn.Module):
         projector: nn.Module,
         decoder: nn.Module,
         *,
+        reducers: Sequence[nn.Module] = (),
+        hooks: Sequence[Any] = (),
         template: Any = "vicuna_v1",
         tokenizer: Any = None,
         config: LMMConfig | None = None,
@@ -53,12 +62,14 @@ class LMM(nn.Module):
     ) -> None:
         super().__init__()
         self.vision_tower, self.multi_modal_projector, self.language_model = encoder, projector, decoder
-        self.template = get_template(template)
+        self.template = get_template(template, tokenizer)
         self.tokenizer, self.config, self.tokenize_mode = tokenizer, config, tokenize_mode
         self.max_length = max_length
-        problems = list(self._mismatches())
-        if problems:
-            raise LmmError("the parts don't fit together:\n" + "\n".join(f"- {problem}" for problem in problems))
+        parts = Parts(encoder, projector, decoder, tuple(reducers), tuple(hooks), tokenizer, self.template, max_length)
+        refuse(list(mismatches(parts)))
+        self.reducers, self.hooks = nn.ModuleList(reducers), HookList(hooks)
+        table, arrangement = decoder.table, self._arrangement
+        self.arrange = None if arrangement is None else arrangement.build(decoder.dim).to(table.device, table.dtype)
 
     @property
     def encoder(self) -> Any:
@@ -77,8 +88,16 @@ class LMM(nn.Module):
 
     @property
     def parts(self) -> dict[str, nn.Module]:
-        """The trainable parts by the names that training stages use."""
-        return {"encoder": self.vision_tower, "projector": self.multi_modal_projector, "decoder": self.language_model}
+        """The trainable parts by the names that training stages use; what arranges tiles learns with the projector."""
+        arrange = getattr(self, "arrange", None)
+        projector = self.projector if arrange is None else nn.ModuleList([self.projector, arrange])
+        several = {name: part for name, part in (("reducers", self.reducers), ("hooks", self.hooks)) if len(part)}
+        return {"encoder": self.vision_tower, "projector": projector, "decoder": self.language_model, **several}
+
+    @property
+    def _arrangement(self) -> Any:
+        """How the rows of tiles become rows of images; None where the encoder cuts no tiles. See ``spec.Arrangement``."""
+        return getattr(self.encoder, "arrangement", None)
 
     @property
     def device(self) -> torch.device:
@@ -96,30 +115,68 @@ class LMM(nn.Module):
             tokenizer=self.tokenizer,
             template=self.template,
             preprocess=self.encoder.preprocess,
-            out_grid=self.projector.out_grid,
+            out_grid=out_grid_of(self.projector, tuple(self.reducers)),
             max_length=self.max_length,
             tokenize_mode=self.tokenize_mode,
+            instruct=self.projector.instruct(self.tokenizer) if "instruction" in self.projector.requires else None,
+            arrangement=self._arrangement,
         )
 
-    def encode(self, pixels: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def encode(self, pixels: Any, *, instruction: Instruction | None = None) -> tuple[Tensor, tuple[int, ...]]:
         """Encode and project images.
 
         Args:
-            pixels: ``(I, 3, H, W)``; ``I`` may be 0.
+            pixels: ``(I, 3, H, W)``, or what the encoder's preprocessing makes; ``I`` may be 0.
+            instruction: what is asked about each image, where the projector reads it.
 
         Returns:
             ``rows_MD`` in the decoder's width, and the number of rows of each image.
         """
-        if not pixels.shape[0]:
-            return self.decoder.table.new_zeros(0, self.decoder.dim), ()
-        return self.projector(self.encoder(pixels, need=frozenset(self.projector.requires)))
+        encoded = self.encode_images(pixels, instruction=instruction)
+        return encoded.rows_MD, encoded.counts
+
+    def encode_images(self, pixels: Any, *, instruction: Instruction | None = None) -> Encoded:
+        """Do the same, and return the encoder's features too, with everything that projector, reducers and hooks require."""
+        if not len(pixels):
+            return Encoded(None, self.decoder.table.new_zeros(0, self.decoder.dim), (), ())
+        reducers = tuple(self.reducers)
+        parts = Parts(self.encoder, self.projector, self.decoder, reducers, tuple(self.hooks))
+        features = self.encoder(pixels, need=frozenset().union(*parts.needs.values()) - OF_THE_MODEL)
+        features.instruction = instruction
+        rows_MD, counts = connected(features, self.projector, reducers)
+        if self.arrange is None:
+            return Encoded(features, rows_MD, counts, (1,) * len(counts))
+        rows_MD, counts = self.arrange(rows_MD, pixels.grids, out_grid_of(self.projector, reducers))
+        return Encoded(features, rows_MD, counts, tuple(grid.count for grid in pixels.grids))
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return ``hidden_TD`` of a packed batch, after the decoder's final norm."""
-        rows_MD, _ = self.encode(batch.pixels)
-        plan = batch.plan
-        embeds_TD = ops.splice(self.decoder.table, rows_MD, plan)
-        return self.decoder(embeds_TD, positions=plan.positions, segments=plan.segments, kv_end=plan.kv_end)
+        """Return ``hidden_TD`` of a packed batch, after the decoder's final norm; rows that a hook dropped are zeros."""
+        return self.read(self.encode_images(batch.pixels, instruction=batch.instruction), batch.plan)
+
+    def read(self, encoded: Encoded, plan: SplicePlan, *, positions_T: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Splice images into the text and run the decoder with the model's hooks.
+
+        Args:
+            encoded: of all images of the plan.
+            plan: on the model's device.
+            positions_T: of each row in its sequence; None = the plan's.
+            cache: of the decoder; its sequences go on with the plan's segments.
+
+        Returns:
+            ``hidden_TD`` after the final norm.
+        """
+        embeds_TD = ops.splice(
+            self.decoder.table, encoded.rows_MD, plan, scale=getattr(self.decoder, "embed_scale", None)
+        )
+        vision = VisionContext.of(encoded, plan) if any(VISION in hook.requires for hook in self.hooks) else None
+        positions_T = plan.positions if positions_T is None else positions_T
+        return self.decode(embeds_TD, positions_T, plan.segments, kv_end=plan.kv_end, cache=cache, vision=vision)
+
+    def decode(self, embeds_TD: Tensor, positions_T: Tensor, segments: Segments, **options: Any) -> Tensor:
+        """Run the decoder with the model's hooks on rows that are spliced already; options as of ``Decoder.forward``."""
+        given = {name: value for name, value in options.items() if value is not None}
+        hooks = {"hooks": tuple(self.hooks)} if len(self.hooks) else {}
+        return self.decoder(embeds_TD, positions=positions_T, segments=segments, **hooks, **given)
 
     def loss(self, batch: Batch, *, reduction: str = "mean", weights: Tensor | None = None) -> Tensor:
         """Cross-entropy of the supervised rows; no other row reaches the head.
@@ -134,7 +191,13 @@ class LMM(nn.Module):
         """
         hidden_RD = self(batch).index_select(0, batch.plan.target_rows)
         return ops.linear_cross_entropy(
-            hidden_RD, self.decoder.head_weight, batch.plan.targets, weights=weights, reduction=reduction
+            hidden_RD,
+            self.decoder.head_weight,
+            batch.plan.targets,
+            weights=weights,
+            softcap=getattr(self.decoder, "logit_softcap", None),
+            bias_V=getattr(self.decoder, "head_bias", None),
+            reduction=reduction,
         )
 
     def logits(self, batch: Batch) -> Tensor:
@@ -153,92 +216,22 @@ class LMM(nn.Module):
 
         save(self, path, format=format, **options)
 
-    def _mismatches(self) -> Iterator[str]:
-        missing = list(_missing_attributes(self.parts))
-        yield from missing or self._disagreements()
 
-    def _disagreements(self) -> Iterator[str]:
-        spec, needed = self.encoder.spec, frozenset(self.projector.requires)
-        if not needed <= spec.offers:
-            yield (
-                f"projector {_name(self.projector)} needs {sorted(needed - spec.offers)}, encoder {_name(self.encoder)} offers "
-                f"{sorted(spec.offers)}: choose an encoder that offers them, or another projector"
-            )
-        if spec.image_size:
-            yield from self._projector_mismatches()
-        if self.tokenizer is not None and len(self.tokenizer) > self.decoder.vocab:
-            yield (
-                f"the tokenizer has {len(self.tokenizer)} ids, decoder {_name(self.decoder)} has a table of {self.decoder.vocab} rows: "
-                f"use the decoder's own tokenizer, or a decoder config with a larger vocab"
-            )
-        most = getattr(getattr(self.decoder, "config", None), "max_positions", None)
-        if self.max_length and most and self.max_length > most:
-            yield f"max_length {self.max_length} is above the decoder's max_positions {most}: lower max_length"
+class HookList(nn.Module):
+    """The hooks of a model in their order: those that are modules are submodules named by their place, others are kept as they are."""
 
-    def _projector_mismatches(self) -> Iterator[str]:
-        """Run the projector on one empty image: its width and its count must be what it says."""
-        side = self.encoder.spec.image_size // self.encoder.spec.patch
-        grid, name = Grid(side, side), _name(self.projector)
-        try:
-            expected = image_count(self.projector.out_grid(grid))
-            result = _on_a_blank_image(self.projector, self.encoder.spec, grid)
-        except (RuntimeError, ValueError, LookupError) as error:
-            yield f"projector {name} can't take {grid} patches of width {self.encoder.spec.dim}: {type(error).__name__}: {error}"
-            return
-        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor) or result[0].dim() != 2:
-            yield f"projector {name} returns {_kind(result)}, expected (rows_MD, rows of each image)"
-            return
-        rows, counts = result[0], tuple(result[1])
-        if counts != (expected,) or rows.shape[0] != expected:
-            yield (
-                f"projector {name} says one image of {grid} becomes {expected} rows, but gives {rows.shape[0]} (counts {counts}): "
-                f"correct its out_grid()"
-            )
-        if rows.shape[1] != self.decoder.dim:
-            yield (
-                f"projector {name} gives width {rows.shape[1]}, decoder {_name(self.decoder)} takes {self.decoder.dim}: make the projector "
-                f"with out_dim={self.decoder.dim}"
-            )
+    def __init__(self, hooks: Sequence[Any]) -> None:
+        super().__init__()
+        self.entries = tuple(hooks)
+        for index, hook in enumerate(self.entries):
+            if isinstance(hook, nn.Module):
+                self.add_module(str(index), hook)
 
+    def __len__(self) -> int:
+        return len(self.entries)
 
-_CONTRACT = {
-    "encoder": ("spec", "preprocess"),
-    "projector": ("requires", "out_grid"),
-    "decoder": ("dim", "vocab", "table", "head_weight", "embed", "head"),
-}
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.entries)
 
-
-def _missing_attributes(parts: dict[str, nn.Module]) -> Iterator[str]:
-    for kind, module in parts.items():
-        missing = [name for name in _CONTRACT[kind] if not hasattr(module, name)]
-        if missing:
-            yield f"{kind} {_name(module)} lacks {missing}, which lmmblocks.spec.{kind.capitalize()} asks for"
-
-
-def _name(module: nn.Module) -> str:
-    return repr(type(module).__name__)
-
-
-def _kind(result: Any) -> str:
-    """Describe what a projector returned."""
-    if isinstance(result, Tensor):
-        return f"a tensor {tuple(result.shape)}"
-    return f"({', '.join(map(_kind, result))})" if isinstance(result, tuple) else type(result).__name__
-
-
-@torch.no_grad()
-def _on_a_blank_image(projector: nn.Module, spec: Any, grid: Grid) -> Any:
-    """Run the projector on zeros with everything the encoder offers, in its dtype and on its device; its buffers stay as they are."""
-    like = next(iter(projector.parameters()), torch.zeros(()))
-    zeros = like.new_zeros
-    each = spec.dim // len(spec.layers)
-    features = VisionFeatures(
-        patches=zeros(grid.rows, spec.dim),
-        grids=(grid,),
-        prefix=zeros(1, spec.prefix, spec.dim),
-        layers={layer: zeros(grid.rows, each) for layer in spec.layers},
-        keys=zeros(grid.rows, 1, each),
-        cls_attn=zeros(grid.rows),
-    )
-    buffers = {name: buffer.clone() for name, buffer in projector.named_buffers()}
-    return torch.func.functional_call(projector, buffers, (features,))
+    def __getitem__(self, index: int) -> Any:
+        return self.entries[index]

@@ -7,13 +7,13 @@ it is counted in ``plan.truncated`` and ``plan.kept``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from .spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, SplicePlan, boundaries, closest
+from .spec import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, LmmError, SplicePlan, boundaries, closest
 
 TRUNCATE = ("error", "drop", "turn", "right")
 
@@ -74,7 +74,7 @@ def plan_splice(
         for ids, counts, sample_labels, name in zip(token_ids, image_lengths, labels or empty_labels, names)
     ]
     keep = [fitting_rows(s.labels, s.source < 0, max_length, truncate, name) for s, name in zip(samples, names)]
-    return _assemble(samples, keep)
+    return replace(_assemble(samples, keep), image_spans=tuple(_spans(samples, keep, image_lengths)))
 
 
 def _check_arguments(
@@ -192,6 +192,22 @@ def _assemble(samples: Sequence[_Rows], keep: Sequence[int | None]) -> SplicePla
             kv_end[at] = starts[place] + np.minimum(sample.kv_end[:rows], rows)
     truncated = tuple(len(samples[i].source) - rows for i, rows in zip(kept, lengths))
     return _tensors(source, labels, kv_end, image_rows, lengths, starts, truncated, kept)
+
+
+def _spans(
+    samples: Sequence[_Rows], keep: Sequence[int | None], image_lengths: Sequence[Sequence[int]]
+) -> Iterator[ImageSpan]:
+    """Yield where each image lies that is still there."""
+    image = segment = 0
+    for sample, rows, lengths in zip(samples, keep, image_lengths):
+        places, first = np.flatnonzero(sample.source < 0), 0
+        for length in lengths:
+            start = int(places[first]) if length else 0
+            left = min(length, (rows or 0) - start)
+            if left > 0:
+                yield ImageSpan(image, segment, start, left)
+            image, first = image + 1, first + length
+        segment += rows is not None
 
 
 def _tensors(

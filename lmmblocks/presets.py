@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .config import Block, LMMConfig
+from .decoders.catalogue import DECODERS
 from .decoders.transformer import TransformerConfig
+from .encoders.catalogue import CLIP_L_336, ENCODERS
 from .encoders.clip import CLIPConfig
+from .encoders.tiled import TiledConfig
 from .spec import LmmError, closest
 
-CLIP_L_336 = "openai/clip-vit-large-patch14-336"
+__all__ = ["CLIP_L_336", "DECODERS", "ENCODERS", "PRESETS", "preset"]
 
 
 def llava15_7b() -> LMMConfig:
@@ -20,6 +24,12 @@ def llava15_7b() -> LMMConfig:
 def llava15_13b() -> LMMConfig:
     """LLaVA-1.5-13B: as :func:`llava15_7b` with Vicuna-13B v1.5."""
     return _llava15("lmsys/vicuna-13b-v1.5", TransformerConfig(dim=5120, layers=40, heads=40, kv_heads=40, ffn_dim=13824))
+
+
+def llava_next_7b() -> LMMConfig:
+    """LLaVA-NeXT (1.6) 7B: as :func:`llava15_7b`, but the encoder sees pictures in tiles. Source: ``liuhaotian/llava-v1.6-vicuna-7b``."""
+    config = llava15_7b()
+    return replace(config, encoder=TiledConfig(config.encoder), max_length=4096)
 
 
 def llava15_tiny() -> LMMConfig:
@@ -51,21 +61,8 @@ PRESETS: dict[str, Callable[[], LMMConfig]] = {
     "llava15-7b": llava15_7b,
     "llava15-13b": llava15_13b,
     "llava15-tiny": llava15_tiny,
+    "llava-next-7b": llava_next_7b,
 }
-
-ENCODERS: dict[str, tuple[CLIPConfig, str]] = {
-    "clip-vit-l-336": (CLIPConfig(), CLIP_L_336),
-    "clip-vit-l-224": (CLIPConfig(image_size=224), "openai/clip-vit-large-patch14"),
-    "clip-vit-b16-224": (
-        CLIPConfig(dim=768, layers=12, heads=12, mlp_dim=3072, image_size=224, patch=16),
-        "openai/clip-vit-base-patch16",
-    ),
-    "clip-vit-b32-224": (
-        CLIPConfig(dim=768, layers=12, heads=12, mlp_dim=3072, image_size=224, patch=32),
-        "openai/clip-vit-base-patch32",
-    ),
-}
-"""One word for ``build(encoder=...)``: shape and hub id of the weights."""
 
 
 def preset(name: str) -> LMMConfig:

@@ -16,14 +16,62 @@ ENTRY_POINTS = "lmmblocks.blocks"
 _BUILT_IN: dict[str, dict[str, str]] = {
     "encoder": {
         "clip": "lmmblocks.encoders.clip:CLIPConfig",
+        "dinov2": "lmmblocks.encoders.dinov2:DINOv2Config",
+        "fused": "lmmblocks.encoders.fused:FusedConfig",
+        "open_clip": "lmmblocks.encoders.open_clip:OpenCLIPConfig",
+        "siglip": "lmmblocks.encoders.siglip:SigLIPConfig",
+        "siglip2_naflex": "lmmblocks.encoders.siglip2_naflex:NaFlexConfig",
+        "tiled": "lmmblocks.encoders.tiled:TiledConfig",
+        "timm": "lmmblocks.encoders.timm:TimmConfig",
     },
     "projector": {
+        "adaptive_pool": "lmmblocks.projectors.adaptive_pool:AdaptivePool",
+        "c_abstractor": "lmmblocks.projectors.c_abstractor:CAbstractor",
         "identity": "lmmblocks.projectors.identity:Identity",
+        "instruct_qformer": "lmmblocks.projectors.qformer:InstructQFormer",
+        "ldp": "lmmblocks.projectors.ldp:LDP",
+        "ldpv2": "lmmblocks.projectors.ldpv2:LDPv2",
         "linear": "lmmblocks.projectors.linear:Linear",
         "mlp": "lmmblocks.projectors.mlp:MLP",
+        "perceiver": "lmmblocks.projectors.perceiver:Perceiver",
+        "pixel_shuffle": "lmmblocks.projectors.pixel_shuffle:PixelShuffle",
+        "pool": "lmmblocks.projectors.pool:Pool",
+        "qformer": "lmmblocks.projectors.qformer:QFormer",
+        "resampler": "lmmblocks.projectors.resampler:Resampler",
+        "sva": "lmmblocks.projectors.sva:SVA",
+        "token_packer": "lmmblocks.projectors.token_packer:TokenPacker",
     },
+    "reducer": {
+        "pool": "lmmblocks.reducers.pool:Pool",
+        "prumerge": "lmmblocks.reducers.prumerge:PruMerge",
+        "visionzip": "lmmblocks.reducers.visionzip:VisionZip",
+    },
+    "hook": {},
     "decoder": {
+        "hf": "lmmblocks.decoders.hf_config:HFDecoderConfig",
         "transformer": "lmmblocks.decoders.transformer:TransformerConfig",
+    },
+    "template": {  # objects, not classes
+        "plain": "lmmblocks.chat.families:PLAIN",
+        "vicuna_v1": "lmmblocks.chat.families:VICUNA_V1",
+        "llava_v1": "lmmblocks.chat.families:LLAVA_V1",
+        "chatml": "lmmblocks.chat.families:CHATML",
+        "qwen2": "lmmblocks.chat.families:QWEN2",
+        "qwen2_5": "lmmblocks.chat.families:QWEN2_5",
+        "llama2": "lmmblocks.chat.families:LLAMA2",
+        "llama3": "lmmblocks.chat.families:LLAMA3",
+        "mistral": "lmmblocks.chat.families:MISTRAL",
+        "mistral_v3": "lmmblocks.chat.families:MISTRAL_V3",
+        "phi3": "lmmblocks.chat.families:PHI3",
+        "gemma": "lmmblocks.chat.families:GEMMA",
+        "vicuna_v0": "lmmblocks.chat.families:VICUNA_V0",
+        "llava_v0": "lmmblocks.chat.families:LLAVA_V0",
+        "v0_mmtag": "lmmblocks.chat.families:V0_MMTAG",
+        "v1_mmtag": "lmmblocks.chat.families:V1_MMTAG",
+        "llava_llama_2": "lmmblocks.chat.families:LLAVA_LLAMA_2",
+        "mistral_instruct": "lmmblocks.chat.families:MISTRAL_INSTRUCT",
+        "mpt": "lmmblocks.chat.families:MPT",
+        "chatml_direct": "lmmblocks.chat.families:CHATML_DIRECT",
     },
 }
 _REGISTERED: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILT_IN}
@@ -33,7 +81,7 @@ def register(kind: str, name: str) -> Callable[[Any], Any]:
     """Class decorator that makes a block known by name.
 
     Args:
-        kind: ``encoder``, ``projector`` or ``decoder``.
+        kind: ``encoder``, ``projector``, ``reducer``, ``hook``, ``decoder`` or ``template``, which takes an object as well.
         name: exact, case-sensitive.
 
     Raises:
@@ -53,16 +101,21 @@ def register(kind: str, name: str) -> Callable[[Any], Any]:
 def names(kind: str) -> list[str]:
     """Return every known name of a kind, sorted.
 
-    >>> names("projector")
-    ['identity', 'linear', 'mlp']
+    >>> "mlp" in names("projector")
+    True
     """
     if kind not in _BUILT_IN:
         raise LmmError(f"unknown kind of block {kind!r}; kinds are {sorted(_BUILT_IN)}{closest(kind, _BUILT_IN)}")
     return sorted({*_BUILT_IN[kind], *_REGISTERED[kind], *_plugins(kind)})
 
 
+def built_in(kind: str) -> list[str]:
+    """Return the library's own names of a kind, in the order they are listed."""
+    return list(_BUILT_IN[kind])
+
+
 def resolve(kind: str, name: str) -> Any:
-    """Return the class behind a name or behind ``package.module:Class``.
+    """Return the class behind a name or behind ``package.module:Class``; of a template, the object.
 
     Raises:
         LmmError: nothing of that name; the message lists the closest one and all others.

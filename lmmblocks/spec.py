@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from .instruction import Instruction
+
 IMAGE_TOKEN = -200
 """Marks one image among token ids. Never a vocabulary id (LLaVA ``constants.py:8``)."""
 
@@ -59,6 +61,34 @@ class Grid:
         return f"{self.h}x{self.w}"
 
 
+@dataclass(frozen=True, slots=True)
+class TileGrid:
+    """How one image was cut into tiles of equal size; stands where images of one tile have a ``Grid``.
+
+    Attributes:
+        tiles: rows and columns of tiles.
+        each: patch grid of one tile after the encoder.
+        width_px: of the picture itself; what of the tiles is padding follows from it.
+        height_px: of the picture itself.
+        global_view: one more tile, in front of the others, shows the whole picture.
+    """
+
+    tiles: Grid
+    each: Grid
+    width_px: int
+    height_px: int
+    global_view: bool = True
+
+    @property
+    def count(self) -> int:
+        """Number of tiles that the encoder sees.
+
+        >>> TileGrid(Grid(1, 2), Grid(24, 24), 640, 300).count
+        3
+        """
+        return self.tiles.rows + self.global_view
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpec:
     """What an encoder will emit, known before any tensor exists.
@@ -69,7 +99,9 @@ class FeatureSpec:
         image_size: side of the square input in pixels; None = native resolution.
         prefix: tokens in front of the patches inside the encoder (CLS, registers); already removed from ``patches``.
         layers: hidden states that make up ``patches``, Hugging Face indexing (0 = embeddings, -1 = last layer).
-        offers: of ``patches, prefix, layers, keys, cls_attn``: what ``need=`` may ask for.
+        offers: of ``patches, prefix, layers, keys, cls_attn, towers``: what ``need=`` may ask for.
+        towers: of an encoder that keeps several towers apart, what each of them emits; else empty.
+        grid: patch grid of one image where it isn't ``image_size // patch`` squared.
     """
 
     dim: int
@@ -78,11 +110,13 @@ class FeatureSpec:
     prefix: int = 0
     layers: tuple[int, ...] = (-2,)
     offers: frozenset[str] = frozenset({"patches"})
+    towers: tuple[FeatureSpec, ...] = ()
+    grid: Grid | None = None
 
 
 @dataclass(slots=True)
 class VisionFeatures:
-    """Packed features of ``I`` images; nothing is padded.
+    """Packed features of ``I`` images; nothing is padded. Of an image that was cut into tiles, each tile is an image here.
 
     Attributes:
         patches: ``(M, C)``, the prefix already removed.
@@ -91,6 +125,8 @@ class VisionFeatures:
         layers: hidden-state index -> ``(M, C)`` when asked for.
         keys: ``(M, N, E)`` attention keys of the scoring layer when asked for.
         cls_attn: ``(M,)`` attention of CLS over the patches, mean over heads, when asked for.
+        towers: of an encoder that keeps several towers apart, the features of each for the same images, when asked for.
+        instruction: what is asked about each image, for projectors that require it; the model fills it in, not the encoder.
     """
 
     patches: Tensor
@@ -99,6 +135,8 @@ class VisionFeatures:
     layers: dict[int, Tensor] = field(default_factory=dict)
     keys: Tensor | None = None
     cls_attn: Tensor | None = None
+    towers: tuple[VisionFeatures, ...] = ()
+    instruction: Instruction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +180,20 @@ class Segments:
         return Segments(cu_q, cu_k, max(q, default=0), max(k, default=0), q, k)
 
     @staticmethod
-    def uniform(count: int, length: int, *, device: torch.device | str = "cpu") -> Segments:
+    def uniform(count: int, length: int, length_k: int | None = None, *, device: torch.device | str = "cpu") -> Segments:
         """Build ``count`` segments of one length; the boundaries are computed where they are needed, nothing is copied from the host.
 
-        >>> Segments.uniform(2, 3).cu_q.tolist()
-        [0, 3, 6]
+        >>> Segments.uniform(2, 3).cu_q.tolist(), Segments.uniform(2, 1, 4).cu_k.tolist()
+        ([0, 3, 6], [0, 4, 8])
         """
         import torch
 
-        cu = torch.arange(count + 1, dtype=torch.int32, device=device) * length
-        most = length if count else 0
-        return Segments(cu, cu, most, most, (length,) * count, (length,) * count)
+        steps = torch.arange(count + 1, dtype=torch.int32, device=device)
+        of_k = length if length_k is None else length_k
+        cu_q = steps * length
+        cu_k = cu_q if of_k == length else steps * of_k
+        most_q, most_k = (length, of_k) if count else (0, 0)
+        return Segments(cu_q, cu_k, most_q, most_k, (length,) * count, (of_k,) * count)
 
 
 def boundaries(lengths: Sequence[int]) -> Tensor:
@@ -163,6 +204,23 @@ def boundaries(lengths: Sequence[int]) -> Tensor:
     if len(lengths):
         cu[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
     return cu
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """Where an image lies.
+
+    Attributes:
+        image: its number in the batch.
+        segment: the segment that shows it.
+        start: its first row, counted from the start of the segment.
+        rows: how many of its rows are there; less than all where it was truncated.
+    """
+
+    image: int
+    segment: int
+    start: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +242,7 @@ class SplicePlan:
         target_counts: host number of supervised rows per segment.
         truncated: host number of tokens and image rows removed per segment.
         kept: indices of the input samples that became segments (``truncate="drop"`` leaves some out).
+        image_spans: host place of every image of which a row is left.
     """
 
     source: Tensor
@@ -200,6 +259,7 @@ class SplicePlan:
     target_counts: tuple[int, ...]
     truncated: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
+    image_spans: tuple[ImageSpan, ...] = ()
 
     @property
     def segments(self) -> Segments:
@@ -236,24 +296,28 @@ class Batch:
     """What a model eats: pixels of all images, their grids, and the plan that places them.
 
     Attributes:
-        pixels: what the encoder's preprocessing made of all images, ``(I, 3, H, W)`` for fixed-size encoders.
-        grids: one ``Grid`` per image, after the encoder.
+        pixels: what the encoder's preprocessing made of all images: ``(I, 3, H, W)`` for fixed-size encoders, else see ``lmmblocks.pixels``.
+        grids: one ``Grid`` per image, after the encoder; a ``TileGrid`` where it was cut into tiles.
         plan: the packed batch.
         sample_ids: names of the segments, for messages.
+        instruction: what is asked about each image, where the projector reads it.
     """
 
-    pixels: Tensor
-    grids: tuple[Grid, ...]
+    pixels: Any
+    grids: tuple[Grid | TileGrid, ...]
     plan: SplicePlan
     sample_ids: tuple[str | int | None, ...] = ()
+    instruction: Instruction | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with every tensor on ``device``."""
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True), plan=self.plan.to(device))
+        instruction = None if self.instruction is None else self.instruction.to(device)
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True), plan=self.plan.to(device), instruction=instruction)
 
     def pin_memory(self) -> Batch:
         """Return the batch in pinned host memory (``DataLoader(pin_memory=True)`` calls this)."""
-        return replace(self, pixels=self.pixels.pin_memory(), plan=self.plan.pin_memory())
+        instruction = None if self.instruction is None else self.instruction.pin_memory()
+        return replace(self, pixels=self.pixels.pin_memory(), plan=self.plan.pin_memory(), instruction=instruction)
 
 
 def _moved(plan: SplicePlan, move: Callable[[Tensor], Tensor]) -> SplicePlan:
@@ -269,13 +333,34 @@ PATCHES = frozenset({"patches"})
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Images to packed patch features."""
+    """Images to packed patch features.
+
+    Its pixels are a tensor ``(I, 3, H, W)``, or something that is cut, moved and pinned like one (``lmmblocks.pixels``). An encoder that
+    cuts images into tiles also has an ``arrangement``.
+    """
 
     spec: FeatureSpec
     preprocess: Any
 
-    def forward(self, pixels: Tensor, *, need: frozenset[str] = PATCHES) -> VisionFeatures:
-        """Encode ``(I, 3, H, W)`` pixels into packed features."""
+    def forward(self, pixels: Any, *, need: frozenset[str] = PATCHES) -> VisionFeatures:
+        """Encode pixels into packed features."""
+        ...
+
+
+@runtime_checkable
+class Arrangement(Protocol):
+    """How the projected rows of an image's tiles become the rows of the image; runs between projector and splice.
+
+    Encoder and projector see each tile as an image. The arrangement is plain values, so that a data loader's worker counts with it;
+    ``build`` makes the module that computes, which holds what is learned in the decoder's width (LLaVA-NeXT's ``image_newline``).
+    """
+
+    def rows_of(self, layout: TileGrid, out_grid: Callable[[Grid], Grid | int]) -> int:
+        """Return the rows of one image; ``out_grid`` says what one tile becomes. The only place that counts the rows of tiled images."""
+        ...
+
+    def build(self, dim: int) -> Any:
+        """Return the module, called with ``(rows_MD, layouts, out_grid)``; it returns the images' rows and the number of each."""
         ...
 
 
@@ -296,28 +381,39 @@ class Projector(Protocol):
 
 @runtime_checkable
 class Reducer(Protocol):
-    """Drops or merges projected rows before the decoder sees them."""
+    """Drops or merges image rows before the decoder sees them.
+
+    ``before_projector`` (optional, default False): it works on the encoder's features instead of on the projected rows; then ``rows`` are
+    ``features.patches``, and a projector that takes each patch alone comes behind it. The number of rows has to follow from the grid: the plan of
+    a batch is made on the host, before the encoder runs.
+    """
 
     requires: frozenset[str]
 
-    def out_count(self, grid: Grid) -> int:
-        """Return the number of rows one image of ``grid`` keeps."""
+    def out_count(self, grid: Grid | int) -> Grid | int:
+        """Return what one image keeps of ``grid``: a grid where rows form one, else their number."""
         ...
 
-    def forward(self, features: VisionFeatures, rows: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the kept ``rows_MD`` and the number of rows of each image."""
+    def forward(
+        self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the kept ``rows_MD`` and the number of rows of each image; ``grids`` say what ``rows`` are of each image now."""
         ...
 
 
 @runtime_checkable
 class LayerHook(Protocol):
-    """Changes the hidden states between decoder layers (FastV, DeepStack, Flamingo cross-attention)."""
+    """Changes the hidden states between decoder layers (FastV, DeepStack, Flamingo cross-attention).
+
+    ``requires``: of ``lmmblocks.decoders.hooks.HOOK_OFFERS`` (``vision``, ``last_row_scores``, ``drop``) and of what encoders offer (``layers``,
+    ``keys``, ...), which is then in ``context.vision.features``. Hooks that are modules are trained as the part ``hooks``.
+    """
 
     layers: tuple[int, ...]
     requires: frozenset[str]
 
-    def __call__(self, hidden: Tensor, context: Any) -> Tensor:
-        """Return the new ``hidden_TD`` that enters the layer."""
+    def __call__(self, hidden: Tensor, context: Any) -> Tensor | tuple[Tensor, Any]:
+        """Return the new ``hidden_TD`` that enters layer ``context.layer``, or what ``context.keep(...)`` returned."""
         ...
 
 
@@ -330,6 +426,10 @@ class Decoder(Protocol):
         vocab: rows of the embedding table.
         table: the embedding table ``(V, D)``, which the splice reads.
         head_weight: the head ``(V, D)``, which the loss reads.
+
+    A decoder may also have ``embed_scale`` (factor of the table's rows, which the splice applies to text) and ``logit_softcap`` (soft limit
+    of the logits, which ``head`` applies itself and the loss has to); left out or None, there is none. ``hook_offers`` says what layer hooks
+    may require of it (``decoders/hooks.py``); one that offers ``vision`` takes ``forward(..., vision=None)`` too.
     """
 
     dim: int

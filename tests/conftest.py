@@ -4,6 +4,7 @@ The session's fixtures are shared: a test that changes a model makes its own wit
 """
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,21 @@ CORPUS = [
     "USER: What color is the cat? ASSISTANT: Black. USER: Is it asleep? ASSISTANT: No, it is awake and hungry.",
     "Answer the question using a single word or phrase. There are 3 red squares and one blue circle.",
 ] * 3
+PARITY = "LMMBLOCKS_PARITY"
+
+
+@pytest.fixture(scope="session")
+def record_parity():
+    """Note a measured difference as ``(block, twin, quantity, value)``: one JSON line in the file that LMMBLOCKS_PARITY names, if any."""
+
+    def record(block: str, twin: str, quantity: str, value: float) -> None:
+        path = os.environ.get(PARITY)
+        if path:
+            line = {"block": block, "twin": twin, "quantity": quantity, "value": float(value)}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    return record
 
 
 @pytest.fixture(scope="session")

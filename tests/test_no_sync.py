@@ -17,8 +17,9 @@ from lmmblocks.ops import linear_cross_entropy
 
 PACKAGE = Path(lmmblocks.__file__).parent
 DEVICE_CODE = sorted(
-    [PACKAGE / "lmm.py", PACKAGE / "decoders/transformer.py"]
-    + [path for folder in ("ops", "encoders", "projectors") for path in (PACKAGE / folder).glob("*.py")]
+    [PACKAGE / "lmm.py", PACKAGE / "decoders/transformer.py", PACKAGE / "decoders/layer.py"]
+    + [PACKAGE / "connect.py", *(PACKAGE / f"decoders/{name}.py" for name in ("context", "hooks", "vision"))]
+    + [path for folder in ("ops", "encoders", "projectors", "reducers") for path in (PACKAGE / folder).glob("*.py")]
 )
 ASKS = {"item", "tolist", "nonzero", "argwhere", "masked_select", "cpu", "numpy", "unique", "equal", "allclose", "synchronize"}
 FROM_HOST = {"tensor", "as_tensor", "from_numpy"}
@@ -133,3 +134,29 @@ def test_loss_and_backward_run_where_tensors_hold_no_values(make_tiny_model, tin
     assert loss.is_meta and loss.shape == ()
     learns = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert learns == {"multi_modal_projector", "language_model"} | (set() if frozen else {"vision_tower"})
+
+
+def several(kind, tower):
+    """Images that are no single tensor: two towers, or tiles."""
+    from lmmblocks.encoders.fused import FusedConfig
+    from lmmblocks.encoders.tiled import TiledConfig
+
+    smaller = replace(tower, image_size=14, patch=7)
+    if kind == "fused":
+        return FusedConfig((tower, smaller), grid=(3, 3))
+    return TiledConfig(tower, pinpoints=((28, 56), (56, 28), (56, 56)))
+
+
+@pytest.mark.parametrize("kind", ["fused", "tiled"])
+def test_images_of_several_tensors_run_no_operation_that_waits(make_tiny_model, tiny_config, conversations, kind):
+    config = replace(tiny_config, encoder=several(kind, tiny_config.encoder))
+    model = make_tiny_model(config=config)
+    model.encoder.frozen = False
+    batch = collate(conversations, model)
+    with NoSync():
+        model.loss(batch).backward()
+    nowhere = build(config, device="meta")
+    nowhere.encoder.frozen = False
+    nowhere.loss(batch.to("meta")).backward()
+    assert all((p.grad is None) == (q.grad is None) for p, q in zip(model.parameters(), nowhere.parameters()))
+    assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())

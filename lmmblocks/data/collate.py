@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..chat import Tokens, encode_chat
+from ..images.kinds import with_fit
 from ..inputs import InputSpec
 from ..plan import plan_splice
 from ..spec import Batch, Grid, LmmError, Sample
@@ -48,7 +49,7 @@ def collate(
     if template is not None:
         spec = replace(spec, template=template)
     if fit is not None:
-        spec = replace(spec, preprocess=replace(spec.preprocess, fit=fit))
+        spec = replace(spec, preprocess=with_fit(spec.preprocess, fit))
     names = [index if sample.id is None else sample.id for index, sample in enumerate(samples)]
     tokens = [_tokens(sample, spec, add_generation_prompt, name) for sample, name in zip(samples, names)]
     pixels, grids = _pixels(samples, spec, names)
@@ -62,7 +63,7 @@ def collate(
         bidirectional_images=bidirectional_images,
         names=names,
     )
-    return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept))
+    return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept), _instruction(samples, spec))
 
 
 def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Any, tuple[Grid, ...]]:
@@ -75,6 +76,15 @@ def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object])
             except LmmError as error:
                 raise LmmError(f"sample {name!r}: {error}") from error
         raise
+
+
+def _instruction(samples: Sequence[Sample], spec: InputSpec) -> Any:
+    """What is asked about each image, where the projector reads it."""
+    if spec.instruct is None:
+        return None
+    from ..instruction import Instruction
+
+    return Instruction.of([ids for sample in samples for ids in spec.instructions(sample.messages)])
 
 
 def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: object) -> Tokens:

@@ -15,18 +15,21 @@ def token_counter(
 
     Args:
         tokenizer_dir: local folder with tokenizer files (a model's folder has them).
-        template: name of the chat template.
+        template: name of the chat template, or ``auto`` for the tokenizer's own.
         image_rows: rows every image becomes; 576 for LLaVA-1.5.
 
     Raises:
         LmmError: there is no tokenizer in the folder, the template is unknown, or ``image_rows`` is not positive.
     """
     from ..chat import encode_chat, get_template
+    from ..chat.lookup import AUTO
 
     if image_rows < 1:
         raise LmmError(f"image_rows must be at least 1, found {image_rows}")
-    rendering = get_template(template)
+    if template != AUTO:
+        get_template(template)  # a wrong name is refused before anything is read
     tokenizer = _load_tokenizer(os.fspath(tokenizer_dir))
+    rendering = get_template(template, tokenizer)
 
     def count(sample: Sample) -> int:
         ids = encode_chat(sample.messages, rendering, tokenizer).ids

@@ -15,6 +15,7 @@ import torch
 
 from ..chat import IMAGE_MARKER, Message
 from ..images.load import ImageSource
+from ..pixels import join_pixels
 from ..spec import LmmError
 from .decode import Answer, decode, new_cache, read_prompts
 from .options import Options
@@ -85,7 +86,13 @@ class Conversation:
         question = Question(_NAME, messages, [*self._images, *new_images])
         ids = question_ids(question, self._spec)
         new_pixels, new_rows = read_images(new_images, self._spec)
-        prompt = Prompt(_NAME, ids, torch.cat([self._pixels, new_pixels]), (*self._image_rows, *new_rows))
+        prompt = Prompt(
+            _NAME,
+            ids,
+            join_pixels([self._pixels, new_pixels]),
+            (*self._image_rows, *new_rows),
+            tuple(self._spec.instructions(messages)),
+        )
         logits_SV = self._read(prompt, settings)
         self._streaming = answer = Answer(self.model, settings)
         return self._answer(

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..chat import answer_ends, answer_margins
+from ..instruction import Instruction
+from ..pixels import join_pixels
 from ..plan import plan_splice
-from ..spec import LmmError, Segments, SplicePlan
+from ..spec import LmmError, Segments
 from .options import Options
 from .prompts import Prompt
 from .sampling import choose
@@ -45,25 +47,35 @@ class Answer:
         self.generator = options.generator()
         self._most = options.max_new_tokens
         self._ends, stops = _endings(model, options)
-        self._text = AnswerText(model.tokenizer, stops)
+        self._text = AnswerText(model.tokenizer, stops, _margins(model))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that may be shown now."""
         self.ids.append(token)
-        text = "" if token in self._ends else self._text.push(token)
-        over = token in self._ends or len(self.ids) >= self._most
+        ended = token in self._ends
+        text = "" if ended else self._text.push(token)
+        over = ended or len(self.ids) >= self._most
         self.done = over or self._text.stopped
-        return text if self._text.stopped or not over else text + self._text.finish()
+        return text if self._text.stopped or not over else text + self._text.finish(ended=ended)
 
 
 def _endings(model: LMM, options: Options) -> tuple[frozenset[int], tuple[str, ...]]:
     """Return the tokens and the strings that end an answer; the string of a special token is that token, which gives no text."""
     tokenizer = model.tokenizer
     strings = dict.fromkeys((*model.template.stop, *options.stop))
-    special, vocabulary = special_ids(tokenizer), tokenizer.backend_tokenizer
+    own = answer_ends(model.template, tokenizer)
+    special, vocabulary = special_ids(tokenizer) | own, tokenizer.backend_tokenizer
     tokens = {text: vocabulary.token_to_id(text) for text in strings}
-    ends = {token for token in (tokenizer.eos_token_id, *tokens.values()) if token in special}
-    return frozenset(ends), tuple(text for text in strings if tokens[text] not in special)
+    ends = own | {token for token in tokens.values() if token in special}
+    return ends, tuple(text for text in strings if tokens[text] not in special)
+
+
+def _margins(model: LMM) -> tuple[str, str]:
+    """Return what stands around an answer besides its end: a string that ends it is looked for anyway."""
+    before, after = answer_margins(model.template, model.tokenizer, mode=model.tokenize_mode)
+    for stop in model.template.stop:
+        after = after.removesuffix(stop)
+    return before, after
 
 
 @torch.inference_mode()
@@ -89,16 +101,14 @@ def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Opt
     positions_T = plan.positions + torch.from_numpy(
         np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths)
     )
-    pixels = torch.cat([p.pixels for p in prompts]).to(model.device)
+    pixels = join_pixels([p.pixels for p in prompts]).to(model.device)
+    asked = [ids for p in prompts for ids in p.instructions]
+    instruction = Instruction.of(asked, device=model.device) if asked else None
     plan = plan.to(model.device)
     with evaluating(model):
-        embeds_TD = ops.splice(model.decoder.table, model.encode(pixels)[0], plan)
-        return _last_logits(model, cache, embeds_TD, positions_T.to(model.device), plan)
-
-
-def _last_logits(model: LMM, cache: Any, embeds_TD: Tensor, positions_T: Tensor, plan: SplicePlan) -> Tensor:
-    hidden_TD = model.decoder(embeds_TD, positions=positions_T, segments=plan.segments, cache=cache)
-    return model.decoder.head(hidden_TD.index_select(0, plan.cu_seqlens[1:] - 1))
+        encoded = model.encode_images(pixels, instruction=instruction)
+        hidden_TD = model.read(encoded, plan, positions_T=positions_T.to(model.device), cache=cache)
+        return model.decoder.head(hidden_TD.index_select(0, plan.cu_seqlens[1:] - 1))
 
 
 @torch.inference_mode()
@@ -107,9 +117,7 @@ def _step(model: LMM, cache: Any, tokens: list[int]) -> Tensor:
     ids_S, positions_S = torch.tensor([tokens, cache.lengths], dtype=torch.int32).to(model.device)
     segments = Segments.of([1] * len(tokens), device=model.device)
     with evaluating(model):
-        return model.decoder.head(
-            model.decoder(model.decoder.embed(ids_S), positions=positions_S, segments=segments, cache=cache)
-        )
+        return model.decoder.head(model.decode(model.decoder.embed(ids_S), positions_S, segments, cache=cache))
 
 
 def decode(

@@ -40,14 +40,16 @@ class Prompt:
     Attributes:
         name: what to call it in messages.
         ids: token ids; ``IMAGE_TOKEN`` stands for one image each.
-        pixels: of its images, as the encoder wants them.
+        pixels: of its images, as the encoder's preprocessing makes them.
         image_rows: decoder rows of each image.
+        instructions: ids of what is asked about each image, where the projector reads it; else empty.
     """
 
     name: str
     ids: list[int]
     pixels: Tensor
     image_rows: tuple[int, ...]
+    instructions: tuple[list[int], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -57,8 +59,9 @@ class Prompt:
     def split(self, ids: int) -> tuple[Prompt, Prompt]:
         """Return the first ``ids`` token ids and the others, each with its images."""
         images = self.ids[:ids].count(IMAGE_TOKEN)
-        before = Prompt(self.name, self.ids[:ids], self.pixels[:images], self.image_rows[:images])
-        return before, Prompt(self.name, self.ids[ids:], self.pixels[images:], self.image_rows[images:])
+        before = Prompt(self.name, self.ids[:ids], self.pixels[:images], self.image_rows[:images], self.instructions[:images])
+        behind = Prompt(self.name, self.ids[ids:], self.pixels[images:], self.image_rows[images:], self.instructions[images:])
+        return before, behind
 
 
 def as_questions(prompts: Any, images: Any) -> tuple[list[Question], bool]:
@@ -176,7 +179,8 @@ def question_ids(question: Question, spec: InputSpec) -> list[int]:
 
 def as_prompt(question: Question, spec: InputSpec) -> Prompt:
     """Tokenise a question and read its images."""
-    return Prompt(question.name, question_ids(question, spec), *read_images(question.images, spec))
+    ids = question_ids(question, spec)
+    return Prompt(question.name, ids, *read_images(question.images, spec), tuple(spec.instructions(question.messages)))
 
 
 def _is_conversation(prompts: Any) -> bool:

@@ -83,16 +83,20 @@ class StopStrings:
 class AnswerText:
     """The text of one answer, as it grows.
 
-    The one space that stands between the template's prompt and the answer is taken off, then the stop strings are looked for.
+    What the template puts in front of an answer is taken off, then the stop strings are looked for; what it puts between an answer and the
+    token that ends it is taken off where that token came.
 
     Args:
         tokenizer: see ``TokenText``.
         stops: see ``StopStrings``.
+        margins: what stands in front of an answer and behind it, see ``chat.answer_margins``.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str], margins: tuple[str, str] = (" ", "")) -> None:
         self._tokens, self._stops = TokenText(tokenizer), StopStrings(stops)
-        self._begun = False
+        self._lead, self._tail = margins
+        self._start: str | None = ""  # None: the answer has begun
+        self._late = ""
 
     @property
     def stopped(self) -> bool:
@@ -103,15 +107,29 @@ class AnswerText:
         """Return the text that may be shown after this token."""
         return self._show(self._tokens.push(token))
 
-    def finish(self) -> str:
-        """Return what was held back, at the end of the answer."""
-        rest = self._show(self._tokens.finish())
-        return rest if self.stopped else rest + self._stops.finish()
+    def finish(self, *, ended: bool = False) -> str:
+        """Return what was held back, at the end of the answer: ``ended`` by its token, or by its length."""
+        shown = self._show(self._tokens.finish())
+        if self.stopped:
+            return shown
+        late = self._late + self._stops.finish()
+        return shown + (late.removesuffix(self._tail) if ended else late)
 
     def _show(self, text: str) -> str:
-        if text and not self._begun:
-            text, self._begun = text.removeprefix(" "), True
-        return self._stops.push(text)
+        text = self._late + self._stops.push(self._without_lead(text))
+        shown = len(text) if self.stopped else len(text) - _overlap(text, self._tail, whole=True)
+        self._late = text[shown:]
+        return text[:shown]
+
+    def _without_lead(self, text: str) -> str:
+        """Hold text back while it may be what stands in front of the answer."""
+        if self._start is None:
+            return text
+        self._start += text
+        if len(self._start) < len(self._lead) and self._lead.startswith(self._start):
+            return ""
+        text, self._start = self._start.removeprefix(self._lead), None
+        return text
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -120,6 +138,7 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     return frozenset({*tokenizer.all_special_ids, *added})
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+def _overlap(text: str, stop: str, *, whole: bool = False) -> int:
+    """Return the length of the longest end of ``text`` that is a beginning of ``stop``, and not all of it unless ``whole``."""
+    most = len(stop) if whole else len(stop) - 1
+    return next((n for n in range(min(len(text), most), 0, -1) if text.endswith(stop[:n])), 0)

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..images.kinds import with_fit
 from ..inputs import InputSpec
 from ..spec import LmmError, Sample
 from .micro_batches import StepInput, step_input
@@ -66,13 +67,12 @@ def stage_inputs(spec: InputSpec, stage: Stage) -> InputSpec:
     from ..chat import get_template
 
     if stage.template is not None:
-        spec = dataclasses.replace(spec, template=get_template(stage.template))
+        spec = dataclasses.replace(spec, template=get_template(stage.template, spec.tokenizer))
     if stage.image_fit is not None:
-        if not hasattr(spec.preprocess, "fit"):
-            raise LmmError(
-                f"stage {stage.name!r}: image_fit={stage.image_fit!r}, but the encoder's preprocessing has no fit: leave it out"
-            )
-        spec = dataclasses.replace(spec, preprocess=dataclasses.replace(spec.preprocess, fit=stage.image_fit))
+        try:
+            spec = dataclasses.replace(spec, preprocess=with_fit(spec.preprocess, stage.image_fit))
+        except LmmError as error:
+            raise LmmError(f"stage {stage.name!r}: image_fit={stage.image_fit!r}, but {error}") from error
     return spec
 
 

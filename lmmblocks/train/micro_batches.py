@@ -10,13 +10,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.collate import collate
 from ..inputs import InputSpec
-from ..spec import Batch, LmmError, Sample, boundaries
+from ..spec import Batch, ImageSpan, LmmError, Sample, boundaries
 from .stage import Stage
 
 
@@ -189,6 +190,7 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
         kv_end=None if plan.kv_end is None else plan.kv_end[begin:end] - begin,
         image_rows=_int32(np.where(placed[rows] < 0, -1, placed[rows] - begin)),
         token_order=order[(order >= begin) & (order < end)] - begin,
+        image_spans=_spans_of(plan.image_spans, first, last, shown),
         **{
             name: getattr(plan, name)[first:last]
             for name in ("lengths", "target_counts", "truncated", "kept")
@@ -199,10 +201,19 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
         tuple(batch.grids[i] for i in shown),
         part,
         batch.sample_ids[first:last],
+        None if batch.instruction is None else batch.instruction.select(shown.tolist()),
     )
 
 
-def _selected(pixels: torch.Tensor, images: np.ndarray) -> torch.Tensor:
+def _spans_of(spans: Sequence[ImageSpan], first: int, last: int, shown: np.ndarray) -> tuple[ImageSpan, ...]:
+    """Return the spans of some segments; images and segments are counted anew."""
+    new = {int(image): place for place, image in enumerate(shown)}
+    return tuple(
+        dataclasses.replace(span, image=new[span.image], segment=span.segment - first) for span in spans if first <= span.segment < last
+    )
+
+
+def _selected(pixels: Any, images: np.ndarray) -> Any:
     """Return the pixels of some images: a view where they are neighbours, which they are unless truncation took one away."""
     if len(images) and images[-1] - images[0] + 1 == len(images):
         return pixels[int(images[0]) : int(images[-1]) + 1]

@@ -50,14 +50,13 @@ def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Yield (part, name in the model's state dict, parameter) of everything that has a gradient, each once."""
-    prefixes = {id(part): name for name, part in model.named_modules()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen: set[int] = set()
     for part_name, part in model.parts.items():
-        prefix = prefixes[id(part)]
-        for name, parameter in part.named_parameters():
+        for parameter in part.parameters():
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield part_name, f"{prefix}.{name}", parameter
+                yield part_name, names[id(parameter)], parameter
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -39,7 +39,7 @@ class Stage:
         truncate: what happens to samples longer than ``max_length``: see ``plan_splice``.
         max_length: most rows of a sample; None = the model's.
         bad_samples: ``error``, or ``skip`` samples that can't be read, and count them.
-        image_fit: ``pad`` or ``crop``; None = the model's.
+        image_fit: ``pad``, ``crop`` or ``squash``; None = the model's.
         llava15_compat: the loss is the mean of the means over ``micro_batch_samples`` samples, as in LLaVA, not the mean over all tokens.
         precision: ``auto`` (bf16 autocast on CUDA devices that have it, else fp32), ``bf16`` or ``fp32``.
         deterministic: refuse operations whose result differs from run to run on the same device.

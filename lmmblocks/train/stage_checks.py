@@ -13,7 +13,7 @@ from ..spec import closest
 if TYPE_CHECKING:
     from .stage import Stage
 
-PARTS = ("encoder", "projector", "decoder")
+PARTS = ("encoder", "projector", "decoder", "reducers", "hooks")
 """Names of ``LMM.parts``; parts a stage doesn't name are frozen and hold no optimiser state."""
 
 
@@ -102,7 +102,7 @@ _CHECKS: dict[str, Check] = {
     "truncate": _one_of(*TRUNCATE),
     "max_length": _or_none(_at_least(1)),
     "bad_samples": _one_of("error", "skip"),
-    "image_fit": _or_none(_one_of("pad", "crop")),
+    "image_fit": _or_none(_one_of("pad", "crop", "squash")),
     "llava15_compat": _TRUTH,
     "precision": _one_of("auto", "fp32", "bf16"),
     "deterministic": _TRUTH,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pixels import pixel_tensors
 from .micro_batches import StepInput
 
 
@@ -109,7 +110,8 @@ def non_finite_samples(stepper: Stepper, singles: list[StepInput]) -> list[str |
     """
     guilty: list[str | int | None] = []
     for single in singles:
-        pixels_fine = all(bool(torch.isfinite(batch.pixels).all()) for batch in single.batches)
+        pixels = (tensor for batch in single.batches for tensor in pixel_tensors(batch.pixels))
+        pixels_fine = all(bool(torch.isfinite(tensor).all()) for tensor in pixels)
         loss = stepper.backward(single)
         gradients = [p.grad for p in stepper.parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())

@@ -11,7 +11,7 @@ from pathlib import Path
 import lmmblocks
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = ("matplotlib", "tensorboard", "sklearn", "sentencepiece", "google.protobuf", "hypothesis", "pytest", "triton", "tqdm")
+OPTIONAL = ("timm", "open_clip", "matplotlib", "tensorboard", "sklearn", "sentencepiece", "google.protobuf", "hypothesis", "pytest", "triton")
 
 NEW_MODULES = """
 import json, sys

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from lmmblocks.chat.templates import get_template
+from lmmblocks.chat import get_template
 
 from .describe import caption, caption_with_boxes
 from .questions import TASKS

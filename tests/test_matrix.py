@@ -1,0 +1,227 @@
+"""Every registered encoder with every projector, and with decoders and reducers in turn: composed, trained, asked, saved and loaded at toy size.
+
+A registered block without an entry in ``TOY`` fails the first test: add a line of options that make it small.
+"""
+
+import importlib
+import re
+from itertools import product
+
+import pytest
+import torch
+
+import lmmblocks as lb
+from lmmblocks import registry
+from lmmblocks.assemble import build
+from lmmblocks.config import Block, LMMConfig
+from lmmblocks.construct import named_config, recipe
+from lmmblocks.data.collate import collate
+from lmmblocks.decoders.transformer import TransformerConfig
+from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.encoders.siglip import SigLIPConfig
+from lmmblocks.spec import Grid, LmmError
+from lmmblocks.trial import blank_features
+
+SIZE, WIDTH, VOCAB = 56, 32, 400
+_SHAPE = dict(dim=WIDTH, layers=2, heads=2, image_size=SIZE, patch=14)
+_BERT = dict(queries=3, dim=8, layers=2, heads=2, mlp_dim=8)
+_TIMM = dict(embed_dim=WIDTH, depth=2, num_heads=2, patch_size=14)
+_OPEN_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": WIDTH, "head_width": 16, "patch_size": 14},
+    "text_cfg": {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+}
+TOY = {
+    "encoder": {
+        "clip": dict(**_SHAPE, mlp_dim=32),
+        "dinov2": dict(**_SHAPE, trained_size=SIZE, registers=1),
+        "fused": dict(towers=(CLIPConfig(**_SHAPE, mlp_dim=32), SigLIPConfig(**_SHAPE, mlp_dim=32))),
+        "fused, list": dict(towers=(CLIPConfig(**_SHAPE, mlp_dim=32), SigLIPConfig(**{**_SHAPE, "patch": 7}, mlp_dim=32)), combine="list"),
+        "open_clip": dict(architecture=_OPEN_CLIP),
+        "siglip": dict(**_SHAPE, mlp_dim=32),
+        "siglip2_naflex": dict(dim=WIDTH, layers=2, heads=2, mlp_dim=32, patch=14, positions=16, max_patches=24),
+        "tiled": dict(tower=CLIPConfig(**_SHAPE, mlp_dim=32), pinpoints=((SIZE, 2 * SIZE), (2 * SIZE, SIZE))),
+        "timm": dict(model="vit_tiny_patch16_224", image_size=SIZE, options=_TIMM),
+    },
+    "projector": {
+        "adaptive_pool": dict(grid=2),
+        "c_abstractor": dict(grid=2, dim=16, depth=1),
+        "identity": {},
+        "instruct_qformer": dict(**_BERT, vocab=VOCAB, positions=40),
+        "ldp": {},
+        "ldpv2": dict(grid=2),
+        "linear": {},
+        "mlp": dict(depth=3),
+        "perceiver": dict(latents=3, depth=1, heads=2, head_dim=8),
+        "pixel_shuffle": {},
+        "pool": {},
+        "qformer": _BERT,
+        "resampler": dict(grid=2, heads=2),
+        "sva": dict(dim=8, depth=1, heads=2),
+        "token_packer": dict(dim=8, heads=2),
+    },
+    "reducer": {
+        "pool": dict(mode="max"),
+        "prumerge": dict(keep=3, spatial=1),
+        "visionzip": dict(dominant=3, contextual=1),
+    },
+    "hook": {},
+    "decoder": {
+        "hf": dict(hf=dict(model_type="gpt2", n_embd=WIDTH, n_head=4, n_layer=2, vocab_size=VOCAB, n_positions=512)),
+        "transformer": dict(dim=WIDTH, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=VOCAB, max_positions=512),
+    },
+}
+ENCODERS, PROJECTORS, DECODERS = (list(TOY[kind]) for kind in ("encoder", "projector", "decoder"))
+REDUCERS = [None, *TOY["reducer"]]
+PACKAGES = {"open_clip": "open_clip", "timm": "timm"}
+PATCH_BY_PATCH = {"identity", "linear", "mlp"}
+AS_A_SET = {"perceiver", "qformer", "instruct_qformer"}
+BY_SCORES = {"prumerge", "visionzip"}
+
+
+def block(kind, name):
+    return Block(name.partition(",")[0], TOY[kind][name])
+
+
+def case(i, j):
+    """Pair ``(i, j)`` of encoder and projector with the decoder and the reducer whose turn it is."""
+    return ENCODERS[i], PROJECTORS[j], DECODERS[(i + j) % len(DECODERS)], REDUCERS[(i + j // 2) % len(REDUCERS)]
+
+
+CASES = [case(i, j) for i, j in product(range(len(ENCODERS)), range(len(PROJECTORS)))]
+
+
+@pytest.mark.parametrize("kind", TOY)
+def test_every_registered_block_is_in_the_matrix(kind):
+    missing = set(registry.built_in(kind)) - {name.partition(",")[0] for name in TOY[kind]}
+    assert not missing, f"registered but not in the matrix: {sorted(missing)}: add toy options for them to TOY[{kind!r}] in {__file__}"
+
+
+def test_all_pairs_and_all_blocks_have_a_case():
+    assert {case[:2] for case in CASES} == set(product(ENCODERS, PROJECTORS))
+    for place, names in enumerate((ENCODERS, PROJECTORS)):
+        for decoder in DECODERS:
+            assert {case[place] for case in CASES if case[2] == decoder} == set(names)
+    assert {(projector, reducer) for _, projector, _, reducer in CASES} == set(product(PROJECTORS, REDUCERS))
+
+
+def importable(encoder):
+    try:
+        importlib.import_module(PACKAGES.get(encoder, "torch"))
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+def reasons(encoder, projector, reducer):
+    """Why a composition has to be refused, from what is known of the blocks; nothing = it has to work."""
+    if not importable(encoder):
+        yield r"needs the package '?\w+'?"
+        return
+    spec = named_config("encoder", block("encoder", encoder)).build().spec
+    needs = {"sva": {"towers"} if spec.towers else {"patches"}, "token_packer": {"patches", "layers"}}.get(projector, {"patches"})
+    scores = {"prumerge": {"keys", "cls_attn"}, "visionzip": {"keys", "cls_attn", "prefix"}}.get(reducer, set())
+    for missing in (needs, scores):
+        if not missing <= spec.offers:
+            yield r"needs \['.*'\], encoder '\w+' offers"
+    if projector == "identity" and spec.dim != WIDTH:
+        yield "projector 'identity' needs equal widths"
+    if encoder == "tiled":
+        if projector == "instruct_qformer":
+            yield "reads what is asked about an image, encoder 'Tiled' cuts images into tiles"
+        if projector in AS_A_SET or reducer in BY_SCORES:
+            yield "a tile becomes \\d+ rows without a grid"
+    alone = PATCH_BY_PATCH | AS_A_SET | (set() if spec.towers else {"sva"})  # of one tower, sva's windows are single patches
+    if reducer in BY_SCORES and projector not in alone:
+        yield "leaves patches without a grid, projector '\\w+' needs more than each patch alone"
+    if reducer == "pool" and projector in AS_A_SET:
+        yield "reducer 'pool' needs rows on a grid, found 3 rows"
+
+
+@pytest.fixture(scope="module")
+def compose(tiny_tokenizer):
+    base = LMMConfig(
+        encoder=CLIPConfig(**TOY["encoder"]["clip"]), decoder=TransformerConfig(**TOY["decoder"]["transformer"]), max_length=300
+    )
+
+    def compose(encoder, projector, decoder, reducer):
+        torch.manual_seed(0)
+        return build(
+            base,
+            encoder=block("encoder", encoder),
+            projector=block("projector", projector),
+            decoder=block("decoder", decoder),
+            reducers=[] if reducer is None else [block("reducer", reducer)],
+            tokenizer=tiny_tokenizer,
+            weights="random",
+        )
+
+    return compose
+
+
+@pytest.mark.parametrize("names", CASES, ids=lambda names: " + ".join(map(str, names)))
+def test_the_pair_trains_and_answers_or_is_refused_for_a_known_reason(compose, conversations, colour_picture, names):
+    expected = list(reasons(names[0], names[1], names[3]))
+    if expected:
+        with pytest.raises(LmmError) as error:
+            compose(*names)
+        assert any(re.search(reason, str(error.value)) for reason in expected), (expected, str(error.value))
+        return
+    model = compose(*names)
+    batch = collate(conversations, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    loss = model.loss(batch)
+    loss.backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()]
+    assert {name.split(".")[0] for name in trained} >= {"language_model"} | ({"multi_modal_projector"} - identity(names))
+    optimizer.step()
+    with torch.no_grad():
+        after = model.loss(batch)
+    assert loss.isfinite() and after < loss, (loss.item(), after.item())
+    answer = model.generate("What is it?", colour_picture(5), max_new_tokens=2)
+    assert isinstance(answer, str)
+
+
+def identity(names):
+    """A projector without weights learns nothing."""
+    return {"multi_modal_projector"} if names[1] == "identity" else set()
+
+
+def round_trips():
+    """One working case for each block."""
+    left = {(kind, name) for kind in ("encoder", "projector", "decoder", "reducer") for name in TOY[kind]}
+    for names in CASES:
+        own = set(zip(("encoder", "projector", "decoder", "reducer"), names)) & left
+        if own and not list(reasons(names[0], names[1], names[3])):
+            left -= own
+            yield names
+    assert all(not importable(name) for _, name in left), f"no case works with {sorted(left)}"
+
+
+def test_saved_and_loaded_every_block_gives_the_same_output(compose, conversations, colour_picture, tmp_path):
+    for index, names in enumerate(round_trips()):
+        model = compose(*names)
+        model.save(tmp_path / str(index), format="native")
+        loaded = lb.load(tmp_path / str(index))
+        batch = collate(conversations, loaded)
+        with torch.no_grad():
+            assert torch.equal(model.logits(batch), loaded.logits(batch)), names
+        options = dict(images=colour_picture(5), max_new_tokens=3)
+        assert model.generate("What is it?", **options) == loaded.generate("What is it?", **options), names
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_counts_follow_from_the_grid_alone(name):
+    """What the plan is made of is what comes out, also for grids that the encoders above don't have."""
+    spec = CLIPConfig(**TOY["encoder"]["clip"]).build().spec
+    projector = recipe("projector", block("projector", name)).make(spec, WIDTH)
+    for grid in (Grid(4, 4), Grid(6, 4), Grid(5, 7)):
+        try:
+            rows = projector.out_grid(grid)
+        except LmmError:
+            continue
+        given = blank_features(spec, grid, torch.zeros(()))
+        with torch.no_grad():
+            got, counts = projector(given)
+        count = rows.rows if isinstance(rows, Grid) else rows
+        assert (got.shape, tuple(counts)) == ((count, WIDTH), (count,)), grid
