@@ -6,6 +6,7 @@ it: the image's rows are computed once, when the image is shown, and stay in the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -89,7 +90,7 @@ class InstructionTokens:
                 f"the instruction's tokenizer has {len(tokenizer)} ids, the projector's table has {self.vocab} rows: make the projector with "
                 f"vocab={len(tokenizer)}, or with the tokenizer its weights were trained with (tokenizer='folder or hub id')"
             )
-        self._loaded = tokenizer
+        self._loaded = copy.deepcopy(tokenizer)  # a fast tokenizer keeps the truncation it was last called with, for everyone
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text, with the special tokens its tokenizer adds."""

@@ -127,3 +127,11 @@ def test_a_saved_model_answers_as_it_did(block, make_tiny_model, conversations, 
     assert again.projector.options == model.projector.options
     batch = collate(conversations, model)
     assert torch.equal(again.logits(collate(conversations, again)), model.logits(batch))
+
+
+def test_cutting_an_instruction_leaves_the_models_tokenizer_as_it_is(tiny_tokenizer):
+    text = "What is to the left of the red circle, and how many are there?"
+    whole = tiny_tokenizer(text)["input_ids"]
+    cut = InstructionTokens(tiny_tokenizer, len(tiny_tokenizer), 5)(text)
+    assert len(cut) == 5 < len(whole)
+    assert tiny_tokenizer(text)["input_ids"] == whole
