@@ -6,9 +6,9 @@ it: the image's rows are computed once, when the image is shown, and stay in the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class InstructionTokens:
                 f"the instruction's tokenizer has {len(tokenizer)} ids, the projector's table has {self.vocab} rows: make the projector with "
                 f"vocab={len(tokenizer)}, or with the tokenizer its weights were trained with (tokenizer='folder or hub id')"
             )
-        self._loaded = copy.deepcopy(tokenizer)  # a fast tokenizer keeps the truncation it was last called with, for everyone
+        self._loaded = tokenizer
 
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text, with the special tokens its tokenizer adds."""
@@ -98,7 +98,20 @@ class InstructionTokens:
             from transformers import AutoTokenizer
 
             self._take(AutoTokenizer.from_pretrained(self.tokenizer))
-        return list(self._loaded(text, truncation=True, max_length=self.max_length)["input_ids"])
+        encoded = self._loaded(text, return_special_tokens_mask=True)  # not `truncation=`, which a tokenizer remembers
+        return _cut(list(encoded["input_ids"]), encoded["special_tokens_mask"], self.max_length)
+
+
+def _cut(ids: list[int], special: Sequence[int], most: int) -> list[int]:
+    """Cut the text at its end, in front of the special tokens that close it.
+
+    >>> _cut([1, 5, 6, 7, 2], [1, 0, 0, 0, 1], 4)
+    [1, 5, 6, 2]
+    """
+    if len(ids) <= most:
+        return ids
+    closing = len(list(takewhile(bool, reversed(special))))
+    return ids[: most - closing] + ids[len(ids) - closing :]
 
 
 def image_instructions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
