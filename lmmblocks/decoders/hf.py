@@ -203,8 +203,9 @@ class HFDecoder(nn.Module):
         if found.against_packed and found.certain:
             warnings.warn(self.explain(), stacklevel=3)
         if way != "padded" and not found.against_packed and found.certain:
-            from .hf_packed import find_layers, serve_hooks
+            from .hf_packed import find_layers, register, serve_hooks
 
+            register()
             model.set_attn_implementation(IMPLEMENTATION)
             layers = find_layers(_trunk(model), self.config.layers)
             assert layers is not None

@@ -111,6 +111,7 @@ def _trial(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
     with _implementation(model, "eager"):
         for rows, places in zip(embeds_TD.split(PROBE_LENGTHS), positions_T.split(PROBE_LENGTHS)):
             alone.append(trunk(inputs_embeds=rows[None], position_ids=places[None], use_cache=False)[0][0])
+    hf_packed.register()
     try:
         with _implementation(model, IMPLEMENTATION):
             packed_TD = hf_packed.run_packed(trunk, embeds_TD, run)

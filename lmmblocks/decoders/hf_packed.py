@@ -5,11 +5,11 @@ about; every other operation of a decoder works row by row.
 How it works: ``lmmblocks`` is registered as an attention implementation of transformers. What belongs to one pass travels as a keyword
 argument, which models hand down through their layers to the attention; so it is also there when a layer is recomputed in the backward. No
 mask function is registered under that name, and then transformers makes no mask at all.
-This module imports transformers; it is itself imported where a model of transformers is at hand.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,6 @@ from typing import Any
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, Cache
 
 from .. import ops
 from ..spec import LayerHook, LmmError
@@ -51,25 +50,39 @@ class PackedPass:
     calls: list[tuple[nn.Module, int | None]] | None = None
 
 
-class _CacheOfTransformers(Cache):
-    """A :class:`KVCache` where transformers' layers look for theirs; lives for one pass."""
+@functools.cache
+def _cache_class() -> type:
+    """Return the class that :func:`run_packed` hands to transformers' layers; made when it is first used, as transformers is heavy."""
+    from transformers import Cache
 
-    def __init__(self, run: PackedPass, cache: KVCache) -> None:
-        super().__init__(layers=[])
-        self._run, self._cache = run, cache
+    class CacheOfTransformers(Cache):
+        """A :class:`KVCache` where transformers' layers look for theirs; lives for one pass."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append ``(1, K, T, E)`` keys and values of the new rows; return all of the layer, packed the same way."""
-        k_TKE, v_TKE = (_packed(rows) for rows in (key_states, value_states))
-        stored = self._cache.append(layer_idx, k_TKE, v_TKE, self._run.context.segments.lengths_q)
-        keys, values = (rows.transpose(0, 1)[None] for rows in stored)
-        return keys, values
+        def __init__(self, run: PackedPass, cache: KVCache) -> None:
+            super().__init__(layers=[])
+            self._run, self._cache = run, cache
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the longest of the sequences; positions are always given, so this sizes nothing."""
-        return max(self._cache.lengths, default=0)
+        def update(
+            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            """Append ``(1, K, T, E)`` keys and values of the new rows; return all of the layer, packed the same way."""
+            k_TKE, v_TKE = (_packed(rows) for rows in (key_states, value_states))
+            stored = self._cache.append(layer_idx, k_TKE, v_TKE, self._run.context.segments.lengths_q)
+            keys, values = (rows.transpose(0, 1)[None] for rows in stored)
+            return keys, values
+
+        def get_seq_length(self, layer_idx: int = 0) -> int:
+            """Return the longest of the sequences; positions are always given, so this sizes nothing."""
+            return max(self._cache.lengths, default=0)
+
+    return CacheOfTransformers
+
+
+def register() -> None:
+    """Make :func:`packed_attention` known to transformers, under the name ``lmmblocks``."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(IMPLEMENTATION, packed_attention)
 
 
 def run_packed(trunk: nn.Module, embeds_TD: Tensor, run: PackedPass) -> Tensor:
@@ -78,7 +91,7 @@ def run_packed(trunk: nn.Module, embeds_TD: Tensor, run: PackedPass) -> Tensor:
     outputs = trunk(
         inputs_embeds=embeds_TD[None],
         position_ids=run.context.positions.long()[None],
-        past_key_values=None if cache is None else _CacheOfTransformers(run, cache),
+        past_key_values=None if cache is None else _cache_class()(run, cache),
         use_cache=cache is not None,
         **{PASS: run},
     )
@@ -228,6 +241,3 @@ def serve_hooks(layers: nn.ModuleList) -> None:
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(EnterLayer(index), with_kwargs=True)
     layers[-1].register_forward_hook(LeaveLayers(), with_kwargs=True)
-
-
-AttentionInterface.register(IMPLEMENTATION, packed_attention)

@@ -11,7 +11,7 @@ from pathlib import Path
 import lmmblocks
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONAL = ("timm", "open_clip", "matplotlib", "tensorboard", "sklearn", "sentencepiece", "google.protobuf", "hypothesis", "pytest", "triton")
+OPTIONAL = ("timm", "open_clip", "matplotlib", "tensorboard", "sklearn", "sentencepiece", "google.protobuf", "hypothesis", "pytest", "triton", "tqdm")
 
 NEW_MODULES = """
 import json, sys
