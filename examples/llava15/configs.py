@@ -40,13 +40,13 @@ MODELS: dict[str, Callable[..., LMMConfig]] = {"7b": llava15_7b, "13b": llava15_
 
 def tiny_stage1() -> Stage:
     """The connector alone learns from captions, as in LLaVA-1.5; the pictures are padded because a crop would lose signs at their edges."""
-    return stage1(batch_size=16, train={"projector": 2e-3}, image_fit="pad", micro_batch_rows=2048, checkpoint_every_steps=200)
+    return stage1(batch_size=8, train={"projector": 4e-3}, image_fit="pad", micro_batch_rows=2048, checkpoint_every_steps=400)
 
 
 def tiny_stage2() -> Stage:
     """Connector and decoder learn from conversations."""
     return stage2(
-        batch_size=16, train={"projector": 1e-3, "decoder": 1e-3}, clip_norm=1.0, micro_batch_rows=2048, checkpoint_every_steps=200
+        batch_size=8, train={"projector": 2e-3, "decoder": 4e-4}, clip_norm=1.0, micro_batch_rows=2048, checkpoint_every_steps=400
     )
 
 
