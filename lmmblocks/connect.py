@@ -98,7 +98,7 @@ def reduced_features(features: VisionFeatures, reducers: Collection[Any]) -> Vis
         if goes_before(reducer):
             rows_MC, _ = reducer(features, features.patches, features.grids)
             grids = tuple(as_grid(reducer.out_count(grid)) for grid in features.grids)
-            features = VisionFeatures(rows_MC, grids, instruction=features.instruction)
+            features = VisionFeatures(rows_MC, grids, instruction=features.instruction, table=features.table)
     return features
 
 

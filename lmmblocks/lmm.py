@@ -20,8 +20,7 @@ from .connect import Encoded, connected, out_grid_of
 from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
 from .inputs import InputSpec
-from .instruction import Instruction
-from .spec import Batch, Segments, SplicePlan
+from .spec import Batch, Instruction, Segments, SplicePlan
 
 
 class LMM(nn.Module):
@@ -142,7 +141,7 @@ class LMM(nn.Module):
         reducers = tuple(self.reducers)
         parts = Parts(self.encoder, self.projector, self.decoder, reducers, tuple(self.hooks))
         features = self.encoder(pixels, need=frozenset().union(*parts.needs.values()) - OF_THE_MODEL)
-        features.instruction = instruction
+        features.instruction, features.table = instruction, self.decoder.table
         rows_MD, counts = connected(features, self.projector, reducers)
         if self.arrange is None:
             return Encoded(features, rows_MD, counts, (1,) * len(counts))
@@ -184,11 +183,12 @@ class LMM(nn.Module):
         Args:
             batch: packed samples.
             reduction: ``mean`` over the supervised rows, ``sum``, or ``none``.
-            weights: ``(R,)`` weight of each supervised row.
+            weights: ``(R,)`` weight of each supervised row; None = the plan's, where a plan made on the device has slack.
 
         Returns:
             fp32 scalar, or ``(R,)`` for ``none``.
         """
+        weights = batch.plan.target_weights if weights is None else weights
         hidden_RD = self(batch).index_select(0, batch.plan.target_rows)
         return ops.linear_cross_entropy(
             hidden_RD,

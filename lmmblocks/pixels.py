@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .spec import Grid, LmmError, TileGrid, boundaries
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class TiledPixels:
         return len(self.grids)
 
     def __getitem__(self, images: Any) -> TiledPixels:
+        import torch
+
         chosen = list(range(len(self)))[images] if isinstance(images, slice) else [int(i) for i in images]
         starts = list(accumulate((grid.count for grid in self.grids), initial=0))
         tiles = [tile for image in chosen for tile in range(starts[image], starts[image + 1])]
@@ -112,6 +115,8 @@ class PatchPixels:
         return len(self.grids)
 
     def __getitem__(self, images: Any) -> PatchPixels:
+        import torch
+
         chosen = list(range(len(self)))[images] if isinstance(images, slice) else [int(i) for i in images]
         pieces = self.rows.split([grid.rows for grid in self.grids])
         rows = torch.cat([pieces[image] for image in chosen]) if chosen else self.rows[:0]
@@ -130,9 +135,12 @@ class PatchPixels:
 def join_pixels(parts: Sequence[Any]) -> Any:
     """Return the pixels of all images of ``parts``, which one preprocessing made; there is at least one part.
 
+    >>> import torch
     >>> join_pixels([torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]).shape
     torch.Size([3, 3, 2, 2])
     """
+    import torch
+
     first = parts[0]
     if isinstance(first, TiledPixels):
         grids = tuple(grid for part in parts for grid in part.grids)

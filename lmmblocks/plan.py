@@ -241,6 +241,7 @@ def _tensors(
         target_counts=tuple(int(n) for n in counts),
         truncated=truncated,
         kept=kept,
+        largest_id=int(source.max(initial=-1)),
     )
 
 

@@ -8,12 +8,17 @@ from dataclasses import replace
 from .config import Block, LMMConfig
 from .decoders.catalogue import DECODERS
 from .decoders.transformer import TransformerConfig
-from .encoders.catalogue import CLIP_L_336, ENCODERS
+from .encoders.blip2_vit import Blip2ViTConfig
+from .encoders.catalogue import BLIP2_VIT_G, CLIP_L_336, ENCODERS
 from .encoders.clip import CLIPConfig
 from .encoders.tiled import TiledConfig
+from .images.preprocess import clip_preprocess
 from .spec import LmmError, closest
 
 __all__ = ["CLIP_L_336", "DECODERS", "ENCODERS", "PRESETS", "preset"]
+
+BERT = "google-bert/bert-base-uncased"
+"""Hub id of the tokenizer that InstructBLIP's Q-Former reads the instruction with."""
 
 
 def llava15_7b() -> LMMConfig:
@@ -30,6 +35,40 @@ def llava_next_7b() -> LMMConfig:
     """LLaVA-NeXT (1.6) 7B: as :func:`llava15_7b`, but the encoder sees pictures in tiles. Source: ``liuhaotian/llava-v1.6-vicuna-7b``."""
     config = llava15_7b()
     return replace(config, encoder=TiledConfig(config.encoder), max_length=4096)
+
+
+def instructblip_vicuna_7b() -> LMMConfig:
+    """InstructBLIP with Vicuna-7B v1.1: BLIP-2's ViT-g/14, a Q-Former that reads the instruction with BERT's tokenizer.
+
+    The Q-Former is new, as every projector that :func:`lmmblocks.build` makes; the trained model is read with
+    ``lmmblocks.load("Salesforce/instructblip-vicuna-7b")``, whose tokenizer begins a text with ``</s>``, where Vicuna's own has ``<s>``.
+    Source: Dai et al., arXiv 2305.06500; ``blip2_instruct_vicuna7b.yaml`` and ``blip2_vicuna_instruct.py`` of LAVIS.
+    """
+    return _instructblip("lmsys/vicuna-7b-v1.1", TransformerConfig(max_positions=2048, eps=1e-6))
+
+
+def instructblip_vicuna_13b() -> LMMConfig:
+    """InstructBLIP with Vicuna-13B v1.1: as :func:`instructblip_vicuna_7b`."""
+    shape = TransformerConfig(dim=5120, layers=40, heads=40, kv_heads=40, ffn_dim=13824, max_positions=2048, eps=1e-6)
+    return _instructblip("lmsys/vicuna-13b-v1.1", shape)
+
+
+def idefics_9b() -> LMMConfig:
+    """IDEFICS-9B: LAION's CLIP ViT-H/14, Llama-7B with two more tokens, a Flamingo-like look at 64 rows of an image at every fourth layer.
+
+    The trained model is read with ``lmmblocks.load("HuggingFaceM4/idefics-9b")``; what :func:`lmmblocks.build` makes has random weights
+    unless its parts are swapped for others. Source: Laurençon et al., arXiv 2306.16527; ``IdeficsConfig`` of transformers 5.23.
+    """
+    perceiver = {"latents": 64, "depth": 6, "heads": 16, "head_dim": 96, "qk_norm": True}
+    return LMMConfig(
+        encoder=CLIPConfig(dim=1280, layers=32, heads=16, mlp_dim=5120, image_size=224, activation="gelu", select=(-1,)),
+        projector=Block("image_token", {"token": 32001}),
+        decoder=TransformerConfig(vocab=32002, eps=1e-6, max_positions=2048),
+        hooks=(Block("gated_cross_attention", {"layers": list(range(0, 32, 4)), "qk_norm": True, "resampler": perceiver}),),
+        template="lmmblocks.chat.idefics:IDEFICS_BASE",
+        max_length=2048,
+        preprocess=clip_preprocess(224, 14, fit="squash"),
+    )
 
 
 def llava15_tiny() -> LMMConfig:
@@ -57,11 +96,25 @@ def _llava15(language_model: str, decoder: TransformerConfig) -> LMMConfig:
     )
 
 
+def _instructblip(language_model: str, decoder: TransformerConfig) -> LMMConfig:
+    return LMMConfig(
+        encoder=Blip2ViTConfig(),
+        projector=Block("instruct_qformer", {"prefix": True, "tokenizer": BERT}),
+        decoder=decoder,
+        template="instructblip",
+        encoder_source=BLIP2_VIT_G,
+        decoder_source=language_model,
+    )
+
+
 PRESETS: dict[str, Callable[[], LMMConfig]] = {
     "llava15-7b": llava15_7b,
     "llava15-13b": llava15_13b,
     "llava15-tiny": llava15_tiny,
     "llava-next-7b": llava_next_7b,
+    "instructblip-vicuna-7b": instructblip_vicuna_7b,
+    "instructblip-vicuna-13b": instructblip_vicuna_13b,
+    "idefics-9b": idefics_9b,
 }
 
 

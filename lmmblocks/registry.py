@@ -15,6 +15,7 @@ ENTRY_POINTS = "lmmblocks.blocks"
 
 _BUILT_IN: dict[str, dict[str, str]] = {
     "encoder": {
+        "blip2_vit": "lmmblocks.encoders.blip2_vit:Blip2ViTConfig",
         "clip": "lmmblocks.encoders.clip:CLIPConfig",
         "dinov2": "lmmblocks.encoders.dinov2:DINOv2Config",
         "fused": "lmmblocks.encoders.fused:FusedConfig",
@@ -28,6 +29,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "adaptive_pool": "lmmblocks.projectors.adaptive_pool:AdaptivePool",
         "c_abstractor": "lmmblocks.projectors.c_abstractor:CAbstractor",
         "identity": "lmmblocks.projectors.identity:Identity",
+        "image_token": "lmmblocks.projectors.image_token:ImageToken",
         "instruct_qformer": "lmmblocks.projectors.qformer:InstructQFormer",
         "ldp": "lmmblocks.projectors.ldp:LDP",
         "ldpv2": "lmmblocks.projectors.ldpv2:LDPv2",
@@ -46,7 +48,9 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "prumerge": "lmmblocks.reducers.prumerge:PruMerge",
         "visionzip": "lmmblocks.reducers.visionzip:VisionZip",
     },
-    "hook": {},
+    "hook": {
+        "gated_cross_attention": "lmmblocks.hooks.gated_cross_attention:GatedCrossAttention",
+    },
     "decoder": {
         "hf": "lmmblocks.decoders.hf_config:HFDecoderConfig",
         "transformer": "lmmblocks.decoders.transformer:TransformerConfig",
@@ -72,6 +76,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "mistral_instruct": "lmmblocks.chat.families:MISTRAL_INSTRUCT",
         "mpt": "lmmblocks.chat.families:MPT",
         "chatml_direct": "lmmblocks.chat.families:CHATML_DIRECT",
+        "instructblip": "lmmblocks.chat.families:INSTRUCTBLIP",
     },
 }
 _REGISTERED: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILT_IN}

@@ -10,10 +10,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from .connect import as_grid, goes_before, out_grid_of, projected_count
-from .instruction import Instruction
-from .spec import PATCHES, Grid, TileGrid, VisionFeatures, image_count
+from .spec import PATCHES, Grid, Instruction, TileGrid, VisionFeatures, image_count
 
-OF_THE_MODEL = frozenset({"instruction"})
+OF_THE_MODEL = frozenset({"instruction", "table"})
 """What a projector may require that the model fills in, not the encoder."""
 
 
@@ -27,6 +26,7 @@ def row_mismatches(
     side = spec.image_size // spec.patch
     grid = spec.grid or Grid(side, side)
     features = blank_features(spec, grid, next(iter(projector.parameters()), torch.zeros(())))
+    features.table = decoder.table
     before = [reducer for reducer in reducers if goes_before(reducer)]
     given, seen = features, grid
     for reducer in before:
@@ -40,7 +40,7 @@ def row_mismatches(
         if rows is None:
             return
         seen = reducer.out_count(given.grids[0])
-        given = VisionFeatures(rows, (as_grid(seen),), instruction=features.instruction)
+        given = VisionFeatures(rows, (as_grid(seen),), instruction=features.instruction, table=features.table)
     if before and not _takes_what_is_left(projector, seen):
         yield (
             f"reducer {name_of(before[-1])} runs before the projector and leaves patches{'' if isinstance(seen, Grid) else ' without a grid'}, "

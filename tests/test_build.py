@@ -316,4 +316,7 @@ def test_presets_are_functions_that_return_configs():
         "llava15-13b": 5120,
         "llava15-tiny": 192,
         "llava-next-7b": 4096,
+        "instructblip-vicuna-7b": 4096,
+        "instructblip-vicuna-13b": 5120,
+        "idefics-9b": 4096,
     }

@@ -19,7 +19,7 @@ PACKAGE = Path(lmmblocks.__file__).parent
 DEVICE_CODE = sorted(
     [PACKAGE / "lmm.py", PACKAGE / "decoders/transformer.py", PACKAGE / "decoders/layer.py"]
     + [PACKAGE / "connect.py", *(PACKAGE / f"decoders/{name}.py" for name in ("context", "hooks", "vision"))]
-    + [path for folder in ("ops", "encoders", "projectors", "reducers") for path in (PACKAGE / folder).glob("*.py")]
+    + [path for folder in ("ops", "encoders", "hooks", "projectors", "reducers") for path in (PACKAGE / folder).glob("*.py")]
 )
 ASKS = {"item", "tolist", "nonzero", "argwhere", "masked_select", "cpu", "numpy", "unique", "equal", "allclose", "synchronize"}
 FROM_HOST = {"tensor", "as_tensor", "from_numpy"}

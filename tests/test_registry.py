@@ -104,7 +104,7 @@ def test_a_plugin_that_cannot_be_imported_is_in_nobodys_way(plugin):
     [
         ("projector", "mpl", "unknown projector 'mpl'; did you mean 'mlp'.; known: .'adaptive_pool',.* 'token_packer'., or 'package.module:Class'"),
         ("projector", "MLP", "unknown projector 'MLP'"),
-        ("encoder", "zzz", "unknown encoder 'zzz'; known: .'clip'."),
+        ("encoder", "zzz", "unknown encoder 'zzz'; known: .'blip2_vit'."),
         ("projector", "no_such_module:A", "no module 'no_such_module': install it or correct"),
         ("projector", "lmmblocks.projectors:MPL", "lmmblocks.projectors has no 'MPL'; did you mean 'MLP'"),
         ("projector", "lmmblocks.projectors:MLP.x", "lmmblocks.projectors has no 'MLP.x'"),

@@ -1,16 +1,18 @@
 """Conversations: messages -> template -> pieces -> token ids and labels."""
 
-from .answers import answer_ends, answer_margins
+from .answers import answer_ends, answer_margins, decode_supervised
+from .built_in import TEMPLATES
 from .derive import from_tokenizer
 from .formats import FORMAT_PROMPTS, with_format
 from .load import load_tokenizer
-from .lookup import TEMPLATES, get_template, missing_tokens
+from .lookup import get_template, missing_tokens, template_setting
 from .marked import MarkedTemplate
 from .messages import Message, llava15_messages
 from .pieces import IMAGE_MARKER, Piece, written
-from .saving import template_from_dict, template_setting, template_to_dict
+from .prompted import PromptTemplate
+from .saving import template_from_dict, template_to_dict
 from .templates import CaptionTemplate, ChatTemplate, Template
-from .tokenize import Tokens, decode_supervised, encode_chat, tokenize
+from .tokenize import Tokens, encode_chat, tokenize
 
 __all__ = [
     "FORMAT_PROMPTS",
@@ -21,6 +23,7 @@ __all__ = [
     "MarkedTemplate",
     "Message",
     "Piece",
+    "PromptTemplate",
     "Template",
     "Tokens",
     "answer_ends",

@@ -7,15 +7,14 @@ hold for every template, and for tokenizers that put a space of their own in fro
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..spec import IGNORE_LABEL, LmmError
+from .lookup import get_template
 from .pieces import IMAGE_MARKER
 from .templates import ChatTemplate
 from .text_encoder import text_encoder
-
-if TYPE_CHECKING:
-    from .tokenize import Tokens
+from .tokenize import Mode, Tokens, encode_chat
 
 _WORD = "x"
 
@@ -39,8 +38,6 @@ def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "piece
         `(" ", "")` for Vicuna, `(" ", " ")` for Llama 2, `("", "")` for ChatML. A space in front where nothing can be found out: the template
         refuses a picture with one word as its caption, or the tokenizer can't spell the word.
     """
-    from .tokenize import encode_chat
-
     messages = [{"role": "user", "content": IMAGE_MARKER}, {"role": "assistant", "content": _WORD}]
     try:
         tokens = encode_chat(messages, template, tokenizer, mode=mode)  # type: ignore[arg-type]
@@ -49,6 +46,35 @@ def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "piece
     said = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
     before, found, after = "".join(said).partition(_WORD)
     return (before, after) if found else (" ", "")
+
+
+def decode_supervised(
+    tokens: Tokens,
+    tokenizer: Any,
+    *,
+    template: str | ChatTemplate | None = None,
+    mode: Mode = "pieces",
+    separator: str = " ",
+) -> list[str]:
+    """Return the texts that the labels teach, to look at or to compare with the answers.
+
+    Args:
+        tokens: a tokenised conversation.
+        tokenizer: the tokenizer that made it.
+        template: what rendered it: what it puts in front of an answer and behind it is taken off.
+        mode: the mode it was tokenised in.
+        separator: without a template, what stands in front of an answer; taken off where it is found.
+
+    Returns:
+        One string per unbroken run of supervised tokens, without the token that ends an answer.
+    """
+    if template is None:
+        texts = supervised_texts(tokens, tokenizer, frozenset({tokenizer.eos_token_id}))
+        return [text.removeprefix(separator) for text in texts]
+    template = get_template(template, tokenizer)
+    before, after = answer_margins(template, tokenizer, mode=mode)
+    texts = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
+    return [text.removeprefix(before).removesuffix(after) for text in texts]
 
 
 def supervised_texts(tokens: Tokens, tokenizer: Any, ends: frozenset[int]) -> list[str]:

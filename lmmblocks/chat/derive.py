@@ -20,8 +20,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..spec import LmmError
+from .built_in import AUTO, TEMPLATES
 from .jinja import JinjaTemplate, Unfit, source_of
-from .lookup import AUTO, TEMPLATES
 from .marked import BOS, EOS, MarkedTemplate, cut
 from .messages import Message
 from .pieces import written

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .marked import MarkedTemplate
+from .prompted import PromptTemplate
 from .templates import VICUNA_SYSTEM, CaptionTemplate, Template
 
 PLAIN = CaptionTemplate("plain")
+INSTRUCTBLIP = PromptTemplate("instructblip")
 VICUNA_V1 = Template("vicuna_v1", VICUNA_SYSTEM)
 LLAVA_V1 = Template("llava_v1", VICUNA_SYSTEM.replace("user", "human"))
 

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 from .. import registry
 from ..spec import LmmError
+from .built_in import AUTO, TEMPLATES, checked
+from .derive import from_tokenizer
+from .saving import template_from_dict, template_to_dict
 from .templates import ChatTemplate
-
-AUTO = "auto"
-"""Stands for the template that is derived from the tokenizer's own; see `from_tokenizer`."""
-
-
-class _BuiltIn(Mapping[str, ChatTemplate]):
-    """The library's templates by name; each is imported when it is asked for."""
-
-    def __getitem__(self, name: str) -> ChatTemplate:
-        if name not in registry.built_in("template"):
-            raise KeyError(name)
-        return _of_library(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(registry.built_in("template"))
-
-    def __len__(self) -> int:
-        return len(registry.built_in("template"))
-
-
-@cache
-def _of_library(name: str) -> ChatTemplate:
-    """Look it up once: conversations are rendered by name in a loop."""
-    return registry.resolve("template", name)
-
-
-TEMPLATES: Mapping[str, ChatTemplate] = _BuiltIn()
 
 
 def get_template(name: str | Mapping[str, Any] | ChatTemplate, tokenizer: Any = None) -> ChatTemplate:
@@ -53,19 +28,33 @@ def get_template(name: str | Mapping[str, Any] | ChatTemplate, tokenizer: Any = 
         LmmError: the name is unknown, the object has no `name`, `stop` and `render`, or nothing can be derived from the tokenizer.
     """
     if isinstance(name, Mapping):
-        from .saving import template_from_dict
-
         return template_from_dict(name)
     if not isinstance(name, str):
-        return _checked(name, f"template is a {type(name).__name__}")
+        return checked(name, f"template is a {type(name).__name__}")
     if name == AUTO:
         return _of_tokenizer(tokenizer)
     if name in TEMPLATES:
         return TEMPLATES[name]
     found = registry.resolve("template", name)
-    return _checked(
+    return checked(
         found() if isinstance(found, type) else found, f"template {name!r} is a {type(found).__name__}"
     )
+
+
+def template_setting(template: ChatTemplate, given: Any = None) -> str | dict[str, Any]:
+    """Return what a config says about a template: a name under which it is found again, else its fields.
+
+    Args:
+        template: the template.
+        given: the name that it was asked for by, if any; it may be 'package.module:OBJECT'.
+
+    Raises:
+        LmmError: it has no such name, and fields that can't be written.
+    """
+    for name in (given, template.name):
+        if isinstance(name, str) and _stands_for(name, template):
+            return name
+    return template_to_dict(template)
 
 
 def missing_tokens(template: ChatTemplate, tokenizer: Any) -> list[str]:
@@ -75,13 +64,12 @@ def missing_tokens(template: ChatTemplate, tokenizer: Any) -> list[str]:
     return [] if vocabulary is None else [token for token in tokens if vocabulary.token_to_id(token) is None]
 
 
-def _checked(template: Any, found: str) -> ChatTemplate:
-    if not isinstance(template, ChatTemplate):
-        raise LmmError(
-            f"{found}, expected one of {', '.join(TEMPLATES)}, 'auto', or an object with `name`, `stop` and "
-            "`render(messages, *, add_generation_prompt=False)`"
-        )
-    return template
+def _stands_for(name: str, template: ChatTemplate) -> bool:
+    """Whether a name finds this template, or one that is equal."""
+    if ":" not in name and name not in registry.names("template"):
+        return False
+    found = get_template(name)
+    return found is template or found == template
 
 
 def _of_tokenizer(tokenizer: Any) -> ChatTemplate:
@@ -90,6 +78,4 @@ def _of_tokenizer(tokenizer: Any) -> ChatTemplate:
             "template='auto' is derived from the tokenizer's chat template, and there is no tokenizer: pass tokenizer=..., or choose a "
             f"template by name: {', '.join(TEMPLATES)}"
         )
-    from .derive import from_tokenizer
-
     return from_tokenizer(tokenizer)

@@ -9,11 +9,12 @@ from typing import Any
 
 from .. import registry
 from ..spec import LmmError, closest
-from .lookup import TEMPLATES, get_template
+from .built_in import TEMPLATES, checked
 from .marked import MarkedTemplate
+from .prompted import PromptTemplate
 from .templates import CaptionTemplate, ChatTemplate, Template
 
-FORMS: Mapping[str, type] = {"marked": MarkedTemplate, "roles": Template, "caption": CaptionTemplate}
+FORMS: Mapping[str, type] = {"marked": MarkedTemplate, "roles": Template, "caption": CaptionTemplate, "prompt": PromptTemplate}
 """The library's classes of templates by the name they have in JSON; others are `package.module:Class`."""
 
 
@@ -73,31 +74,7 @@ def template_from_dict(values: Mapping[str, Any]) -> ChatTemplate:
     made: Any = cls(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
     )
-    return get_template(made)
-
-
-def template_setting(template: ChatTemplate, given: Any = None) -> str | dict[str, Any]:
-    """Return what a config says about a template: a name under which it is found again, else its fields.
-
-    Args:
-        template: the template.
-        given: the name that it was asked for by, if any; it may be 'package.module:OBJECT'.
-
-    Raises:
-        LmmError: it has no such name, and fields that can't be written.
-    """
-    for name in (given, template.name):
-        if isinstance(name, str) and _stands_for(name, template):
-            return name
-    return template_to_dict(template)
-
-
-def _stands_for(name: str, template: ChatTemplate) -> bool:
-    """Whether a name finds this template, or one that is equal."""
-    if ":" not in name and name not in registry.names("template"):
-        return False
-    found = get_template(name)
-    return found is template or found == template
+    return checked(made, f"template is a {cls.__name__}")
 
 
 def _check_fields(kind: str, cls: type, values: Mapping[str, Any]) -> None:

@@ -22,7 +22,6 @@ from itertools import groupby
 from typing import Any, Literal, get_args
 
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, closest
-from .answers import answer_ends, answer_margins, supervised_texts
 from .lookup import get_template, missing_tokens
 from .messages import Message, llava15_messages
 from .pieces import Piece
@@ -147,35 +146,6 @@ def tokens_missing(template: ChatTemplate, missing: Sequence[str]) -> str:
         f"the tokenizer's own), or add them with tokenizer.add_special_tokens({{'additional_special_tokens': {list(missing)}}}) and give the "
         "decoder's table a row for each"
     )
-
-
-def decode_supervised(
-    tokens: Tokens,
-    tokenizer: Any,
-    *,
-    template: str | ChatTemplate | None = None,
-    mode: Mode = "pieces",
-    separator: str = " ",
-) -> list[str]:
-    """Return the texts that the labels teach, to look at or to compare with the answers.
-
-    Args:
-        tokens: a tokenised conversation.
-        tokenizer: the tokenizer that made it.
-        template: what rendered it: what it puts in front of an answer and behind it is taken off.
-        mode: the mode it was tokenised in.
-        separator: without a template, what stands in front of an answer; taken off where it is found.
-
-    Returns:
-        One string per unbroken run of supervised tokens, without the token that ends an answer.
-    """
-    if template is None:
-        texts = supervised_texts(tokens, tokenizer, frozenset({tokenizer.eos_token_id}))
-        return [text.removeprefix(separator) for text in texts]
-    template = get_template(template, tokenizer)
-    before, after = answer_margins(template, tokenizer, mode=mode)
-    texts = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
-    return [text.removeprefix(before).removesuffix(after) for text in texts]
 
 
 def _kinds_before_a_prefix(encoder: TextEncoder, mode: Mode) -> frozenset[str]:

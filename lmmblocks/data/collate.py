@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..chat import Tokens, encode_chat
-from ..images.kinds import with_fit
+from ..images.fit import with_fit
 from ..inputs import InputSpec
 from ..plan import plan_splice
-from ..spec import Batch, Grid, LmmError, Sample
+from ..spec import Batch, Grid, Instruction, LmmError, Sample
 
 
 def collate(
@@ -82,8 +82,6 @@ def _instruction(samples: Sequence[Sample], spec: InputSpec) -> Any:
     """What is asked about each image, where the projector reads it."""
     if spec.instruct is None:
         return None
-    from ..instruction import Instruction
-
     return Instruction.of([ids for sample in samples for ids in spec.instructions(sample.messages)])
 
 

@@ -19,9 +19,13 @@ from torch import Tensor
 
 from ..ops.activations import softcapped
 from ..spec import LayerHook, LmmError, Segments
+from .cache import KVCache
 from .context import LayerContext
-from .hf_check import IMPLEMENTATION, Findings, find_out
+from .hf_check import Findings, find_out
 from .hf_config import HFDecoderConfig
+from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed, serve_hooks
+from .hf_padded import SequenceCaches, run_padded
+from .hf_read import read_causal_lm
 from .hooks import HOOK_OFFERS, pass_vision
 from .vision import VisionContext
 
@@ -73,8 +77,6 @@ class HFDecoder(nn.Module):
             LmmError: nothing there, or no causal language model.
         """
         if isinstance(model, (str, os.PathLike)):
-            from ..weights.causal_lm import read_causal_lm
-
             model = read_causal_lm(model)
         if not is_hf_model(model):
             raise LmmError(f"expected a model of transformers, a folder or a hub id, found {type(model).__name__!r}")
@@ -139,11 +141,7 @@ class HFDecoder(nn.Module):
     def new_cache(self, sequences: int) -> Any:
         """Return an empty cache for ``sequences`` sequences: a ``KVCache`` when packed, else one of transformers' caches for each."""
         if self.packed:
-            from .cache import KVCache
-
             return KVCache(self.config.layers, sequences)
-        from .hf_padded import SequenceCaches
-
         return SequenceCaches(sequences, bool(getattr(self.hf_model, "_is_stateful", False)))
 
     @property
@@ -173,8 +171,6 @@ class HFDecoder(nn.Module):
         return hidden_TD if scale is None else hidden_TD * scale
 
     def _packed(self, embeds: Tensor, context: LayerContext, hooks: Sequence[LayerHook]) -> Tensor:
-        from .hf_packed import PackedPass, run_packed
-
         segments, cache = context.segments, context.cache
         vision = pass_vision(context.vision, cache, segments, embeds.shape[0])
         if cache is not None:
@@ -183,8 +179,6 @@ class HFDecoder(nn.Module):
         return run_packed(_trunk(self.hf_model), embeds, run)
 
     def _padded(self, embeds: Tensor, context: LayerContext, hooks: Sequence[LayerHook]) -> Tensor:
-        from .hf_padded import run_padded
-
         if hooks or context.kv_end is not None:
             asked = "layer hooks" if hooks else "rows that see ahead (kv_end)"
             raise LmmError(f"{asked} need a decoder that runs packed, and {self.explain()}")
@@ -203,8 +197,6 @@ class HFDecoder(nn.Module):
         if found.against_packed and found.certain:
             warnings.warn(self.explain(), stacklevel=3)
         if way != "padded" and not found.against_packed and found.certain:
-            from .hf_packed import find_layers, register, serve_hooks
-
             register()
             model.set_attn_implementation(IMPLEMENTATION)
             layers = find_layers(_trunk(model), self.config.layers)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..ops.activations import softcapped
 from ..spec import LmmError, Segments
-
-IMPLEMENTATION = "lmmblocks"
-"""Name of our attention among those of transformers."""
+from .cache import KVCache
+from .context import LayerContext
+from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed
 
 PROBE_LENGTHS = (6, 5)
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
@@ -76,8 +76,6 @@ def find_out(model: Any, trunk: nn.Module, *, packed: bool = True) -> Findings:
 
 def _structure(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
     """Yield what speaks against the packed way before anything is computed."""
-    from .hf_packed import find_layers
-
     if getattr(model, "_is_stateful", False):
         yield "it carries a state from token to token, which would run over from one segment into the next"
     if not getattr(model, "_supports_attention_backend", False):
@@ -98,23 +96,19 @@ def _notes(text: Any) -> Iterator[str]:
 
 def _trial(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
     """Run two segments packed, with a cache, and each alone behind transformers' own attention; yield what differs."""
-    from . import hf_packed
-    from .cache import KVCache
-    from .context import LayerContext
-
     embeds_TD = _random_rows(model, sum(PROBE_LENGTHS))
     segments = Segments.of(PROBE_LENGTHS, device=embeds_TD.device)
     positions_T = torch.cat([torch.arange(n, device=embeds_TD.device) for n in PROBE_LENGTHS])
     cache = KVCache(text.num_hidden_layers, len(PROBE_LENGTHS))
-    run = hf_packed.PackedPass(LayerContext(0, positions_T, segments, None, None, None, cache), calls=[])
+    run = PackedPass(LayerContext(0, positions_T, segments, None, None, None, cache), calls=[])
     alone = []
     with _implementation(model, "eager"):
         for rows, places in zip(embeds_TD.split(PROBE_LENGTHS), positions_T.split(PROBE_LENGTHS)):
             alone.append(trunk(inputs_embeds=rows[None], position_ids=places[None], use_cache=False)[0][0])
-    hf_packed.register()
+    register()
     try:
         with _implementation(model, IMPLEMENTATION):
-            packed_TD = hf_packed.run_packed(trunk, embeds_TD, run)
+            packed_TD = run_packed(trunk, embeds_TD, run)
     except Exception as error:  # other people's code: whatever goes wrong in it is a reason, and is told
         yield f"a packed trial failed with {type(error).__name__}: {_first_line(error)}"
         return
@@ -126,8 +120,6 @@ def _trial(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
 
 def _calls(trunk: nn.Module, text: Any, run: Any) -> Iterator[str]:
     """Yield where not every layer called the attention once, or a window of the config never came."""
-    from .hf_packed import find_layers
-
     layers = find_layers(trunk, text.num_hidden_layers)
     assert layers is not None and run.calls is not None
     owner = {id(part): index for index, layer in enumerate(layers) for part in layer.modules()}

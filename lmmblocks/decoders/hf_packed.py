@@ -2,7 +2,7 @@
 
 Motivation: transformers batches by padding and masks. A packed batch is one row ``(1, T, D)`` whose segments only attention has to know
 about; every other operation of a decoder works row by row.
-How it works: ``lmmblocks`` is registered as an attention implementation of transformers. What belongs to one pass travels as a keyword
+How it works: ``lmmblocks_packed`` is an attention implementation of transformers. What belongs to one pass travels as a keyword
 argument, which models hand down through their layers to the attention; so it is also there when a layer is recomputed in the backward. No
 mask function is registered under that name, and then transformers makes no mask at all.
 """
@@ -22,8 +22,10 @@ from .. import ops
 from ..spec import LayerHook, LmmError
 from .cache import KVCache
 from .context import LayerContext
-from .hf_check import IMPLEMENTATION
 from .hooks import enter_layer
+
+IMPLEMENTATION = "lmmblocks_packed"
+"""Name of our attention among those of transformers."""
 
 PASS = "lmmblocks_pass"
 """Name of the keyword argument that carries a :class:`PackedPass` to the attention."""
@@ -79,7 +81,7 @@ def _cache_class() -> type:
 
 
 def register() -> None:
-    """Make :func:`packed_attention` known to transformers, under the name ``lmmblocks``."""
+    """Make :func:`packed_attention` known to transformers, under the name ``lmmblocks_packed``."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(IMPLEMENTATION, packed_attention)
@@ -113,7 +115,7 @@ def packed_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls as the attention ``lmmblocks``.
+    """What transformers calls as the attention ``lmmblocks_packed``.
 
     Args:
         module: the attention module that calls.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class RMSNorm(nn.Module):
     """``ops.rms_norm`` with its weight."""
 
+    offset = 0.0
+
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -29,27 +31,27 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of ``x``."""
-        return ops.rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps, offset=self.offset)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum of both, and the sum."""
+        return ops.add_rms_norm(x, residual, self.weight, self.eps, offset=self.offset)
 
 
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(RMSNorm):
     """RMS norm whose weight is stored less one, multiplied before rounding to the dtype of ``x``: Gemma's.
 
     Source: ``Gemma2RMSNorm`` of transformers; huggingface/transformers#29402.
     """
 
+    offset = 1.0
+
     def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension of ``x``."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return ops.rms_norm(x.to(wide), 1.0 + self.weight.to(wide), self.eps).to(x.dtype)
+        super().__init__(dim, eps)
+        nn.init.zeros_(self.weight)
 
 
-def make_norm(config: TransformerConfig, dim: int | None = None) -> nn.Module:
+def make_norm(config: TransformerConfig, dim: int | None = None) -> RMSNorm:
     """Return a norm of the family, of the model's width if none is given."""
     kind = OffsetRMSNorm if config.offset_norms else RMSNorm
     return kind(dim or config.dim, config.eps)
@@ -76,9 +78,7 @@ class _Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
         q_TNE, k_TKE, v_TKE = (part.unflatten(-1, (-1, self.head_dim)) for part in self._projected(x_TD))
-        if self.qk_norm:
-            q_TNE, k_TKE = self.q_norm(q_TNE), self.k_norm(k_TKE)
-        q_TNE, k_TKE = ops.rope(q_TNE, k_TKE, context.cos_TE[self.kind], context.sin_TE[self.kind])
+        q_TNE, k_TKE = self._turned(q_TNE, k_TKE, context.cos_TE[self.kind], context.sin_TE[self.kind])
         if context.cache is not None:
             k_TKE, v_TKE = context.cache.append(context.layer, k_TKE, v_TKE, context.segments.lengths_q)
         if context.wants_scores:
@@ -97,6 +97,12 @@ class _Attention(nn.Module):
             softcap=self.softcap,
         )
         return self.o_proj(out_TNE.flatten(1))
+
+    def _turned(self, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.qk_norm:
+            return ops.rope(q_TNE, k_TKE, cos_TE, sin_TE)
+        q, k = self.q_norm, self.k_norm
+        return ops.qk_norm_rope(q_TNE, k_TKE, q.weight, k.weight, cos_TE, sin_TE, q.eps, offset=q.offset)
 
     def _projected(self, x_TD: Tensor) -> tuple[Tensor, ...]:
         if self.fused:
@@ -137,8 +143,9 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
         """Run one layer over packed rows ``(T, D)``."""
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), context)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        attended_TD = self.self_attn(self.input_layernorm(x_TD), context)
+        normed_TD, x_TD = self.post_attention_layernorm.of_sum(attended_TD, x_TD)
+        return x_TD + self.mlp(normed_TD)
 
 
 class SandwichLayer(TransformerLayer):
@@ -151,5 +158,6 @@ class SandwichLayer(TransformerLayer):
 
     def forward(self, x_TD: Tensor, context: LayerContext) -> Tensor:
         """Run one layer over packed rows ``(T, D)``."""
-        x_TD = x_TD + self.post_attention_layernorm(self.self_attn(self.input_layernorm(x_TD), context))
-        return x_TD + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_TD)))
+        attended_TD = self.post_attention_layernorm(self.self_attn(self.input_layernorm(x_TD), context))
+        normed_TD, x_TD = self.pre_feedforward_layernorm.of_sum(attended_TD, x_TD)
+        return x_TD + self.post_feedforward_layernorm(self.mlp(normed_TD))

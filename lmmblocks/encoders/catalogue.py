@@ -1,7 +1,8 @@
 """Encoders by one word: shape and hub id of the weights.
 
 Sources: openai/CLIP; ``model_configs/*.json`` of open_clip for LAION's; ``convert_siglip_to_hf.py`` of transformers and
-``models/proj/image_text`` of big_vision for SigLIP and SigLIP 2; ``hub/backbones.py`` of facebookresearch/dinov2.
+``models/proj/image_text`` of big_vision for SigLIP and SigLIP 2; ``hub/backbones.py`` of facebookresearch/dinov2;
+``models/eva_vit.py`` of LAVIS for BLIP-2's.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from .blip2_vit import Blip2ViTConfig
 from .clip import CLIPConfig
 from .dinov2 import DINOv2Config
 from .siglip import SigLIPConfig
 from .siglip2_naflex import NaFlexConfig
 
 CLIP_L_336 = "openai/clip-vit-large-patch14-336"
+BLIP2_VIT_G = "Salesforce/blip2-itm-vit-g"
+"""The smallest repository that holds the tower of BLIP-2 and InstructBLIP; what else is in it is left out."""
 
 _CLIP_B32 = CLIPConfig(dim=768, layers=12, heads=12, mlp_dim=3072, image_size=224, patch=32)
 _CLIP_B16 = replace(_CLIP_B32, patch=16)
@@ -86,6 +90,7 @@ ENCODERS: dict[str, tuple[Any, str]] = {
         NaFlexConfig(dim=1152, layers=27, heads=16, mlp_dim=4304),
         "google/siglip2-so400m-patch16-naflex",
     ),
+    "blip2-vit-g-224": (Blip2ViTConfig(), BLIP2_VIT_G),
     "dinov2-small": (_DINO_S, "facebook/dinov2-small"),
     "dinov2-base": (_DINO_B, "facebook/dinov2-base"),
     "dinov2-large": (_DINO_L, "facebook/dinov2-large"),
@@ -96,4 +101,4 @@ ENCODERS: dict[str, tuple[Any, str]] = {
     "dinov2-giant-reg": (_registers(_DINO_G), "facebook/dinov2-with-registers-giant"),
 }
 """One word for ``build(encoder=...)``: shape and hub id of the weights. The last number is the image's side in pixels; patches are 14 px for
-L/14 and larger CLIPs, SigLIP's so400m and DINOv2, else 16 px unless the name says so."""
+L/14 and larger CLIPs, SigLIP's so400m, BLIP-2's and DINOv2, else 16 px unless the name says so."""

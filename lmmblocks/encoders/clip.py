@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .. import ops
 from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
 from ..spec import LmmError
@@ -83,7 +84,7 @@ class CLIPVisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = _Embeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.dim, eps=config.eps)
+        self.pre_layrnorm = ops.LayerNorm(config.dim, eps=config.eps)
         self.encoder = Stack(config)
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
 

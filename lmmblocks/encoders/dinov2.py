@@ -198,10 +198,10 @@ class _SwiGLU(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: DINOv2Config) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.norm1 = ops.LayerNorm(config.dim, eps=config.eps)
         self.attention = _Attention(config)
         self.layer_scale1 = _LayerScale(config)
-        self.norm2 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.norm2 = ops.LayerNorm(config.dim, eps=config.eps)
         self.mlp = _SwiGLU(config) if config.swiglu else MLP(config.dim, config.mlp_dim, config.activation)
         self.layer_scale2 = _LayerScale(config)
 
@@ -228,7 +228,7 @@ class DINOv2(ViTEncoder):
         super().__init__(config, preprocess or config.default_preprocess(), name="dinov2", prefix=prefix, offers=WITH_CLS)
         self.embeddings = _Embeddings(config)
         self.encoder = _Stack(config)
-        self.layernorm = nn.LayerNorm(config.dim, eps=config.eps)
+        self.layernorm = ops.LayerNorm(config.dim, eps=config.eps)
 
     def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
         states = hidden_states_of_images(self.embeddings(pixels), self.encoder.layer, wanted)

@@ -10,7 +10,7 @@ Source: Zhai et al., arXiv 2303.15343; Tschannen et al., arXiv 2502.14786; names
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -95,25 +95,40 @@ class PoolingHead(nn.Module):
         self.mlp = MLP(dim, mlp_dim, activation)
 
 
-class SigLIPVisionTransformer(nn.Module):
-    """The tower itself: embeddings, layers, ``post_layernorm``, ``head``."""
+class SigLIPTower(nn.Module):
+    """Embeddings, layers, ``post_layernorm``, ``head``: what the towers of the family have besides their way from pixels to rows.
 
-    def __init__(self, config: SigLIPConfig) -> None:
+    Args:
+        config: of the tower.
+        embeddings: pixels to rows.
+    """
+
+    def __init__(self, config: Any, embeddings: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = _Embeddings(config)
+        self.embeddings = embeddings
         self.encoder = Stack(config)
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
         if config.head:
             self.head = PoolingHead(config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
 
-    def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
-        states = hidden_states_of_images(self.embeddings(pixels), self.encoder.layers, wanted)
+    def normed(self, states: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Put the last hidden state through ``post_layernorm`` where the config asks for it."""
         last = self.config.layers
         if self.config.final_norm and last in states:
             states[last] = self.post_layernorm(states[last])
         return states
+
+
+class SigLIPVisionTransformer(SigLIPTower):
+    """The tower itself, for images of one size."""
+
+    def __init__(self, config: SigLIPConfig) -> None:
+        super().__init__(config, _Embeddings(config))
+
+    def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
+        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        return self.normed(hidden_states_of_images(self.embeddings(pixels), self.encoder.layers, wanted))
 
 
 class SigLIP(ViTEncoder):

@@ -20,8 +20,8 @@ from ..field_checks import field_problems
 from ..images.native import NativePreprocess
 from ..pixels import PatchPixels
 from ..spec import PATCHES, Grid, LmmError, Segments, VisionFeatures
-from .siglip import PoolingHead
-from .vit import WITHOUT_CLS, Stack, ViTEncoder, activation_problems, hidden_states, select_problems
+from .siglip import SigLIPTower
+from .vit import WITHOUT_CLS, ViTEncoder, activation_problems, hidden_states, select_problems
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,11 @@ class _Embeddings(nn.Module):
         return torch.cat([scaled[grid] for grid in grids]) if grids else table[:0]
 
 
-class NaFlexVisionTransformer(nn.Module):
-    """The tower itself: embeddings, layers, ``post_layernorm``, ``head``."""
+class NaFlexVisionTransformer(SigLIPTower):
+    """The tower itself, for packed images of any shape."""
 
     def __init__(self, config: NaFlexConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embeddings = _Embeddings(config)
-        self.encoder = Stack(config)
-        self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
-        if config.head:
-            self.head = PoolingHead(config.dim, config.heads, config.mlp_dim, config.activation, config.eps)
+        super().__init__(config, _Embeddings(config))
 
     def hidden_states(self, pixels: PatchPixels, wanted: frozenset[int]) -> dict[int, Tensor]:
         """Return ``{index: (M, C)}`` of the wanted hidden states, running no layer behind the last of them."""
@@ -122,11 +116,7 @@ class NaFlexVisionTransformer(nn.Module):
         lengths = tuple(grid.rows for grid in pixels.grids)
         most = max(lengths, default=0)
         segments = Segments(pixels.boundaries, pixels.boundaries, most, most, lengths, lengths)
-        states = hidden_states(x_MC, segments, self.encoder.layers, wanted)
-        last = self.config.layers
-        if self.config.final_norm and last in states:
-            states[last] = self.post_layernorm(states[last])
-        return states
+        return self.normed(hidden_states(x_MC, segments, self.encoder.layers, wanted))
 
 
 class NaFlex(ViTEncoder):

@@ -98,14 +98,19 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer of CLIP and SigLIP, from a config with ``dim, heads, mlp_dim, activation, eps``."""
+    """Pre-norm transformer layer of CLIP and SigLIP, from a config with ``dim, heads, mlp_dim, activation, eps``.
 
-    def __init__(self, config: Any) -> None:
+    Args:
+        config: of the tower.
+        attention: instead of :class:`Attention`; called with rows and segments.
+    """
+
+    def __init__(self, config: Any, attention: nn.Module | None = None) -> None:
         super().__init__()
-        self.self_attn = Attention(config.dim, config.heads)
-        self.layer_norm1 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.self_attn: Any = Attention(config.dim, config.heads) if attention is None else attention
+        self.layer_norm1 = ops.LayerNorm(config.dim, eps=config.eps)
         self.mlp = MLP(config.dim, config.mlp_dim, config.activation)
-        self.layer_norm2 = nn.LayerNorm(config.dim, eps=config.eps)
+        self.layer_norm2 = ops.LayerNorm(config.dim, eps=config.eps)
 
     def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
         """Return the next hidden state of packed rows."""
@@ -119,11 +124,11 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers under Hugging Face's name ``encoder.layers``."""
+    """The layers under Hugging Face's name ``encoder.layers``; ``layer`` makes one from the config."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, layer: Callable[[Any], nn.Module] = Layer) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
 
 
 def hidden_states(x_TC: Tensor, segments: Segments, layers: nn.ModuleList, wanted: frozenset[int]) -> dict[int, Tensor]:
@@ -235,17 +240,10 @@ class ViTEncoder(nn.Module):
             if "keys" in need:
                 features.keys = keys[..., prefix:, :, :].flatten(0, -3)
             if "cls_attn" in need:
-                features.cls_attn = attention_of_cls(query[:, 0], keys, prefix)
+                features.cls_attn = ops.attention_of_cls(query[:, 0], keys, prefix)
         return features
 
 
 def _patches(state: Tensor, prefix: int) -> Tensor:
     """``(I, prefix + P, C)`` to packed ``(M, C)``; packed rows without a prefix stay what they are."""
     return state[..., prefix:, :].flatten(0, -2)
-
-
-def attention_of_cls(query_INE: Tensor, keys_ITNE: Tensor, prefix: int, scale: float | None = None) -> Tensor:
-    """Return ``(M,)``: the attention CLS pays to each patch, mean over heads; the softmax runs over all tokens."""
-    scale = query_INE.shape[-1] ** -0.5 if scale is None else scale
-    scores = torch.einsum("ine,itne->int", query_INE, keys_ITNE) * scale
-    return scores.softmax(-1)[..., prefix:].mean(1).flatten()

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from ..chat import answer_ends, answer_margins
-from ..instruction import Instruction
 from ..pixels import join_pixels
 from ..plan import plan_splice
-from ..spec import LmmError, Segments
+from ..spec import Instruction, LmmError, Segments
 from .options import Options
 from .prompts import Prompt
 from .sampling import choose

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pixels import FusedPixels
 from ..spec import Grid, LmmError
-from .kinds import with_fit
+from .fit import with_fit
 from .load import ImageSource, load_image
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..spec import LmmError
-from .preprocess import CLIP_MEAN, CLIP_STD, Fit, ImagePreprocess, Resample
+from .choices import CLIP_MEAN, CLIP_STD, Fit, Resample
+
+if TYPE_CHECKING:
+    from .preprocess import ImagePreprocess
 
 _RESAMPLE: dict[int, Resample] = {
     int(Image.Resampling.BICUBIC): "bicubic",
@@ -42,8 +45,8 @@ def to_hf(spec: ImagePreprocess) -> dict[str, Any]:
     }
 
 
-def from_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None) -> ImagePreprocess:
-    """Return the preprocessing a config describes: that of CLIP, LLaVA, SigLIP, DINOv2 (``BitImageProcessor``) and their like.
+def read_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None) -> dict[str, Any]:
+    """Return the fields of ``ImagePreprocess`` that a config describes: that of CLIP, LLaVA, SigLIP, DINOv2 (``BitImageProcessor``) and their like.
 
     Args:
         config: content of ``preprocessor_config.json``, or of ``processor_config.json`` with an ``image_processor`` inside.
@@ -75,15 +78,15 @@ def from_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
         kind = config.get("image_processor_type", "image processor")
         raise LmmError(f"{kind} config is not a pad, centre crop or squash to a square: {'; '.join(problems)}")
     stated: Fit = "pad" if config.get("do_pad") else "squash" if squash else "crop"
-    return ImagePreprocess(
-        size_px=size_px,
-        patch_px=patch_px,
-        fit=fit or stated,
-        mean=tuple(config.get("image_mean", CLIP_MEAN)),
-        std=tuple(config.get("image_std", CLIP_STD)),
-        resample=_RESAMPLE[config.get("resample", 3)],
-        resize_px=short_px if short_px > size_px else None,
-    )
+    return {
+        "size_px": size_px,
+        "patch_px": patch_px,
+        "fit": fit or stated,
+        "mean": tuple(config.get("image_mean", CLIP_MEAN)),
+        "std": tuple(config.get("image_std", CLIP_STD)),
+        "resample": _RESAMPLE[config.get("resample", 3)],
+        "resize_px": short_px if short_px > size_px else None,
+    }
 
 
 _PROCESSORS: dict[Fit, str] = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}

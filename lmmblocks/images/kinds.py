@@ -1,29 +1,18 @@
-"""What the kinds of preprocessing have in common: another fit, and the way back from plain values."""
+"""The kinds of preprocessing by the name they have in plain values, and the way back from these."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..spec import LmmError, closest
+from .fused import FusedPreprocess
+from .native import NativePreprocess
 from .preprocess import ImagePreprocess
+from .tiles import TilePreprocess
 
 KINDS = ("tiles", "fused", "native")
 """``kind`` in the plain values; those of a single square have none."""
-
-
-def with_fit(preprocess: Any, fit: str) -> Any:
-    """Return the same preprocessing with another way to make a picture square.
-
-    Raises:
-        LmmError: an unknown fit, or a preprocessing that doesn't make squares.
-    """
-    if hasattr(preprocess, "with_fit"):
-        return preprocess.with_fit(fit)
-    if not hasattr(preprocess, "fit"):
-        raise LmmError("the encoder's preprocessing has no fit: leave it out")
-    return replace(preprocess, fit=fit)
 
 
 def preprocess_from_dict(values: Mapping[str, Any]) -> Any:
@@ -32,10 +21,6 @@ def preprocess_from_dict(values: Mapping[str, Any]) -> Any:
     Raises:
         LmmError: an unknown kind, unknown or missing keys.
     """
-    from .fused import FusedPreprocess
-    from .native import NativePreprocess
-    from .tiles import TilePreprocess
-
     rest = dict(values)
     kind = rest.pop("kind", None)
     if kind is None:

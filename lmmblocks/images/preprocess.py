@@ -14,27 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ..spec import Grid, LmmError, closest
+from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Fit, Resample
+from .hf_processor import read_hf, to_hf
 from .load import ImageSource, load_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Channel means of CLIP's training images, RGB in [0, 1] (openai/CLIP ``clip/clip.py``)."""
-
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Channel standard deviations of CLIP's training images, RGB in [0, 1]."""
-
-Fit = Literal["pad", "crop", "squash"]
-FITS: tuple[Fit, ...] = ("pad", "crop", "squash")
-Resample = Literal["bicubic", "bilinear"]
-FILTERS: dict[Resample, Image.Resampling] = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _STRIP_PIXELS = 1 << 24  # 48 MB: widest working copy while padding a tall image
 
 
@@ -152,18 +144,14 @@ class ImagePreprocess:
 
     def to_hf_processor_config(self) -> dict[str, Any]:
         """Return ``preprocessor_config.json`` for transformers; see ``hf_processor.to_hf``."""
-        from .hf_processor import to_hf
-
         return to_hf(self)
 
     @classmethod
     def from_hf_processor_config(
         cls, config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None
     ) -> ImagePreprocess:
-        """Read ``preprocessor_config.json``; see ``hf_processor.from_hf``."""
-        from .hf_processor import from_hf
-
-        return from_hf(config, patch_px=patch_px, fit=fit)
+        """Read ``preprocessor_config.json``; see ``hf_processor.read_hf``."""
+        return cls(**read_hf(config, patch_px=patch_px, fit=fit))
 
 
 def clip_preprocess(size_px: int = 336, patch_px: int = 14, fit: Fit = "pad") -> ImagePreprocess:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..pixels import TiledPixels
 from ..spec import Grid, LmmError, TileGrid
-from .kinds import with_fit
+from .fit import with_fit
 from .load import ImageSource, load_image
 
 Resolution = tuple[int, int]

@@ -3,6 +3,7 @@
 from .adaptive_pool import AdaptivePool
 from .c_abstractor import CAbstractor
 from .identity import Identity
+from .image_token import ImageToken
 from .ldp import LDP
 from .ldpv2 import LDPv2
 from .linear import Linear
@@ -22,6 +23,7 @@ __all__ = [
     "AdaptivePool",
     "CAbstractor",
     "Identity",
+    "ImageToken",
     "InstructQFormer",
     "LDPv2",
     "Linear",

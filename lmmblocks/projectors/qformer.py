@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..instruction import Instruction, InstructionTokens
-from ..spec import Grid, LmmError, Segments, VisionFeatures
+from ..instruction import InstructionTokens
+from ..spec import Grid, Instruction, LmmError, Segments, VisionFeatures
 from .grids import context, interleave, segments_of, whole
 
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..images.kinds import with_fit
+from ..images.fit import with_fit
 from ..inputs import InputSpec
 from ..spec import LmmError, Sample
 from .micro_batches import StepInput, step_input

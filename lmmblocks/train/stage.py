@@ -54,7 +54,7 @@ class Stage:
 
     >>> Stage(name="connector", train={"projecter": 1e-3}, batch_size=8)
     Traceback (most recent call last):
-    lmmblocks.spec.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? ...
+    lmmblocks.spec.errors.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? ...
     """
 
     name: str

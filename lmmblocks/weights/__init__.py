@@ -1,7 +1,8 @@
 """Weights: where they come from, their layouts as data, loading and saving."""
 
+from ..locate import locate
 from .load import load
 from .save import FORMATS, save
-from .sources import load_decoder, load_encoder, load_tokenizer, locate
+from .sources import load_decoder, load_encoder, load_tokenizer
 
 __all__ = ["FORMATS", "load", "load_decoder", "load_encoder", "load_tokenizer", "locate", "save"]

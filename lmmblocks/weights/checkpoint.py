@@ -3,7 +3,7 @@
 | layout | how it is known | where its parts are |
 |---|---|---|
 | lmmblocks | ``lmmblocks.json`` and weights | all inside |
-| transformers | ``config.json`` of a LLaVA, and weights | all inside |
+| transformers | ``config.json`` of a LLaVA, an InstructBLIP or an IDEFICS, and weights | all inside |
 | original LLaVA | ``config.json`` with ``mm_vision_tower``, and weights | the tower inside, or where that key says |
 | projector over a base | ``mm_projector.bin``, no other weights | language model from the base, tower where the key says |
 | LoRA over a base | ``adapter_config.json`` and the adapter | the base, under ``non_lora_trainables.bin``, with the adapter merged |
@@ -22,16 +22,20 @@ import torch
 
 from ..config import LMMConfig
 from ..encoders.choices import sized
+from ..locate import locate
 from ..spec import LmmError
 from . import lora
-from .files import WeightFiles, has_weights, open_file, open_weights, read_json
+from .encoder_shapes import read_preprocess
+from .files import CONFIG, WeightFiles, has_weights, open_file, open_weights, read_json
 from .hf_config import llava_from_hf
 from .hf_decoders import decoder_from_hf
+from .idefics import is_idefics, read_idefics_config, with_added_rows
+from .instructblip import instructblip_from_hf, instruction_tokenizer, is_instructblip, with_tokenizer_found
 from .llava_next import is_llava_next, llava_next_from_hf, read_tile_preprocess
 from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
 from .original import TOWER, check, decoder_values, fit_of, is_original, original_to_config
 from .overlay import in_dtype, of_state, overlaid, renamed
-from .sources import CONFIG, has_tokenizer, load_encoder, locate, read_preprocess
+from .sources import has_tokenizer, load_encoder
 from .tower import INSIDE, locate_tower, tower_shape
 
 NATIVE_CONFIG = "lmmblocks.json"
@@ -52,7 +56,7 @@ class Layout(Enum):
     """What a folder is."""
 
     NATIVE = "lmmblocks"
-    HF = "Hugging Face LLaVA"
+    HF = "Hugging Face"
     ORIGINAL = "original LLaVA"
     PROJECTOR = "original LLaVA, a projector over a base"
     LORA = "original LLaVA, a LoRA adapter over a base"
@@ -124,19 +128,21 @@ def _whole(folder: Path, layout: Layout) -> Checkpoint:
         stored_vocab = hf_config(folder).decoder.vocab if (folder / CONFIG).is_file() else None
     else:
         config = hf_config(folder)
-    files = open_weights(folder)
+    files = with_added_rows(open_weights(folder))
     return Checkpoint(
         folder, layout, config, lambda expected, dtype: renamed(files, MODEL_LAYOUTS, expected), tokenizer_folder(folder), stored_vocab
     )
 
 
 def hf_config(folder: Path) -> LMMConfig:
-    """Return what the ``config.json`` of a LLaVA of transformers describes."""
+    """Return what the ``config.json`` of a LLaVA, a LLaVA-NeXT, an InstructBLIP or an IDEFICS of transformers describes."""
     values = read_json(folder / CONFIG)
     if is_llava_next(values):
         config = llava_next_from_hf(values)
         return replace(config, preprocess=read_tile_preprocess(folder, config.encoder))
-    config = llava_from_hf(values)
+    if is_idefics(values):
+        return read_idefics_config(folder, values)
+    config = instruction_tokenizer(instructblip_from_hf(values), folder) if is_instructblip(values) else llava_from_hf(values)
     preprocess = read_preprocess(folder, config.encoder)
     return replace(config, encoder=sized(config.encoder, preprocess), preprocess=preprocess)
 
@@ -228,7 +234,7 @@ def original_config(
 def native_config(folder: Path) -> LMMConfig:
     """Return what ``lmmblocks.json`` describes."""
     try:
-        return LMMConfig.from_json((folder / NATIVE_CONFIG).read_text(encoding="utf-8"))
+        return with_tokenizer_found(LMMConfig.from_json((folder / NATIVE_CONFIG).read_text(encoding="utf-8")), folder)
     except (LmmError, UnicodeDecodeError) as error:
         raise LmmError(f"{folder / NATIVE_CONFIG}: {error}") from error
 
@@ -256,7 +262,7 @@ def is_lmm(folder: Path) -> bool:
     if (folder / NATIVE_CONFIG).is_file() or (not has_weights(folder) and (lora.has_adapter(folder) or (folder / PROJECTOR).is_file())):
         return True
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    return is_original(values) or values.get("model_type") == "llava" or is_llava_next(values)
+    return is_original(values) or values.get("model_type") == "llava" or is_llava_next(values) or is_instructblip(values) or is_idefics(values)
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..spec import LmmError
-
-_NAMED_AT_MOST = 8
+from ..spec import LmmError, some
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,16 +28,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LmmError(f"{path} must hold a JSON object, found {type(values).__name__}")
     return values
-
-
-def some(names: list[str]) -> str:
-    """Return the first few names of a list, and how many more there are.
-
-    >>> some(["a", "b"])
-    'a, b'
-    """
-    rest = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def listing(folder: Path) -> str:

@@ -17,8 +17,9 @@ from ..spec import LmmError
 from .bin_files import BinFile
 from .file_checks import damaged, listing, read_json, some
 
-__all__ = ["WeightFiles", "open_file", "open_weights", "read_json", "some"]
+__all__ = ["CONFIG", "WeightFiles", "open_file", "open_weights", "read_json", "some"]
 
+CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 BIN = "pytorch_model.bin"

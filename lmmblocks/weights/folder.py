@@ -24,6 +24,7 @@ SHARD_BYTES = 5_000_000_000
 MODEL_FILES = (
     "lmmblocks.json",
     "lmmblocks_tokenizer",
+    "qformer_tokenizer",
     "vision_tower",
     "*config.json",
     "model*.safetensors",

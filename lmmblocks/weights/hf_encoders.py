@@ -1,16 +1,17 @@
 """Vision towers of Hugging Face: ``config.json`` to our configs and back, and how their files name the tensors. One entry per model type.
 
 Keys that a file leaves out have transformers' defaults (its classes write every key, hub files only what differs).
-Source: ``configuration_clip.py``, ``configuration_siglip.py``, ``configuration_siglip2.py``, ``configuration_dinov2.py`` and
-``configuration_dinov2_with_registers.py`` of transformers 5.23.
+Source: ``configuration_clip.py``, ``configuration_siglip.py``, ``configuration_siglip2.py``, ``configuration_dinov2.py``,
+``configuration_dinov2_with_registers.py``, ``configuration_blip_2.py`` and ``configuration_instructblip.py`` of transformers 5.23.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from ..encoders.blip2_vit import Blip2ViTConfig
 from ..encoders.clip import CLIPConfig
 from ..encoders.dinov2 import DINOv2Config
 from ..encoders.siglip import SigLIPConfig
@@ -19,7 +20,7 @@ from ..encoders.vit import ACTIVATIONS
 from ..images.preprocess import Fit
 from ..spec import LmmError
 from .hf_values import Values, check_numbers, feature_layers, model_type, refuse, section, square_side
-from .maps import CLIP_LAYOUTS, DINOV2_LAYOUTS, KeyMap
+from .maps import BLIP2_LAYOUTS, CLIP_LAYOUTS, DINOV2_LAYOUTS, KeyMap
 
 CLIP_DEFAULTS = {
     "hidden_size": 768,
@@ -66,6 +67,19 @@ DINOV2_DEFAULTS = {
     "use_mask_token": True,
 }
 REGISTERS_DEFAULTS = {**DINOV2_DEFAULTS, "patch_size": 16, "num_register_tokens": 4}
+BLIP2_DEFAULTS = {
+    "hidden_size": 1408,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "intermediate_size": 6144,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "num_channels": 3,
+    "qkv_bias": True,
+}
+"""Of BLIP-2's tower and of InstructBLIP's, which is the same."""
 
 _BLOCK_KEYS = {
     "hidden_size": "dim",
@@ -88,6 +102,7 @@ _DINOV2_KEYS = {
     "use_swiglu_ffn": "swiglu",
     "use_mask_token": "mask_token",
 }
+_BLIP2_KEYS = {**_CLIP_KEYS, "qkv_bias": "qkv_bias"}
 _REGISTERS_KEYS = {**{k: v for k, v in _DINOV2_KEYS.items() if k != "use_mask_token"}, "num_register_tokens": "registers"}
 
 
@@ -135,15 +150,28 @@ HF_ENCODERS = {
     "siglip2_vision_model": HFEncoder(NaFlexConfig, _NAFLEX_KEYS, SIGLIP2_DEFAULTS, CLIP_LAYOUTS),
     "dinov2": HFEncoder(DINOv2Config, _DINOV2_KEYS, DINOV2_DEFAULTS, DINOV2_LAYOUTS),
     "dinov2_with_registers": HFEncoder(DINOv2Config, _REGISTERS_KEYS, REGISTERS_DEFAULTS, DINOV2_LAYOUTS),
+    "blip_2_vision_model": HFEncoder(Blip2ViTConfig, _BLIP2_KEYS, BLIP2_DEFAULTS, BLIP2_LAYOUTS),
+    "instructblip_vision_model": HFEncoder(Blip2ViTConfig, _BLIP2_KEYS, BLIP2_DEFAULTS, BLIP2_LAYOUTS),
 }
 """Towers by ``model_type``. CLIP's own image processor knows the crop alone, so its file doesn't say what a LLaVA does: it pads."""
 
-CONTAINERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model", "llava": "clip_vision_model"}
+CONTAINERS = {
+    "clip": "clip_vision_model",
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+    "llava": "clip_vision_model",
+    "blip-2": "blip_2_vision_model",
+    "instructblip": "instructblip_vision_model",
+}
 """Models with a tower inside -> what its ``vision_config`` is when it doesn't say."""
+
+_IN_LLAVA = tuple(kind for kind, entry in HF_ENCODERS.items() if entry.config is not Blip2ViTConfig)
+"""transformers' ``AutoModel`` makes no BLIP-2 tower alone, so no LLaVA of its has one."""
 
 
 def encoder_from_hf(values: Values, *, select: tuple[int, ...] = (-2,)) -> Any:
-    """Return the config of the encoder that a ``config.json`` describes: a tower alone, or the one inside CLIP, SigLIP or LLaVA.
+    """Return the config of the encoder that a ``config.json`` describes: a tower alone, or the one inside CLIP, SigLIP, LLaVA, BLIP-2 or
+    InstructBLIP.
 
     Args:
         values: of ``config.json``.
@@ -164,11 +192,11 @@ def llava_vision(values: Values) -> Any:
     """Return the config of the tower inside a ``LlavaConfig``; an empty section means LLaVA-1.5's, as transformers has it."""
     vision = section(values, "vision_config")
     defaults = {"model_type": "clip_vision_model", **({} if vision else LLAVA_CLIP_DEFAULTS)}
-    return _read({**defaults, **vision}, "config.json, vision_config,", feature_layers(values.get("vision_feature_layer", -2)))
+    return _read({**defaults, **vision}, "config.json, vision_config,", feature_layers(values.get("vision_feature_layer", -2)), _IN_LLAVA)
 
 
-def _read(values: Values, where: str, select: tuple[int, ...]) -> Any:
-    kind = model_type(values, HF_ENCODERS, where)
+def _read(values: Values, where: str, select: tuple[int, ...], known: Collection[str] = tuple(HF_ENCODERS)) -> Any:
+    kind = model_type(values, known, where)
     return HF_ENCODERS[kind].read(kind, values, select)
 
 

@@ -18,6 +18,7 @@ from ..config import LMMConfig
 from ..connect import out_grid_of
 from ..inputs import InputSpec
 from ..lmm import LMM
+from ..locate import locate
 from ..spec import LmmError
 from . import lora
 from .checkpoint import (
@@ -38,16 +39,17 @@ from .checkpoint import (
     tokenizer_folder,
 )
 from .describe import describe, describe_preprocess
-from .files import WeightFiles, open_file, open_weights, read_json, weight_bytes
+from .files import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
 from .fill import weight_problems
 from .hf_decoders import decoder_from_hf, knows_decoder
+from .idefics import TEMPLATES as IDEFICS_TEMPLATES
+from .idefics import with_added_rows
 from .inspect_alone import inspect_decoder, inspect_tower
 from .inspection import SIZES, Inspection, Part
 from .load import TABLES
 from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
 from .original import TOWER, decoder_values, projector_of
 from .other_encoders import other_encoder
-from .sources import CONFIG, locate
 from .tower import local_tower
 
 _PARTS = {"vision_tower": "encoder", "multi_modal_projector": "projector", "language_model": "decoder", "arrange": "tiles"}
@@ -103,7 +105,8 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
 
 def _name(folder: Path, layout: Layout) -> str:
     both = layout is Layout.NATIVE and (folder / CONFIG).is_file()
-    return f"{layout.value}, written so that transformers reads it too" if both else layout.value
+    kind = f" ({read_json(folder / CONFIG)['model_type']})" if layout is Layout.HF else ""
+    return f"{layout.value}, written so that transformers reads it too" if both else layout.value + kind
 
 
 def _files_inside(folder: Path, layout: Layout) -> Iterable[tuple[WeightFiles, tuple[KeyMap, ...]]]:
@@ -113,7 +116,7 @@ def _files_inside(folder: Path, layout: Layout) -> Iterable[tuple[WeightFiles, t
         if (folder / TRAINABLES).is_file():
             yield open_file(folder / TRAINABLES), TRAINABLE_LAYOUTS
     else:
-        yield open_weights(folder), (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
+        yield with_added_rows(open_weights(folder)), (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
 
 
 def _config(folder: Path, layout: Layout, base: Any, vision_tower: Any) -> LMMConfig:
@@ -199,7 +202,9 @@ def _check_names(
 
 def _settings_of_files(report: Inspection, folder: Path, layout: Layout) -> None:
     if layout is not Layout.NATIVE and not (folder / NATIVE_CONFIG).is_file() and "template" in report.settings:
-        report.settings["template"] += " (LLaVA-1.5's; the files don't say)"
+        known = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
+        whose = known.get(report.settings["template"], "LLaVA-1.5's")
+        report.settings["template"] += f" ({whose}; the files don't say)"
     found = tokenizer_folder(folder)
     if found is not None:
         report.settings["tokenizer"] = "inside" if found == folder else f"inside, in {found.name}/"

@@ -10,6 +10,7 @@ import torch
 
 from ..spec import LmmError
 from .describe import describe, describe_preprocess
+from .encoder_shapes import encoder_shape
 from .files import has_weights, open_weights, weight_bytes
 from .fill import weight_problems
 from .hf_decoders import decoder_from_hf
@@ -17,7 +18,7 @@ from .hf_encoders import HF_ENCODERS, hf_type
 from .inspection import SIZES, Inspection, Part
 from .maps import LLAMA_LAYOUTS, KeyMap
 from .other_encoders import other_encoder
-from .sources import encoder_shape, has_tokenizer
+from .sources import has_tokenizer
 
 
 def inspect_decoder(folder: Path, values: Mapping[str, Any]) -> Inspection:

@@ -177,7 +177,29 @@ LLAVA_NEXT_LAYOUTS = (
 )
 """Layouts of a whole LLaVA-NeXT as transformers has written it."""
 
-MODEL_LAYOUTS = (*LLAVA_LAYOUTS, *LLAVA_NEXT_LAYOUTS, NATIVE, ORIGINAL)
+INSTRUCTBLIP = KeyMap(
+    "InstructBlipForConditionalGeneration",
+    (
+        ("vision_model.", _TOWER),
+        *((name, f"multi_modal_projector.{name}") for name in ("query_tokens", "qformer.", "language_projection.")),
+        *HUB.renames[2:],
+    ),
+)
+"""The same in hub files and in the memory of transformers 4 and 5."""
+
+IDEFICS = KeyMap(
+    "IdeficsForVisionText2Text",
+    (
+        ("model.vision_model.", _TOWER),
+        ("model.perceiver_resampler.", "hooks.0.resampler."),
+        ("model.gated_cross_attn_layers.", "hooks.0.gated_cross_attn_layers."),
+        *(("model." + name, "language_model.model." + name) for name in ("embed_tokens.", "layers.", "norm.")),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+)
+"""IDEFICS, its tables made whole (``weights/idefics.py``)."""
+
+MODEL_LAYOUTS = (*LLAVA_LAYOUTS, *LLAVA_NEXT_LAYOUTS, INSTRUCTBLIP, IDEFICS, NATIVE, ORIGINAL)
 """Layouts that ``load`` reads; the native one has any encoder, projector and decoder."""
 
 CLIP_LAYOUTS = (
@@ -190,6 +212,19 @@ CLIP_LAYOUTS = (
     *(part(layout, "vision_tower.") for layout in (*LLAVA_LAYOUTS, ORIGINAL)),
 )
 """Layouts of files that hold a CLIP or SigLIP vision tower; names in the model are those of the encoder alone."""
+
+BLIP2_LAYOUTS = (
+    KeyMap(
+        "vision_model of a BLIP-2 or an InstructBLIP",
+        (("vision_model.", "vision_model."),),
+        (
+            *("query_tokens", "qformer.", "language_projection.", "language_model."),
+            *("embeddings.", "vision_projection.", "text_projection.", "itm_head."),  # Blip2ForImageTextRetrieval
+        ),
+    ),
+    KeyMap("Blip2VisionModel", _tower("", "vision_model.")),
+)
+"""Layouts of files that hold BLIP-2's vision tower; names in the model are those of the encoder alone."""
 
 _DINOV2_PARTS = ("embeddings.", "encoder.", "layernorm.")
 _DINOV2_IN_LLAVA = (("vision_tower.", "files of a LLaVA"), ("model.vision_tower.", "state_dict of a LLaVA"))
@@ -211,6 +246,6 @@ DINOV2_LAYOUTS = (
 LLAMA_LAYOUTS = (
     KeyMap("LlamaForCausalLM", (("model.", "model."), ("lm_head.", "lm_head."))),
     KeyMap("LlamaModel", tuple((name, "model." + name) for name in ("embed_tokens.", "layers.", "norm."))),
-    *(part(layout, "language_model.") for layout in (*LLAVA_LAYOUTS, ORIGINAL)),
+    *(part(layout, "language_model.") for layout in (*LLAVA_LAYOUTS, INSTRUCTBLIP, ORIGINAL)),
 )
 """Layouts of files that hold a Llama decoder; names in the model are those of the decoder alone."""

@@ -1,5 +1,6 @@
-"""A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads as ``LlavaForConditionalGeneration``, or with an encoder of tiles as
-``LlavaNextForConditionalGeneration``), or ``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``).
+"""A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads as ``LlavaForConditionalGeneration``, with an encoder of tiles as
+``LlavaNextForConditionalGeneration``, with an instruction-reading Q-Former as ``InstructBlipForConditionalGeneration``; see ``hf_systems.py``),
+or ``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``).
 
 The first two hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
 tokenizer. ``hf`` adds the configs of transformers and an image token, because transformers marks image rows with an id of the table:
@@ -25,21 +26,14 @@ from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting
 from ..config import LMMConfig
-from ..decoders.transformer import Transformer
-from ..encoders.clip import CLIP
-from ..encoders.dinov2 import DINOv2
-from ..encoders.siglip import SigLIP
 from ..lmm import LMM
-from ..projectors import MLP
 from ..spec import LmmError, closest
+from .files import CONFIG
 from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
-from .hf_config import llava_to_hf
-from .hf_encoders import select_strategy
-from .llava_next import is_tiled, llava_next_to_hf, tile_problems
+from .hf_systems import system_of
+from .instructblip import with_tokenizer_inside
 from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
-from .maps import LLAVA_NEXT_HUB
 from .save_llava import write_llava
-from .sources import CONFIG
 
 
 def save(
@@ -65,7 +59,7 @@ def save(
         The folder.
 
     Raises:
-        LmmError: unknown format, blocks that transformers' LLaVA doesn't have, no config, or a folder that holds something else.
+        LmmError: unknown format, blocks that transformers' models don't have, no config, or a folder that holds something else.
     """
     if format not in FORMATS:
         raise LmmError(
@@ -82,6 +76,7 @@ def save(
     config = _current_config(model)
     state = _state(model)
     with replaced_folder(Path(path)) as folder:
+        config = with_tokenizer_inside(model, config, folder)
         (folder / NATIVE_CONFIG).write_text(config.to_json(), encoding="utf-8")
         state = FORMATS[format](model, config, state, folder, dtype, Path(path).expanduser().absolute(), **options)
         write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
@@ -131,50 +126,30 @@ def _native(
 def _hf(
     model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
 ) -> dict[str, Tensor]:
-    _refuse_other_blocks(model)
+    system = system_of(model)
+    system.refuse_others(model)
     tokenizer, image_token = _with_image_token(model)
     vocab = max(config.decoder.vocab, image_token + 1)
     stored = replace(config, decoder=replace(config.decoder, vocab=vocab))
     name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
     ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    values = (llava_next_to_hf if is_tiled(model) else llava_to_hf)(stored, image_token=image_token)
+    values = system.config(model, stored, image_token)
     values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
     write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
     write_json(
         folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None}
     )
-    _write_processor(folder, config, "LlavaNextProcessor" if is_tiled(model) else "LlavaProcessor")
+    system.write_processor(folder, model, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if vocab > config.decoder.vocab and tokenizer is not None:
         model.tokenizer.save_pretrained(folder / OWN_TOKENIZER)
     state = {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
-    return {LLAVA_NEXT_HUB.to_file(key) or key: value for key, value in state.items()} if is_tiled(model) else state
+    return {system.layout.to_file(key) or key: value for key, value in state.items()}
 
 
 FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"hf": _hf, "llava": write_llava, "native": _native}
 """Name -> what writes the files beside the weights and returns the weights as that format has them."""
-
-
-def _refuse_other_blocks(model: LMM) -> None:
-    tower = model.encoder.tower if is_tiled(model) else model.encoder
-    problems = list(tile_problems(model.encoder.config)) if is_tiled(model) else []
-    parts = (("encoder", tower, (CLIP, SigLIP, DINOv2)), ("projector", model.projector, (MLP,)), ("decoder", model.decoder, (Transformer,)))
-    problems += [
-        f"{kind} {type(part).__name__!r} (expected {' or '.join(repr(each.__name__) for each in known)})"
-        for kind, part, known in parts
-        if not isinstance(part, known)
-    ]
-    if getattr(tower.config, "final_norm", False):
-        problems.append("a final norm on the encoder's last layer (expected final_norm=False)")
-    several = (("reducer", model.reducers), ("hook", model.hooks))
-    problems += [f"{kind} {type(part).__name__!r} (expected none)" for kind, entries in several for part in entries]
-    if not problems and len(list(model.projector.children())) != 2:
-        problems.append(f"projector 'MLP' with {len(list(model.projector.children()))} layers (expected 2)")
-    if problems:
-        raise LmmError(
-            f"transformers' LLaVA has no place for {'; '.join(problems)}: save with format='native'"
-        )
 
 
 def _with_image_token(model: LMM) -> tuple[Any, int]:
@@ -196,21 +171,3 @@ def _with_mean_rows(table_VD: Tensor, rows: int) -> Tensor:
         return table_VD
     mean_1D = table_VD.detach().float().mean(0, keepdim=True).to(table_VD.dtype)
     return torch.cat([table_VD.detach(), mean_1D.expand(missing, -1)])
-
-
-def _write_processor(folder: Path, config: LMMConfig, name: str) -> None:
-    """Write what ``AutoProcessor`` reads: one image becomes as many ``<image>`` as the encoder has patches (all tokens less CLS)."""
-    assert config.preprocess is not None
-    processor = {"processor_class": name}
-    write_json(
-        folder / "preprocessor_config.json", {**config.preprocess.to_hf_processor_config(), **processor}
-    )
-    tower = getattr(config.encoder, "tower", config.encoder)
-    strategy = select_strategy(tower)
-    layout = {
-        "image_token": IMAGE_MARKER,
-        "num_additional_image_tokens": int(strategy == "default"),
-        "patch_size": tower.patch,
-        "vision_feature_select_strategy": strategy,
-    }
-    write_json(folder / "processor_config.json", {**processor, **layout})

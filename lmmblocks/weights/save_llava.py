@@ -24,16 +24,16 @@ from torch import Tensor
 from ..config import LMMConfig
 from ..encoders.catalogue import ENCODERS
 from ..encoders.clip import CLIPConfig
-from ..images.kinds import with_fit
+from ..images.fit import with_fit
 from ..lmm import LMM
 from ..spec import LmmError
 from .checkpoint import NATIVE_CONFIG
+from .files import CONFIG
 from .folder import write_json, write_weights
 from .hf_decoders import decoder_to_hf
 from .hf_encoders import encoder_to_hf
 from .maps import ORIGINAL
 from .original import original_from_config
-from .sources import CONFIG
 
 TOWER_FOLDER = "vision_tower"
 _TOWER_PREFIX = "vision_tower."

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..encoders.catalogue import ENCODERS
-from ..images.kinds import with_fit
+from ..images.fit import with_fit
 from ..images.preprocess import Fit
+from ..locate import locate
 from ..spec import LmmError
-from .files import open_weights
-from .fill import read_parameters
-from .maps import CLIP_LAYOUTS
-from .original import TOWER, fit_of, select_of
-from .sources import CONFIG, encoder_shape, load_encoder, locate
+from .encoder_shapes import encoder_shape
+from .files import CONFIG
 
 INSIDE = "model.vision_tower."
 """How the names begin when the checkpoint holds the tower."""
@@ -72,22 +65,3 @@ def locate_tower(name: str | os.PathLike[str], model_folder: Path, *, weights: b
             f"{model_folder} names the vision tower {str(name)!r} (mm_vision_tower) and does not hold it: {error}\n"
             f"give its folder with load(..., vision_tower=...)"
         ) from error
-
-
-def load_original_tower(folder: Path, values: Mapping[str, Any], *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:
-    """Read the tower of an original checkpoint, as ``load_encoder`` returns it: from inside where it is there, else from where its config says.
-
-    Raises:
-        LmmError: no such tower, or weights that don't fit its config.
-    """
-    fit = fit or fit_of(values)
-    files = open_weights(folder)
-    if not any(name.startswith(INSIDE) for name in files.shapes):
-        config, state, preprocess = load_encoder(locate_tower(values[TOWER], folder), fit=fit)
-        return replace(config, select=select_of(values)), state, preprocess
-    shape = tower_shape(values[TOWER], folder, fit=fit)
-    assert shape is not None
-    config = replace(shape[0], select=select_of(values))
-    with torch.device("meta"):
-        skeleton = config.build()
-    return config, read_parameters(files, CLIP_LAYOUTS, skeleton), shape[1]

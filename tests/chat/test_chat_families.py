@@ -89,7 +89,7 @@ WITH_SYSTEM = {
     "vicuna_v0": "<s>S###Human: q###Assistant:",
     "v1_mmtag": "<s>S USER: q ASSISTANT:",
 }
-CHATS = [template for name, template in TEMPLATES.items() if name != "plain"]
+CHATS = [template for name, template in TEMPLATES.items() if name not in ("plain", "instructblip")]
 MARKED = [template for template in CHATS if isinstance(template, MarkedTemplate)]
 
 
@@ -253,6 +253,7 @@ def test_margins_are_what_the_model_says_around_an_answer(qwen):
         "gemma": ("", ""),
         "vicuna_v0": (" ", "###"),
         "plain": ("", "\n"),
+        "instructblip": (" ", ""),
     }
     assert {name: answer_margins(TEMPLATES[name], qwen) for name in expected} == expected
 

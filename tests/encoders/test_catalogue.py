@@ -14,6 +14,7 @@ MODELS = {
     "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel"),
     "siglip_vision_model": ("SiglipVisionConfig", "SiglipVisionModel"),
     "siglip2_vision_model": ("Siglip2VisionConfig", "Siglip2VisionModel"),
+    "blip_2_vision_model": ("Blip2VisionConfig", "Blip2VisionModel"),
     "dinov2": ("Dinov2Config", "Dinov2Model"),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersModel"),
 }
@@ -60,6 +61,7 @@ def test_names_and_shapes_equal_those_of_transformers(name):
         ("clip-vit-b32-224", "CLIPVisionConfig", {}),
         ("siglip-base-224", "SiglipVisionConfig", {}),
         ("siglip2-base-naflex", "Siglip2VisionConfig", {}),
+        ("blip2-vit-g-224", "InstructBlipVisionConfig", {}),
         ("dinov2-base", "Dinov2Config", {"image_size": 518}),
         ("dinov2-base-reg", "Dinov2WithRegistersConfig", {"image_size": 518, "patch_size": 14}),
     ],

@@ -67,3 +67,25 @@ def hf_llava(clip_config, llama_config):
         return _randomised(LlavaForConditionalGeneration(config), seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hf_idefics():
+    """Make an ``IdeficsForVisionText2Text`` whose gates are open; its two added tokens are a fake one and the image's."""
+    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+
+    perceiver = dict(resampler_n_latents=5, resampler_depth=2, resampler_n_heads=2, resampler_head_dim=6, qk_layer_norms_perceiver=True)
+    vision = dict(embed_dim=24, image_size=IMAGE_PX, patch_size=14, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3)
+
+    def make(**changes):
+        shape = dict(vocab_size=400, additional_vocab_size=2, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+        shape |= dict(num_attention_heads=4, max_position_embeddings=256)
+        config = IdeficsConfig(**{**shape, **changes}, vision_config=vision, perceiver_config=perceiver)
+        model = _randomised(IdeficsForVisionText2Text(config), 3)
+        model.lm_head.weight.data.mul_(0.5)  # logits near 2: tolerances are absolute
+        for name, value in model.named_parameters():
+            if "alpha" in name:
+                value.data.normal_(0.5, 0.3, generator=torch.Generator().manual_seed(value.numel()))
+        return model
+
+    return make

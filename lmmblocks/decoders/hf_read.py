@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..decoders.hf_config import HFDecoderConfig
-from ..spec import LmmError
-from .file_checks import some
+from ..locate import locate
+from ..spec import LmmError, some
+from .hf_config import HFDecoderConfig
 
 
 def is_causal_lm(values: Mapping[str, Any]) -> bool:
@@ -27,8 +27,6 @@ def read_causal_lm(path_or_id: str | os.PathLike[str]) -> Any:
         LmmError: nothing there, no causal language model of transformers' own, or weights that don't fit the config.
     """
     from transformers import AutoModelForCausalLM
-
-    from .sources import locate
 
     folder = locate(path_or_id)
     try:

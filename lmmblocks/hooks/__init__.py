@@ -1,0 +1,5 @@
+"""Layer hooks: blocks that change rows between the layers of a decoder."""
+
+from .gated_cross_attention import GatedCrossAttention
+
+__all__ = ["GatedCrossAttention"]

@@ -1,0 +1,45 @@
+"""The contracts between blocks: what travels from collator to loss, and what a block must offer.
+
+Shape legend, used in every docstring and hot function (``q_TNE``):
+
+``S`` segments (conversations), ``T`` packed tokens, ``R`` supervised rows, ``I`` images, ``M`` image rows of a batch,
+``P`` patches, ``H``/``W`` grid, ``N`` heads, ``K`` kv heads, ``E`` head dim, ``D`` model dim, ``C`` encoder dim, ``V`` vocabulary.
+
+Structural typing throughout: a user's class needs no base class, only the attributes and methods named here.
+"""
+
+from .batch import Batch, Sample
+from .errors import LmmError, closest, some
+from .features import PATCHES, FeatureSpec, VisionFeatures
+from .grids import Grid, TileGrid, image_count
+from .instruction import Instruction
+from .plan import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, SplicePlan
+from .protocols import Arrangement, Decoder, Encoder, LayerHook, Projector, Reducer
+from .segments import Segments, boundaries
+
+__all__ = [
+    "IGNORE_LABEL",
+    "IMAGE_TOKEN",
+    "PATCHES",
+    "Arrangement",
+    "Batch",
+    "Decoder",
+    "Encoder",
+    "FeatureSpec",
+    "Grid",
+    "ImageSpan",
+    "Instruction",
+    "LayerHook",
+    "LmmError",
+    "Projector",
+    "Reducer",
+    "Sample",
+    "Segments",
+    "SplicePlan",
+    "TileGrid",
+    "VisionFeatures",
+    "boundaries",
+    "closest",
+    "image_count",
+    "some",
+]

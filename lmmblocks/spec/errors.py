@@ -1,0 +1,35 @@
+"""A mistake the user can mend, and how messages name what was meant and list what was found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_NAMED_AT_MOST = 8
+
+
+class LmmError(ValueError):
+    """A mistake the user can mend: says what was found, what was expected and what to change.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, else an empty string.
+
+    >>> closest("vicunna_v1", ["plain", "vicuna_v1"])
+    "; did you mean 'vicuna_v1'?"
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def some(names: list[str]) -> str:
+    """Return the first few names of a list, and how many more there are.
+
+    >>> some(["a", "b"])
+    'a, b'
+    """
+    rest = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")

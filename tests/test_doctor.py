@@ -1,0 +1,119 @@
+"""``lmmblocks doctor``: says what each op would run and why not what is faster, on any machine, in seconds."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lmmblocks.kernels.verified import Verification
+
+from lmmblocks import cli, doctor
+from lmmblocks.doctor import Choice, examine
+from lmmblocks.doctor_command import text
+from lmmblocks.ops.dispatch import ENVIRONMENT, backend, consider, ladders, select
+from lmmblocks.ops.example_calls import Examples
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.delenv(ENVIRONMENT, raising=False)
+    return examine()
+
+
+def test_every_op_has_an_example_that_can_be_made(report):
+    assert {choice.op for choice in report.choices} == set(ladders())
+    without = {choice.call: choice.problem for choice in report.choices if choice.problem}
+    assert not without, "add a call to lmmblocks/ops/example_calls.py"
+    calls = Examples("cpu").calls
+    for choice in report.choices:
+        assert consider(calls[choice.call]).op == choice.op
+        assert choice.ladder == ladders()[choice.op]
+        assert choice.taken in choice.ladder and choice.taken not in choice.refused
+
+
+def test_considering_a_call_says_what_auto_takes_and_runs_nothing():
+    before = backend.explain()
+    x, weight = torch.ones(2, 8), torch.ones(8)
+    found = consider(lambda: doctor.Examples("cpu").calls["rms_norm"]())
+    assert found.op == "rms_norm" and dict(found.verdicts)["torch"].startswith("rounds once")
+    assert backend.explain() == before and backend.chosen("rms_norm") == "auto"
+    assert select("rms_norm", x, weight, 1e-5).name == "torch"
+
+
+def test_examples_are_calls_that_run_where_they_are_small(monkeypatch):
+    """The same calls, made small, give results: their arguments are those of the ops."""
+    from lmmblocks.ops import example_calls
+
+    small = {"LENGTHS": (3, 2), "ROWS": 5, "DIM": 8, "FFN": 8, "VOCABULARY": 16, "TOWER": 8, "HEADS": 4, "KV_HEADS": 2, "HEAD": 8}
+    for name, value in small.items():
+        monkeypatch.setattr(example_calls, name, value)
+    for label, call in Examples("cpu", torch.float32).calls.items():
+        assert call() is not None, label
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_text_keeps_to_its_width_and_names_every_reason(report, width):
+    shown = text(report, width)
+    assert max(map(len, shown.splitlines())) <= width
+    flat = " ".join(shown.split())
+    for choice in report.choices:
+        assert f"{choice.call}: {choice.taken or 'unknown'}" in flat
+        for name in choice.ladder[: choice.ladder.index(choice.taken)] if choice.taken else ():
+            assert name in flat and choice.refused[name] in flat
+    assert f"torch {torch.__version__}" in flat and "flash_attn not installed" in flat
+
+
+def test_json_holds_everything(capsys, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, "rms_norm=reference")
+    assert cli.main(["doctor", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown) == {"versions", "devices", "device", "environment", "problems", "verified", "choices"}
+    norm = next(choice for choice in shown["choices"] if choice["op"] == "rms_norm")
+    assert norm["set_to"] == "reference" and shown["environment"] == "rms_norm=reference" and not shown["problems"]
+
+
+def test_what_is_set_up_wrongly_is_reported_not_raised(capsys, monkeypatch):
+    def damaged():
+        raise ValueError("verified.json: expected schema 1")
+
+    monkeypatch.setenv(ENVIRONMENT, "rms_norm=refrence")
+    monkeypatch.setattr(doctor, "load", damaged)
+    assert cli.main(["doctor"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "did you mean 'reference'" in shown and "verified.json: expected schema 1" in shown
+
+
+def test_a_broken_op_does_not_hide_the_others(monkeypatch):
+    monkeypatch.setattr(doctor, "ladders", lambda: ladders() | {"new_op": ("triton", "reference")})
+    monkeypatch.setattr(doctor.backend, "chosen", staticmethod(lambda op: "auto"))
+    monkeypatch.setattr("lmmblocks.ops.example_calls.quick_gelu", lambda x: 1 / 0)
+    found = {choice.op: choice for choice in examine().choices}
+    assert found["quick_gelu"].taken is None and "ZeroDivisionError" in found["quick_gelu"].problem
+    assert found["new_op"] == Choice("new_op", "new_op", ("triton", "reference"), "auto", None, {}, "there is no example call")
+    assert found["swiglu"].taken is not None
+
+
+def test_proven_kernels_are_listed_with_their_device(monkeypatch):
+    run = Verification("rms_norm.triton", "NVIDIA A100-SXM4-80GB", (8, 0), datetime.date(2026, 1, 31), {"torch": "2.11.0"}, 1.5e-3)
+    monkeypatch.setattr(doctor, "load", lambda: (run,))
+    shown = " ".join(text(examine(), 100).split())
+    assert "rms_norm.triton 8.0 (NVIDIA A100-SXM4-80GB, 2026-01-31, largest error 1.5e-03)" in shown
+
+
+def test_the_command_takes_less_than_five_seconds_and_loads_nothing_optional():
+    """Processor time, which other processes of the machine don't lengthen; it waits for nothing."""
+    code = "import sys; from lmmblocks.cli import main; main(['doctor'])"
+    code += "; print([name for name in ('triton', 'transformers') if name in sys.modules], file=sys.stderr)"
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    after = os.times()
+    assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 5.0
