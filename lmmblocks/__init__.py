@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .lmm import LMM as LMM
     from .ops import backend as backend
     from .plan import plan_splice as plan_splice
+    from .plan_status import check_plan as check_plan
     from .registry import register as register
     from .spec import Batch as Batch
     from .spec import FeatureSpec as FeatureSpec
@@ -40,6 +41,7 @@ _HOMES = {
     "VisionFeatures": "spec",
     "backend": "ops",
     "build": "assemble",
+    "check_plan": "plan_status",
     "collate": "data.collate",
     "load": "weights.load",
     "plan_splice": "plan",

@@ -158,6 +158,7 @@ def _run_version(args: argparse.Namespace) -> None:
 COMMANDS = {
     "chat": Command("answer questions about pictures with a trained model", "lmmblocks.generate.command"),
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
+    "doctor": Command("say what this machine has, and what each op would run on it", "lmmblocks.doctor_command"),
     "eval": Command("score a model's answers to questions with known answers", "lmmblocks.eval.command"),
     "explain": Command("print which implementation each op uses, and why", run=_run_explain),
     "inspect": Command("say what a model folder holds, without loading it", "lmmblocks.inspect_command"),

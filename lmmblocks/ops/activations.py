@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..kernels.row_views import row_strides
 from .dispatch import Implementation, dispatch, register_implementation
+from .library import kernel_op
+from .row_refusal import rows_fit
+from .triton_gate import triton_distrust, triton_refusal
 
 
 def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
@@ -55,6 +64,68 @@ def quick_gelu_reference(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-register_implementation("swiglu", Implementation("reference", swiglu_reference))
-register_implementation("geglu", Implementation("reference", geglu_reference))
-register_implementation("quick_gelu", Implementation("reference", quick_gelu_reference))
+_FWD = kernel_op(
+    "activation_fwd(Tensor gate, Tensor? up, float factor, float cubic) -> Tensor",
+    "activations:activation_fwd",
+    lambda gate, up, factor, cubic: gate.new_empty(gate.shape),
+)
+_BWD = kernel_op(
+    "activation_bwd(Tensor gate, Tensor? up, Tensor grad, float factor, float cubic) -> (Tensor, Tensor)",
+    "activations:activation_bwd",
+    lambda gate, up, grad, factor, cubic: (gate.new_empty(gate.shape), gate.new_empty(0 if up is None else gate.shape)),
+)
+
+
+class _Activation(torch.autograd.Function):
+    """``gate sigmoid(factor (gate + cubic gate^3)) up``; keeps its inputs only."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor | None, factor: float, cubic: float) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        ctx.constants = factor, cubic
+        return _FWD(gate, up, factor, cubic)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up = ctx.saved_tensors
+        grad = rows_fit(grads[0], *((gate,) if up is None else (gate, up)))
+        dgate, dup = _BWD(gate, up, grad, *ctx.constants)
+        return dgate, None if up is None else dup, None, None
+
+
+SIGMOID_ARGUMENTS = {
+    "swiglu": (1.0, 0.0),
+    "geglu": (2 * math.sqrt(2 / math.pi), 0.044715),
+    "quick_gelu": (1.702, 0.0),
+}
+"""``factor, cubic`` of each activation in the form that the kernel computes."""
+
+
+def activation_triton(op: str) -> Callable[..., Tensor]:
+    """Return the implementation of one of :data:`SIGMOID_ARGUMENTS`: one pass forward, one backward, halves of a fused projection in place."""
+    constants = SIGMOID_ARGUMENTS[op]
+
+    def run(gate: Tensor, up: Tensor | None = None) -> Tensor:
+        return _Activation.apply(gate, up, *constants)
+
+    return run
+
+
+def _triton_supports(gate: Tensor, *up: Tensor) -> bool | str:
+    for other in up:
+        if other.dtype != gate.dtype or other.shape != gate.shape:
+            return f"gate is {gate.dtype} {tuple(gate.shape)} but up is {other.dtype} {tuple(other.shape)}"
+    problem = triton_refusal(gate, *up)
+    if problem is None and (not gate.dim() or row_strides(gate, *up) is None):
+        problem = f"rows of a tensor {tuple(gate.shape)} with strides {gate.stride()} need more than two strides"
+    return problem or True
+
+
+def _triton_trusted(op: str) -> Callable[..., bool | str]:
+    return lambda gate, *up: triton_distrust(op, gate) or True
+
+
+for _op, _reference in (("swiglu", swiglu_reference), ("geglu", geglu_reference), ("quick_gelu", quick_gelu_reference)):
+    register_implementation(_op, Implementation("triton", activation_triton(_op), _triton_supports, _triton_trusted(_op)))
+    register_implementation(_op, Implementation("reference", _reference))

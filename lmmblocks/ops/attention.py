@@ -2,13 +2,13 @@
 
 ``reference`` is the formula in fp32, one segment at a time. ``torch`` gives each run of equal-length segments to
 ``scaled_dot_product_attention``; behind a window, one chunk of queries at a time with only the keys that the chunk may see. Both walk
-host lengths, so neither asks the device for anything.
+host lengths, so neither asks the device for anything. The Triton kernels stand in ``attention_triton.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..spec import LmmError, Segments
 from .activations import softcapped
+from .attention_triton import attention_triton, triton_supports, triton_trusted
 from .dispatch import Implementation, dispatch, register_implementation
 
 WINDOW_ROWS = 128
@@ -33,8 +34,9 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    return_lse: bool = False,
     backend: str = "auto",
-) -> Tensor:
+) -> Any:
     """Softmax attention within each packed segment.
 
     Args:
@@ -48,10 +50,12 @@ def attention(
         window: a query sees no key older than the newest ``window`` up to its own place, itself included; None = all. What it sees ahead
             of itself is up to ``causal`` and ``kv_end``.
         softcap: scores become ``softcap * tanh(scores / softcap)`` before the softmax (Gemma 2).
+        return_lse: also return the logarithm of the sum that the softmax divides by.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
-        ``out_TNE``, dtype of ``q``; rows that see no key are zero.
+        ``out_TNE``, dtype of ``q``; rows that see no key are zero. With ``return_lse`` a pair ``(out_TNE, lse_TN)``, ``lse`` natural and in fp32
+        (fp64 for fp64), ``-inf`` for rows that see no key.
 
     Raises:
         LmmError: shapes that don't fit together, or a forced backend that refuses.
@@ -60,7 +64,8 @@ def attention(
     if (window is not None and window < 1) or (softcap is not None and softcap <= 0):
         raise LmmError(f"attention: window and softcap must be above 0 or None, found window={window}, softcap={softcap}")
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
-    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, backend=backend)
+    asked = {"return_lse": True} if return_lse else {}  # implementations of users need not know it
+    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, backend=backend, **asked)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor | None) -> None:
@@ -68,7 +73,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor |
         raise LmmError(f"attention needs q (T,N,E) and equal k, v (T,K,E): found {[tuple(x.shape) for x in (q, k, v)]}")
     if q.shape[1] % k.shape[1]:
         raise LmmError(f"attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads")
-    if q.shape[0] < sum(segments.lengths_q) or k.shape[0] < sum(segments.lengths_k):
+    compiling = torch.compiler.is_compiling()  # host lengths that are read there are guarded: every packing would be compiled anew
+    if not compiling and (q.shape[0] < sum(segments.lengths_q) or k.shape[0] < sum(segments.lengths_k)):
         found = (q.shape[0], k.shape[0])
         raise LmmError(f"attention: segments need {sum(segments.lengths_q)} q and {sum(segments.lengths_k)} k rows, found {found}")
     if kv_end is not None and kv_end.shape != (q.shape[0],):
@@ -118,11 +124,13 @@ def attention_reference(
     scale: float,
     window: int | None,
     softcap: float | None,
-) -> Tensor:
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(softcapped(q k^T * scale)) v`` per segment in fp32 (fp64 stays fp64): the specification."""
     wide = torch.promote_types(q_TNE.dtype, torch.float32)
     group = q_TNE.shape[1] // k_TKE.shape[1]
-    outputs = []
+    outputs: list[Tensor] = []
+    sums = [q_TNE.new_empty(0, q_TNE.shape[1], dtype=wide)]
     for q_start, k_start, len_q, len_k in _segment_starts(segments):
         q = q_TNE[q_start : q_start + len_q].to(wide).transpose(0, 1)
         k, v = (x[k_start : k_start + len_k].to(wide).repeat_interleave(group, 1).transpose(0, 1) for x in (k_TKE, v_TKE))
@@ -134,7 +142,10 @@ def attention_reference(
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = torch.nan_to_num(scores.softmax(-1)) if len_k else scores
         outputs.append((weights @ v).transpose(0, 1).to(q_TNE.dtype))
-    return _with_slack(outputs, q_TNE)
+        if return_lse:
+            sums.append(scores.logsumexp(-1).t())
+    out_TNE = _with_slack(outputs, q_TNE)
+    return (out_TNE, _lse_with_slack(sums, q_TNE)) if return_lse else out_TNE
 
 
 def attention_torch(
@@ -150,17 +161,15 @@ def attention_torch(
 ) -> Tensor:
     """``scaled_dot_product_attention`` over runs of equal-length segments."""
     outputs = []
-    for shape, run in groupby(_segment_starts(segments), key=lambda s: s[2:]):
-        (len_q, len_k), starts = shape, list(run)
-        for first, k_first, count in _batches(starts, kv_end):
-            q, k, v = (
-                x[start : start + count * n].unflatten(0, (count, n)).transpose(1, 2)
-                for x, start, n in ((q_TNE, first, len_q), (k_TKE, k_first, len_k), (v_TKE, k_first, len_k))
-            )
-            ends = None if kv_end is None else kv_end[first : first + len_q] - k_first
-            near = window if window is not None and window < len_k else None
-            out = _chunked(q, k, v, causal, ends, scale, near)
-            outputs.append(out.transpose(1, 2).flatten(0, 1))
+    for first, k_first, len_q, len_k, count in _runs(segments, together=kv_end is None):
+        q, k, v = (
+            x.narrow(0, start, count * n).unflatten(0, (count, n)).transpose(1, 2)
+            for x, start, n in ((q_TNE, first, len_q), (k_TKE, k_first, len_k), (v_TKE, k_first, len_k))
+        )
+        ends = None if kv_end is None else kv_end[first : first + len_q] - k_first
+        near = window if window is not None and window < len_k else None
+        out = _chunked(q, k, v, causal, ends, scale, near)
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
     return _with_slack(outputs, q_TNE)
 
 
@@ -189,13 +198,15 @@ def _chunked(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
-def _batches(starts: list[tuple[int, int, int, int]], kv_end: Tensor | None) -> Iterator[tuple[int, int, int]]:
-    """Yield (first q row, first k row, segments) of batched calls: one by one where each row has its own mask."""
-    if kv_end is None:
-        yield starts[0][0], starts[0][1], len(starts)
-        return
-    for q_start, k_start, _, _ in starts:
-        yield q_start, k_start, 1
+def _runs(segments: Segments, *, together: bool) -> list[tuple[int, int, int, int, int]]:
+    """Return (first q row, first k row, len_q, len_k, segments) of batched calls: neighbours of equal lengths, or each segment alone."""
+    runs: list[tuple[int, int, int, int, int]] = []
+    for q_start, k_start, len_q, len_k in _segment_starts(segments):
+        if together and runs and runs[-1][2:4] == (len_q, len_k):
+            runs[-1] = (*runs[-1][:4], runs[-1][4] + 1)
+        else:
+            runs.append((q_start, k_start, len_q, len_k, 1))
+    return runs
 
 
 def _with_slack(outputs: list[Tensor], q_TNE: Tensor) -> Tensor:
@@ -208,6 +219,12 @@ def _with_slack(outputs: list[Tensor], q_TNE: Tensor) -> Tensor:
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def _lse_with_slack(sums: list[Tensor], q_TNE: Tensor) -> Tensor:
+    """Join the segments; rows behind the last one see no key."""
+    lse_TN = torch.cat(sums)
+    return F.pad(lse_TN, (0, 0, 0, q_TNE.shape[0] - lse_TN.shape[0]), value=float("-inf"))
+
+
 def _torch_supports(
     q: Tensor,
     k: Tensor,
@@ -218,10 +235,13 @@ def _torch_supports(
     scale: float,
     window: int | None,
     softcap: float | None,
+    return_lse: bool = False,
 ) -> bool | str:
+    if return_lse:
+        return "scaled_dot_product_attention doesn't return the logarithm of its sums"
     if softcap is not None:
         return "scaled_dot_product_attention has no softcap"
-    if min((*segments.lengths_q, *segments.lengths_k), default=1) == 0:
+    if 0 in segments.lengths_q or 0 in segments.lengths_k:
         return "a segment of length 0"
     if kv_end is not None:
         return True if q.device.type != "cuda" else "kv_end may hide every key of a row, which SDPA returns as NaN"
@@ -230,5 +250,6 @@ def _torch_supports(
     return True
 
 
+register_implementation("attention", Implementation("triton", attention_triton, triton_supports, triton_trusted))
 register_implementation("attention", Implementation("torch", attention_torch, _torch_supports))
 register_implementation("attention", Implementation("reference", attention_reference))

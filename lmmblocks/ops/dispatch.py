@@ -3,24 +3,41 @@
 Motivation: users must be able to see, force and add implementations per op, and ``auto`` must never break a model.
 
 How it works: every op owns a ladder of :class:`Implementation`, fastest first; the reference is last and takes everything. A call
-walks the ladder and takes the first whose ``supports(call)`` is True. A forced name that refuses raises with its reason. The choice
-can be set for a block of code (:class:`backend`), for a process (``LMMBLOCKS_BACKEND="attention=reference,rms_norm=torch"``) or for
-one call (``backend="..."``).
+walks the ladder and takes the first whose ``supports(call)`` and ``trusted(call)`` are True. A forced name that refuses raises with its
+reason. The choice can be set, from the strongest to the weakest, for one call (``backend="..."``), for the modules of a model that match
+a pattern (:meth:`backend.override`), for a block of code (:class:`backend`), and for a process
+(``LMMBLOCKS_BACKEND="attention=reference,rms_norm=torch"``).
+
+Nothing is remembered from call to call: a verdict may depend on strides and lengths, and costs less than a launch. What is constant
+(what is installed, what a device can do) is remembered by those who find it out.
 
 Non-goals: autotuning, and any decision that needs device data.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ..spec import LmmError, closest
+from . import choices
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .overrides import Override
 
 ENVIRONMENT = "LMMBLOCKS_BACKEND"
+_LOG = logging.getLogger("lmmblocks.dispatch")
+
+
+def _always(*args: Any, **kwargs: Any) -> bool | str:
+    return True
 
 
 @dataclass(frozen=True)
@@ -30,17 +47,24 @@ class Implementation:
     Attributes:
         name: the word users write, ``reference``, ``torch``, ``triton``, ``cuda``.
         run: the callable, same signature for all implementations of the op.
-        supports: same arguments; True, or the reason it refuses.
+        supports: same arguments; True, or the reason it refuses, which binds a forced choice too.
+        trusted: same arguments; True, or the reason why ``auto`` passes it by although it could: a kernel that was never proven on a GPU.
+        foreign: it runs another package's code. When that raises, ``auto`` says so once and never takes it again in this process.
     """
 
     name: str
     run: Callable[..., Any]
-    supports: Callable[..., bool | str] = field(default=lambda *args, **kwargs: True)
+    supports: Callable[..., bool | str] = _always
+    trusted: Callable[..., bool | str] = _always
+    foreign: bool = False
 
 
 _LADDERS: dict[str, list[Implementation]] = {}
-_FORCED: ContextVar[dict[str, str] | None] = ContextVar("lmmblocks_backend", default=None)
+_CONSIDER = "?"
+_PARSED: dict[str, dict[str, str]] = {}
 _LAST: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+_BROKEN: dict[tuple[str, str], str] = {}
+_LOGGED: set[str] = set()
 
 
 def register_implementation(op: str, implementation: Implementation, *, before: str | None = None) -> None:
@@ -58,9 +82,18 @@ def register_implementation(op: str, implementation: Implementation, *, before: 
     ladder.insert(len(ladder) if before is None else names.index(before), implementation)
 
 
+def ladders() -> dict[str, tuple[str, ...]]:
+    """Return the names on the ladder of every op, fastest first."""
+    return {op: tuple(entry.name for entry in _LADDERS[op]) for op in sorted(_LADDERS)}
+
+
 def dispatch(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
     """Run ``op`` with the implementation that is forced, or the first on its ladder that supports the call."""
-    return select(op, *args, backend=backend, **kwargs).run(*args, **kwargs)
+    forced = backend if backend != "auto" else _forced(op)
+    entry = _walk(op, args, kwargs) if forced == "auto" else _select_forced(op, forced, args, kwargs)
+    if entry.foreign and forced == "auto" and not torch.compiler.is_compiling():
+        return _run_foreign(op, entry, args, kwargs)
+    return entry.run(*args, **kwargs)
 
 
 def select(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> Implementation:
@@ -70,20 +103,73 @@ def select(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> Impleme
         LmmError: the forced implementation is unknown or refuses this call; the message gives its reason.
     """
     forced = backend if backend != "auto" else _forced(op)
-    if forced != "auto":
-        return _select_forced(op, forced, args, kwargs)
+    return _walk(op, args, kwargs) if forced == "auto" else _select_forced(op, forced, args, kwargs)
+
+
+class Considered(Exception):
+    """Ends a call that was made to be considered only; ``verdicts`` are those of the op that it came to."""
+
+    def __init__(self, op: str, found: list[tuple[str, bool | str]]) -> None:
+        self.op, self.verdicts = op, found
+
+
+def consider(call: Callable[[], Any]) -> Considered:
+    """Make a call up to the first op that it comes to, which doesn't run: its ladder says what ``auto`` would do."""
+    before = choices.innermost()
+    choices.push(dict.fromkeys(_LADDERS, _CONSIDER), call)
+    try:
+        call()
+    except Considered as considered:
+        return considered
+    finally:
+        choices.restore(before)
+    raise AssertionError("the call came to no op")
+
+
+def verdicts(op: str, *args: Any, **kwargs: Any) -> list[tuple[str, bool | str]]:
+    """Return for each implementation of ``op``, fastest first, True or why ``auto`` would pass it by; nothing runs."""
+    return [(entry.name, _verdict(op, entry, args, kwargs)) for entry in _LADDERS[op]]
+
+
+def _verdict(op: str, entry: Implementation, args: tuple, kwargs: dict) -> bool | str:
+    verdict = entry.supports(*args, **kwargs)
+    if verdict is True:
+        verdict = entry.trusted(*args, **kwargs)
+    if verdict is True and entry.foreign:
+        verdict = _BROKEN.get((op, entry.name), True)
+    return verdict
+
+
+def _walk(op: str, args: tuple, kwargs: dict) -> Implementation:
     refused: list[tuple[str, str]] = []
     for entry in _LADDERS[op]:
-        verdict = entry.supports(*args, **kwargs)
+        verdict = _verdict(op, entry, args, kwargs)
         if verdict is True:
             _LAST[op] = (entry.name, refused)
+            if refused and op not in _LOGGED and not torch.compiler.is_compiling():
+                _LOGGED.add(op)
+                _LOG.debug("%s runs as %s: %s", op, entry.name, "; ".join(f"{name}: {reason}" for name, reason in refused))
             return entry
         refused.append((entry.name, str(verdict)))
     raise AssertionError(f"the reference of {op} must take every call: {refused}")
 
 
+def _run_foreign(op: str, entry: Implementation, args: tuple, kwargs: dict) -> Any:
+    try:
+        return entry.run(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # other people's code: whatever goes wrong in it is a reason, and is told
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        _BROKEN[op, entry.name] = f"it failed with {type(error).__name__}: {first}; not tried again in this process"
+        _LOG.warning("%s: %s failed and is passed by from now on: %s: %s", op, entry.name, type(error).__name__, first)
+        return dispatch(op, *args, **kwargs)
+
+
 def _select_forced(op: str, forced: str, args: tuple, kwargs: dict) -> Implementation:
-    entry = _find(op, forced)
+    if forced == _CONSIDER:
+        raise Considered(op, verdicts(op, *args, **kwargs))
+    entry = find(op, forced)
     verdict = entry.supports(*args, **kwargs)
     if verdict is not True:
         raise LmmError(f"backend {forced!r} was asked for op {op!r} but refuses this call: {verdict}; use 'auto' or 'reference'")
@@ -91,7 +177,12 @@ def _select_forced(op: str, forced: str, args: tuple, kwargs: dict) -> Implement
     return entry
 
 
-def _find(op: str, name: str) -> Implementation:
+def find(op: str, name: str) -> Implementation:
+    """Return an implementation by name.
+
+    Raises:
+        LmmError: an unknown op or implementation; names the closest one.
+    """
     if op not in _LADDERS:
         raise LmmError(f"unknown op {op!r}; known: {sorted(_LADDERS)}{closest(op, _LADDERS)}")
     for entry in _LADDERS[op]:
@@ -101,24 +192,34 @@ def _find(op: str, name: str) -> Implementation:
     raise LmmError(f"op {op!r} has no implementation {name!r}; it has {names}{closest(name, names)}")
 
 
+def check_choices(asked: Mapping[str, str]) -> None:
+    """Raise LmmError when an op or one of its implementations is unknown; ``"auto"`` fits every op."""
+    for op, name in asked.items():
+        if name != "auto" or op not in _LADDERS:
+            find(op, name)
+
+
 def _forced(op: str) -> str:
-    chosen = _FORCED.get()
-    if chosen and op in chosen:
+    if torch.compiler.is_compiling() and choices.overrides_are(op):
+        raise AssertionError(f"asked to be guarded: no override is named {op}")
+    chosen = choices.chosen()
+    if op in chosen:
         return chosen[op]
     text = os.environ.get(ENVIRONMENT)
     return _from_environment(text).get(op, "auto") if text else "auto"
 
 
 def _from_environment(text: str) -> dict[str, str]:
-    choices = {}
-    for entry in text.split(","):
-        op, equals, name = entry.strip().partition("=")
-        if not equals:
-            raise LmmError(f"{ENVIRONMENT}={text!r}: expected 'op=implementation' pairs joined by commas, found {entry!r}")
-        if name != "auto":
-            _find(op, name)
-        choices[op] = name
-    return choices
+    if text not in _PARSED:
+        parsed = {}
+        for entry in text.split(","):
+            op, equals, name = (part.strip() for part in entry.partition("="))
+            if not equals:
+                raise LmmError(f"{ENVIRONMENT}={text!r}: expected 'op=implementation' pairs joined by commas, found {entry!r}")
+            parsed[op] = name
+        check_choices(parsed)
+        _PARSED[text] = parsed
+    return _PARSED[text]
 
 
 class backend:
@@ -130,20 +231,18 @@ class backend:
     'reference'
     """
 
-    def __init__(self, **choices: str) -> None:
-        for op, name in choices.items():
-            if name != "auto" or op not in _LADDERS:
-                _find(op, name)
-        self._choices = choices
-        self._token: Token | None = None
+    def __init__(self, **asked: str) -> None:
+        check_choices(asked)
+        self._asked = asked
+        self._before: list[choices.Frame | None] = []
 
     def __enter__(self) -> backend:
-        self._token = _FORCED.set({**(_FORCED.get() or {}), **self._choices})
+        self._before.append(choices.innermost())
+        choices.push(self._asked, self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        assert self._token is not None
-        _FORCED.reset(self._token)
+        choices.restore(self._before.pop())
 
     @staticmethod
     def chosen(op: str) -> str:
@@ -153,17 +252,19 @@ class backend:
     @staticmethod
     def register(op: str, name: str, run: Callable[..., Any], supports: Callable[..., bool | str] | None = None) -> None:
         """Put an implementation of your own on top of the ladder of ``op``."""
-        ladder = _LADDERS.get(op) or [_find(op, name)]
-        entry = Implementation(name, run) if supports is None else Implementation(name, run, supports)
-        register_implementation(op, entry, before=ladder[0].name)
+        ladder = _LADDERS.get(op) or [find(op, name)]
+        register_implementation(op, Implementation(name, run, supports or _always), before=ladder[0].name)
 
     @staticmethod
-    def explain() -> str:
-        """Return a table: op, its ladder, what is forced, what ran last and why each other one was refused."""
-        rows = [("op", "ladder", "set to", "ran last", "refused because")]
-        for op in sorted(_LADDERS):
-            last, refused = _LAST.get(op, ("-", []))
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused) or "-"
-            rows.append((op, " > ".join(e.name for e in _LADDERS[op]), _forced(op), last, reasons))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+    def override(model: nn.Module, patterns: Mapping[str, Mapping[str, str]]) -> Override:
+        """Choose implementations for the modules of a model whose names match a pattern; see :class:`~lmmblocks.ops.overrides.Override`."""
+        from .overrides import Override
+
+        return Override(model, patterns)
+
+    @staticmethod
+    def explain(width: int = 100) -> str:
+        """Return per op what ran last, what is forced, its ladder, and why each faster implementation was passed by; wrapped at ``width``."""
+        from .explain import table
+
+        return table([(op, _forced(op), names, *_LAST.get(op, ("-", []))) for op, names in ladders().items()], width)

@@ -11,6 +11,8 @@ from torch import Tensor
 from ..spec import Segments
 from .activations import softcapped
 from .dispatch import Implementation, dispatch, register_implementation
+from .row_scores import kernel_refusal, launched
+from .triton_gate import triton_distrust
 
 
 @torch.no_grad()
@@ -61,4 +63,26 @@ def last_row_scores_reference(
     return scores_Tk
 
 
+def last_row_scores_triton(
+    q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """The kernel of ``ops.row_scores``, which finds the last row of each segment on the device."""
+    return launched(q_TNE, k_TKE, segments, scale, window, softcap, last=True)
+
+
+def _triton_supports(
+    q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
+) -> bool | str:
+    return kernel_refusal(q, k, 1, False) or True
+
+
+def _triton_trusted(
+    q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
+) -> bool | str:
+    return triton_distrust("last_row_scores", k) or True
+
+
+register_implementation(
+    "last_row_scores", Implementation("triton", last_row_scores_triton, _triton_supports, _triton_trusted)
+)
 register_implementation("last_row_scores", Implementation("reference", last_row_scores_reference))

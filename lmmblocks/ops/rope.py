@@ -6,10 +6,15 @@ Source: Su et al., "RoFormer", arXiv 2104.09864.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .dispatch import Implementation, dispatch, register_implementation
+from .library import kernel_op
+from .triton_gate import triton_distrust, triton_refusal
 
 
 def rope_frequencies(head_dim: int, theta: float, device: torch.device | str = "cpu") -> Tensor:
@@ -36,7 +41,13 @@ def rope_table(
 
 
 def rope(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, *, backend: str = "auto"
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    cos_TE: Tensor,
+    sin_TE: Tensor,
+    *,
+    inplace: bool = False,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys by their position.
 
@@ -45,18 +56,24 @@ def rope(
         k_TKE: ``(T, K, E)``.
         cos_TE: ``(T, E)`` from :func:`rope_table`; a narrower table turns the first dimensions only, as Phi does.
         sin_TE: shape of ``cos_TE``.
+        inplace: write into ``q`` and ``k`` and return them. Safe where nobody reads the unrotated values again: outputs of linear layers and
+            norms, whose backwards keep their inputs only. Not for leaves of autograd, nor while it records for the views that ``split`` or
+            ``chunk`` give of one tensor: torch refuses both.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
         The rotated pair, shapes and dtypes unchanged.
     """
-    return dispatch("rope", q_TNE, k_TKE, cos_TE, sin_TE, backend=backend)
+    return dispatch("rope", q_TNE, k_TKE, cos_TE, sin_TE, inplace, backend=backend)
 
 
-def rope_reference(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor]:
+def rope_reference(
+    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
     """The formula, the table rounded to the dtype of ``q`` first, as Llama does."""
     cos, sin = cos_TE[:, None].to(q_TNE.dtype), sin_TE[:, None].to(q_TNE.dtype)
-    return _rotated(q_TNE, cos, sin), _rotated(k_TKE, cos, sin)
+    q_out, k_out = _rotated(q_TNE, cos, sin), _rotated(k_TKE, cos, sin)
+    return (q_TNE.copy_(q_out), k_TKE.copy_(k_out)) if inplace else (q_out, k_out)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -72,4 +89,93 @@ def _rotate_half(x: Tensor) -> Tensor:
     return torch.cat([-second, first], dim=-1)
 
 
+_APART = kernel_op(
+    "rope_apart(Tensor q, Tensor k, Tensor cos, Tensor sin, bool adjoint=False) -> (Tensor, Tensor)",
+    "rope:rope_apart",
+    lambda q, k, cos, sin, adjoint=False: (q.new_empty(q.shape), k.new_empty(k.shape)),
+)
+_IN_PLACE = kernel_op(
+    "rope_in_place(Tensor(a!) q, Tensor(b!)? k, Tensor cos, Tensor sin, bool adjoint=False) -> ()",
+    "rope:rope_in_place",
+    lambda q, k, cos, sin, adjoint=False: None,
+)
+
+
+def unit_stride(grad: Tensor) -> Tensor:
+    """Return a gradient as a kernel can read it: a broadcast one (of a sum) has stride 0."""
+    return grad if grad.stride(-1) == 1 else grad.contiguous()
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cos_TE, sin_TE)
+        return _APART(q_TNE, k_TKE, cos_TE, sin_TE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_APART(unit_stride(grads[0]), unit_stride(grads[1]), *ctx.saved_tensors, True), None, None)
+
+
+class _RopeInPlace(torch.autograd.Function):
+    """Of one tensor: autograd lets a function of several results write into no view, and queries are views of a projection."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+        _IN_PLACE(x_TNE, None, cos_TE, sin_TE)
+        ctx.mark_dirty(x_TNE)
+        ctx.save_for_backward(cos_TE, sin_TE)
+        return x_TNE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = unit_stride(grads[0])
+        return _APART(grad, grad[:, :0], *ctx.saved_tensors, True)[0], None, None
+
+
+def rope_triton(
+    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One launch for queries and keys, one for both gradients; in place while autograd records, one for each."""
+    if not inplace:
+        return _Rope.apply(q_TNE, k_TKE, cos_TE, sin_TE)
+    if torch.is_grad_enabled() and (q_TNE.requires_grad or k_TKE.requires_grad):
+        return _RopeInPlace.apply(q_TNE, cos_TE, sin_TE), _RopeInPlace.apply(k_TKE, cos_TE, sin_TE)
+    _IN_PLACE(q_TNE, k_TKE, cos_TE, sin_TE)
+    return q_TNE, k_TKE
+
+
+def rope_refusal(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> str | None:
+    """Return why no kernel can rotate these heads, or None."""
+    if q_TNE.dtype != k_TKE.dtype:
+        return f"queries are {q_TNE.dtype} but keys are {k_TKE.dtype}"
+    if q_TNE.dim() != 3 or (q_TNE.shape[0], q_TNE.shape[2]) != (k_TKE.shape[0], k_TKE.shape[-1]):
+        return f"expected queries (T, N, E) and keys (T, K, E), found {tuple(q_TNE.shape)} and {tuple(k_TKE.shape)}"
+    tokens, _, width = q_TNE.shape
+    if cos_TE.shape != sin_TE.shape or cos_TE.dim() != 2 or cos_TE.shape[0] != tokens:
+        return f"expected tables ({tokens}, W), found {tuple(cos_TE.shape)} and {tuple(sin_TE.shape)}"
+    if cos_TE.shape[1] % 2 or not 0 < cos_TE.shape[1] <= width:
+        return f"a table of {cos_TE.shape[1]} columns can't turn pairs of {width} dimensions"
+    if cos_TE.requires_grad or sin_TE.requires_grad:
+        return "the table wants a gradient"
+    return triton_refusal(q_TNE, k_TKE, cos_TE, sin_TE)
+
+
+def _triton_supports(
+    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
+) -> bool | str:
+    return rope_refusal(q_TNE, k_TKE, cos_TE, sin_TE) or True
+
+
+def _triton_trusted(
+    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
+) -> bool | str:
+    return triton_distrust("rope", q_TNE) or True
+
+
+register_implementation("rope", Implementation("triton", rope_triton, _triton_supports, _triton_trusted))
 register_implementation("rope", Implementation("reference", rope_reference))

@@ -11,75 +11,258 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..kernels.splice_codes import NOWHERE
 from ..spec import LmmError, SplicePlan
 from .dispatch import Implementation, dispatch, register_implementation
+from .library import kernel_op
+from .triton_gate import triton_distrust, triton_refusal
+
+PIECE_ROWS = 64
+"""Rows of a frequent id whose sum is one row of the backward's workspace: ``CHUNK`` of the kernel."""
 
 
 def splice(
-    table_VD: Tensor, image_rows_MD: Tensor, plan: SplicePlan, *, scale: float | None = None, backend: str = "auto"
+    table_VD: Tensor,
+    image_rows_MD: Tensor,
+    plan: SplicePlan,
+    *,
+    scale: float | None = None,
+    accumulate_into: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Return packed ``embeds_TD``.
 
     Args:
         table_VD: token embedding table.
-        image_rows_MD: projected rows of all images of the batch, in plan order; ``M`` may be 0.
+        image_rows_MD: projected rows of all images of the batch, in plan order: ``(M, D)``, or ``(I, P, D)`` for images of one size. Rows and images
+            may lie apart, as in ``features[:, 1:]``; ``M`` may be 0.
         plan: says where each packed row comes from.
         scale: factor of the text rows, rounded to the dtype of the table first (Gemma); image rows stay as they are.
+        accumulate_into: fp32 ``(V, D)``; the backward adds the gradient of the table to it in place and leaves ``table.grad`` alone (a main gradient
+            that lives over many micro-batches). None = the gradient is returned.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
-        ``(T, D)``, dtype of the table.
+        ``(T, D)``, dtype of the table. Slack rows of a plan made on the device are zero.
 
     Raises:
-        LmmError: the number of image rows is not the plan's, or widths differ.
+        LmmError: the number of image rows is not the plan's, widths differ, an id lies outside the table, or ``accumulate_into`` doesn't fit.
     """
-    expected = plan.image_rows.shape[0]
-    if image_rows_MD.shape[0] != expected:
-        raise LmmError(
-            f"splice: the plan places {expected} image rows, the projector gave {image_rows_MD.shape[0]}: "
-            f"make the projector's out_grid() and its output agree"
+    problems = [*_misfits(table_VD, image_rows_MD, plan), *_gradient_misfits(table_VD, plan, accumulate_into)]
+    if problems:
+        raise LmmError("splice: " + "; ".join(problems))
+    return dispatch("splice", table_VD, image_rows_MD, plan, scale, accumulate_into, backend=backend)
+
+
+def _misfits(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan) -> list[str]:
+    if image_rows.dim() not in (2, 3):
+        return [f"image rows must be (M, D) or (I, P, D), found {tuple(image_rows.shape)}"]
+    problems, (vocabulary, width) = [], table_VD.shape
+    expected, found = plan.image_rows.shape[0], image_rows.shape[:-1].numel()
+    if found != expected:
+        problems.append(
+            f"the plan places {expected} image rows, the projector gave {found}: make the projector's out_grid() and its output agree"
         )
-    if image_rows_MD.shape[1] != table_VD.shape[1]:
-        raise LmmError(f"splice: image rows are {image_rows_MD.shape[1]} wide, the decoder is {table_VD.shape[1]} wide")
-    return dispatch("splice", table_VD, image_rows_MD, plan, scale, backend=backend)
+    if image_rows.shape[-1] != width:
+        problems.append(f"image rows are {image_rows.shape[-1]} wide, the decoder is {width} wide")
+    if plan.largest_id >= vocabulary:
+        problems.append(
+            f"the plan holds the id {plan.largest_id}, the table has {vocabulary} rows: use the tokenizer of this decoder or resize the table"
+        )
+    return problems
+
+
+def _gradient_misfits(table_VD: Tensor, plan: SplicePlan, main: Tensor | None) -> list[str]:
+    problems = []
+    learns = table_VD.requires_grad and torch.is_grad_enabled()
+    if learns and plan.status is not None and plan.total_rows and not plan.token_order.shape[0]:
+        problems.append(
+            "the plan was made with gradient=False but the table is trainable: make it with gradient=True, or freeze the table"
+        )
+    if main is not None:
+        wanted = torch.promote_types(table_VD.dtype, torch.float32)
+        alike = (main.shape, main.dtype, main.device) == (table_VD.shape, wanted, table_VD.device)
+        if not alike or main.stride(-1) != 1:
+            problems.append(
+                f"accumulate_into must be a {wanted} {tuple(table_VD.shape)} on {table_VD.device} with contiguous rows, found {main.dtype} "
+                f"{tuple(main.shape)} on {main.device} with strides {main.stride()}"
+            )
+        if main.requires_grad:
+            problems.append(
+                "accumulate_into must not require a gradient itself: pass a buffer, or .detach() it"
+            )
+    return problems
 
 
 class _Splice(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table_VD: Tensor, image_rows_MD: Tensor, plan: SplicePlan, scale: float | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        table_VD: Tensor,
+        image_rows_MD: Tensor,
+        plan: SplicePlan,
+        scale: float | None,
+        main_VD: Tensor | None,
+    ) -> Tensor:
         ctx.plan, ctx.vocabulary, ctx.dtypes = plan, table_VD.shape[0], (table_VD.dtype, image_rows_MD.dtype)
         ctx.scale = None if scale is None else table_VD.new_full((), scale)
+        ctx.main_VD = main_VD
         rows = plan.source.shape[0]
         # One slack row behind the packed ones takes the image rows that were truncated away: no host sync, no boolean index.
         embeds = table_VD.new_empty(rows + 1, table_VD.shape[1])
         torch.index_select(table_VD, 0, plan.source.clamp_min(0), out=embeds[:rows])
         if ctx.scale is not None:
             embeds[:rows].mul_(ctx.scale)
+        if plan.status is not None:
+            embeds[:rows].masked_fill_((plan.source == NOWHERE)[:, None], 0)
         target = torch.where(plan.image_rows < 0, rows, plan.image_rows)
         embeds.index_copy_(0, target.long(), image_rows_MD.to(table_VD.dtype))
         return embeds[:rows]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (grad_TD,), plan = grads, ctx.plan
         table_grad = image_grad = None
         if ctx.needs_input_grad[0]:
-            text_rows = plan.token_order.long()
-            ids = plan.source.index_select(0, text_rows).long()
-            text_grad = grad_TD.index_select(0, text_rows).to(torch.promote_types(grad_TD.dtype, torch.float32))
-            if ctx.scale is not None:
-                text_grad = text_grad * ctx.scale
-            table_grad = torch.ops.aten.embedding_dense_backward(text_grad, ids, ctx.vocabulary, -1, False).to(ctx.dtypes[0])
+            wide_grad = _table_gradient(grad_TD, plan, ctx.vocabulary, ctx.scale)
+            if ctx.main_VD is None:
+                table_grad = wide_grad.to(ctx.dtypes[0])
+            else:
+                ctx.main_VD.add_(wide_grad)
         if ctx.needs_input_grad[1]:
             rows = grad_TD.index_select(0, plan.image_rows.clamp_min(0))
             image_grad = torch.where((plan.image_rows >= 0)[:, None], rows, 0).to(ctx.dtypes[1])
-        return table_grad, image_grad, None, None
+        return table_grad, image_grad, None, None, None
 
 
-def splice_reference(table_VD: Tensor, image_rows_MD: Tensor, plan: SplicePlan, scale: float | None) -> Tensor:
+def _table_gradient(grad_TD: Tensor, plan: SplicePlan, vocabulary: int, scale: Tensor | None) -> Tensor:
+    """Return the gradient of the table in fp32 or wider."""
+    text_rows = plan.token_order.long()
+    there = None if plan.status is None else text_rows >= 0  # a plan made on the device ends in -1
+    text_rows = text_rows if there is None else text_rows.clamp_min(0)
+    ids = plan.source.index_select(0, text_rows).long()
+    text_grad = grad_TD.index_select(0, text_rows).to(torch.promote_types(grad_TD.dtype, torch.float32))
+    if there is not None:
+        ids, text_grad = torch.where(there, ids, 0), torch.where(there[:, None], text_grad, 0)
+    if scale is not None:
+        text_grad = text_grad * scale
+    return torch.ops.aten.embedding_dense_backward(text_grad, ids, vocabulary, -1, False)
+
+
+def splice_reference(
+    table_VD: Tensor,
+    image_rows: Tensor,
+    plan: SplicePlan,
+    scale: float | None,
+    accumulate_into: Tensor | None,
+) -> Tensor:
     """Gather the text rows, copy the image rows over their places."""
-    return _Splice.apply(table_VD, image_rows_MD, plan, scale)
+    return _Splice.apply(table_VD, image_rows.reshape(-1, table_VD.shape[1]), plan, scale, accumulate_into)
 
 
+_FWD = kernel_op(
+    "splice_fwd(Tensor table, Tensor images, Tensor source, float? scale) -> Tensor",
+    "splice:splice_fwd",
+    lambda table, images, source, scale: table.new_empty(source.shape[0], table.shape[1]),
+)
+_BWD_ROWS = kernel_op(
+    "splice_bwd_rows(Tensor grad, Tensor source, Tensor? image_rows, Tensor? token_order, SymInt vocabulary, ScalarType image_dtype)"
+    " -> (Tensor, Tensor, Tensor)",
+    "splice_bwd:splice_bwd_rows",
+    lambda grad, source, image_rows, token_order, vocabulary, image_dtype: (
+        grad.new_empty(0 if image_rows is None else image_rows.shape[0], grad.shape[1], dtype=image_dtype),
+        grad.new_empty(
+            0 if token_order is None else -(-token_order.shape[0] // PIECE_ROWS),
+            grad.shape[1],
+            dtype=torch.float32,
+        ),
+        grad.new_empty(0 if token_order is None else vocabulary + 1, dtype=torch.int32),
+    ),
+)
+_BWD_TABLE = kernel_op(
+    "splice_bwd_table(Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale, ScalarType dtype) -> Tensor",
+    "splice_bwd:splice_bwd_table",
+    lambda grad, token_order, partial, bounds, scale, dtype: grad.new_empty(
+        bounds.shape[0] - 1, grad.shape[1], dtype=dtype
+    ),
+)
+_BWD_TABLE_INTO = kernel_op(
+    "splice_bwd_table_into(Tensor(a!) main_grad, Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale) -> ()",
+    "splice_bwd:splice_bwd_table_into",
+    lambda main_grad, grad, token_order, partial, bounds, scale: None,
+)
+
+
+class _TritonSplice(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        table_VD: Tensor,
+        images: Tensor,
+        source_T: Tensor,
+        image_rows_M: Tensor,
+        token_order_K: Tensor,
+        scale: float | None,
+        main_VD: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(source_T, image_rows_M, token_order_K)
+        ctx.scale, ctx.main_VD = scale, main_VD
+        ctx.table, ctx.images = (table_VD.shape[0], table_VD.dtype), (images.shape, images.dtype)
+        return _FWD(table_VD, images, source_T, scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+        # A broadcast gradient (of a sum) has stride 0.
+        grad_TD = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
+        source_T, image_rows_M, order_K = ctx.saved_tensors
+        (vocabulary, dtype), (shape, image_dtype) = ctx.table, ctx.images
+        of_table, of_images = ctx.needs_input_grad[:2]
+        image_grad, partial_PD, bounds = _BWD_ROWS(
+            grad_TD,
+            source_T,
+            image_rows_M if of_images else None,
+            order_K if of_table else None,
+            vocabulary,
+            image_dtype,
+        )
+        table_grad = None
+        if of_table and ctx.main_VD is None:
+            table_grad = _BWD_TABLE(grad_TD, order_K, partial_PD, bounds, ctx.scale, dtype)
+        elif of_table:
+            _BWD_TABLE_INTO(ctx.main_VD, grad_TD, order_K, partial_PD, bounds, ctx.scale)
+        return table_grad, image_grad.view(shape) if of_images else None, None, None, None, None, None
+
+
+def splice_triton(
+    table_VD: Tensor,
+    image_rows: Tensor,
+    plan: SplicePlan,
+    scale: float | None,
+    accumulate_into: Tensor | None,
+) -> Tensor:
+    """One launch forward, two backward, one where the table is frozen; strided image rows are read where they lie."""
+    return _TritonSplice.apply(
+        table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into
+    )
+
+
+def _triton_supports(
+    table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None
+) -> bool | str:
+    indices = (plan.source, plan.image_rows, plan.token_order)
+    if not all(tensor.is_contiguous() for tensor in indices):
+        return "source, image_rows and token_order of the plan must be contiguous"
+    return triton_refusal(table_VD, image_rows, *indices, main_VD) or True
+
+
+def _triton_trusted(table_VD: Tensor, *rest: Any) -> bool | str:
+    return triton_distrust("splice", table_VD) or True
+
+
+register_implementation("splice", Implementation("triton", splice_triton, _triton_supports, _triton_trusted))
 register_implementation("splice", Implementation("reference", splice_reference))

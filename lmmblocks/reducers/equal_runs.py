@@ -1,4 +1,4 @@
-"""Packed rows of images cut into runs of neighbours with equal grids, which are computed together."""
+"""Packed rows of images: their boundaries, and runs of neighbours with equal grids, which are computed together."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..spec import LmmError, VisionFeatures, image_count
+from ..spec import LmmError, Segments, VisionFeatures, image_count
 
 
 def equal_runs(grids: Sequence[Any], *tensors: Tensor) -> Iterator[tuple[Any, list[Tensor]]]:
@@ -18,6 +19,14 @@ def equal_runs(grids: Sequence[Any], *tensors: Tensor) -> Iterator[tuple[Any, li
         images, rows = len(list(run)), image_count(grid)
         yield grid, [tensor[start : start + images * rows].unflatten(0, (images, rows)) for tensor in tensors]
         start += images * rows
+
+
+def image_segments(grids: Sequence[Any], device: torch.device) -> Segments:
+    """Return the boundaries of packed images; nothing is copied to the device where all have as many rows."""
+    counts = [image_count(grid) for grid in grids]
+    if len(set(counts)) == 1:
+        return Segments.uniform(len(counts), counts[0], device=device)
+    return Segments.of(counts, device=device)
 
 
 def check_one_row_per_patch(name: str, features: VisionFeatures, rows_MD: Tensor) -> None:

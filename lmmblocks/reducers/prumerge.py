@@ -1,9 +1,9 @@
 """LLaVA-PruMerge: keep the patches that CLS attends to most, and add to each what its nearest neighbours hold.
 
 Shang et al., arXiv 2403.15388; ``token_prune_merge_advanced`` and ``_plus`` of ``clip_encoder.py`` in 42Shawn/LLaVA-PruMerge, whose loops over
-images and kept patches are here two batched products. For a kept patch ``i`` with the ``n`` patches ``j`` of most similar keys (cosine over all
-heads side by side): ``x_i + sum_j a_j x_j`` with CLS attention ``a``, which isn't normalised again. One more row gathers the patches that weren't
-kept: ``sum_j a_j x_j``.
+images and kept patches are here one op, ``ops.merge_neighbours``. For a kept patch ``i`` with the ``n`` patches ``j`` of most similar keys (cosine
+over all heads side by side): ``x_i + sum_j a_j x_j`` with CLS attention ``a``, which isn't normalised again. One more row gathers the patches
+that weren't kept: ``sum_j a_j x_j``.
 
 The original takes keys and attention from CLIP's last layer, with all heads as one (``softmax(q k / sqrt(C))``), beside features of the last but
 one. Here both come from the layer that made the features, and the attention is the mean over its heads, as encoders offer it.
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..spec import Grid, LmmError, VisionFeatures, image_count
-from .equal_runs import check_one_row_per_patch, equal_runs
+from .equal_runs import check_one_row_per_patch, image_segments
 
 
 class PruMerge(nn.Module):
@@ -83,36 +82,17 @@ class PruMerge(nn.Module):
         """
         check_one_row_per_patch("prumerge", features, rows)
         assert features.keys is not None and features.cls_attn is not None
-        runs = equal_runs(grids, rows, features.keys.flatten(1), features.cls_attn)
-        merged = [self._merged(*tensors).flatten(0, 1) for _, tensors in runs]
-        return torch.cat([rows[:0], *merged]), tuple(self.out_count(grid) for grid in grids)
-
-    def _merged(self, x_IPD: Tensor, keys_IPC: Tensor, attention_IP: Tensor) -> Tensor:
-        kept_IK = self._kept(attention_IP)
-        keys_IPC = F.normalize(keys_IPC.float(), dim=-1)
-        picked = kept_IK[..., None].expand(-1, -1, keys_IPC.shape[-1])
-        similar_IKP = (keys_IPC.gather(1, picked) @ keys_IPC.transpose(1, 2)).scatter(2, kept_IK[..., None], float("-inf"))
-        nearest_IKn = similar_IKP.topk(min(self.neighbours, x_IPD.shape[1] - 1), dim=2).indices
-        everyone = attention_IP[:, None].expand(-1, kept_IK.shape[1], -1)
-        weights_IKP = torch.zeros_like(similar_IKP, dtype=x_IPD.dtype).scatter(
-            2, nearest_IKn, everyone.gather(2, nearest_IKn).to(x_IPD.dtype)
+        merged_MD = ops.merge_neighbours(
+            rows,
+            features.keys.flatten(1),
+            features.cls_attn,
+            image_segments(grids, rows.device),
+            keep=self.keep,
+            spread=self.spatial,
+            neighbours=self.neighbours,
+            rest=self.rest,
         )
-        weights_IKP = weights_IKP.scatter(2, kept_IK[..., None], 1.0)
-        if self.rest:
-            left_IP = attention_IP.to(x_IPD.dtype).scatter(1, kept_IK, 0.0)
-            weights_IKP = torch.cat([weights_IKP, left_IP[:, None]], 1)
-        return weights_IKP @ x_IPD
-
-    def _kept(self, attention_IP: Tensor) -> Tensor:
-        """Patches of the largest attention, then those spread evenly over the others."""
-        top_IK = attention_IP.topk(self.keep, dim=1).indices
-        if not self.spatial:
-            return top_IK
-        taken_IP = torch.zeros_like(attention_IP, dtype=torch.uint8).scatter(1, top_IK, 1)
-        others_IP = taken_IP.argsort(dim=1, stable=True)
-        count = attention_IP.shape[1] - self.keep
-        steps = torch.arange(self.spatial, device=attention_IP.device)
-        return torch.cat([top_IK, others_IP.index_select(1, (2 * steps + 1) * count // (2 * self.spatial))], 1)
+        return merged_MD, tuple(self.out_count(grid) for grid in grids)
 
 
 def outlier_counts(cls_attn: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -125,8 +105,4 @@ def outlier_counts(cls_attn: Tensor, grids: Sequence[Grid]) -> Tensor:
     Returns:
         int64 ``(I,)``, on the device.
     """
-    counts = []
-    for _, (attention_IP,) in equal_runs(grids, cls_attn.float()):
-        low, high = attention_IP.quantile(0.25, dim=1, keepdim=True), attention_IP.quantile(0.75, dim=1, keepdim=True)
-        counts.append((attention_IP > high + 1.5 * (high - low)).sum(1))
-    return torch.cat([torch.zeros(0, dtype=torch.int64, device=cls_attn.device), *counts])
+    return ops.outlier_counts(cls_attn, image_segments(grids, cls_attn.device))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
+from .. import ops
 from ..spec import Grid, LmmError, VisionFeatures, image_count
-from .equal_runs import check_one_row_per_patch, equal_runs
+from .equal_runs import check_one_row_per_patch, image_segments
 
 
 class VisionZip(nn.Module):
@@ -65,30 +65,16 @@ class VisionZip(nn.Module):
         """
         check_one_row_per_patch("visionzip", features, rows)
         assert features.keys is not None and features.cls_attn is not None
-        done, parts = 0, [rows[:0]]
-        for _, (x_IPD, keys_IPE, attention_IP) in equal_runs(grids, rows, features.keys.mean(1), features.cls_attn):
-            zipped = self._zipped(x_IPD, keys_IPE, attention_IP)
-            if self.cls:
-                assert features.prefix is not None
-                zipped = torch.cat([features.prefix[done : done + zipped.shape[0], :1], zipped], 1)
-            done += zipped.shape[0]
-            parts.append(zipped.flatten(0, 1))
-        return torch.cat(parts), tuple(self.out_count(grid) for grid in grids)
-
-    def _zipped(self, x_IPD: Tensor, keys_IPE: Tensor, attention_IP: Tensor) -> Tensor:
-        top = attention_IP.topk(self.dominant, dim=1).indices
-        stays_IP = torch.zeros_like(attention_IP, dtype=torch.uint8).scatter(1, top, 1)
-        order_IP = stays_IP.argsort(dim=1, stable=True)  # the others in their order, then those that stay in theirs
-        x_IPD = x_IPD.gather(1, order_IP[..., None].expand_as(x_IPD))
-        others_IRD, dominant_IKD = x_IPD.tensor_split([x_IPD.shape[1] - self.dominant], 1)
-        keys_IPE = F.normalize(keys_IPE.float(), dim=-1).gather(1, order_IP[..., None].expand_as(keys_IPE))
-        return torch.cat([dominant_IKD, self._contextual(others_IRD, keys_IPE[:, : others_IRD.shape[1]])], 1)
-
-    def _contextual(self, x_IRD: Tensor, keys_IRE: Tensor) -> Tensor:
-        step = max(1, x_IRD.shape[1] // self.contextual)
-        targets = slice(0, step * self.contextual, step)
-        similar_IRT = keys_IRE @ keys_IRE[:, targets].transpose(1, 2)
-        joins_IRT = torch.zeros_like(similar_IRT, dtype=x_IRD.dtype).scatter(2, similar_IRT.argmax(2, keepdim=True), 1)
-        joins_IRT[:, targets] = 0
-        mean_ITD = joins_IRT.transpose(1, 2) @ x_IRD / joins_IRT.sum(1).clamp_min(1)[..., None]
-        return x_IRD[:, targets] + mean_ITD
+        merged_MD = ops.merge_to_nearest(
+            rows,
+            features.keys.mean(1),
+            features.cls_attn,
+            image_segments(grids, rows.device),
+            keep=self.dominant,
+            targets=self.contextual,
+        )
+        if self.cls:
+            assert features.prefix is not None
+            merged_ITD = merged_MD.unflatten(0, (len(grids), self.dominant + self.contextual))
+            merged_MD = torch.cat([features.prefix[:, :1], merged_ITD], 1).flatten(0, 1)
+        return merged_MD, tuple(self.out_count(grid) for grid in grids)

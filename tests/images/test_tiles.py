@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lmmblocks.encoders.tile_arrangement import TileArrangement
-from lmmblocks.images.kinds import preprocess_from_dict, with_fit
+from lmmblocks.images.fit import with_fit
+from lmmblocks.images.kinds import preprocess_from_dict
 from lmmblocks.images.preprocess import ImagePreprocess, clip_preprocess
 from lmmblocks.images.tiles import (
     LLAVA_NEXT_RESOLUTIONS,

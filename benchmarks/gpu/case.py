@@ -1,0 +1,113 @@
+"""What a suite declares: checks of a kernel against fp64, and timings of it beside its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Any]
+Outputs = tuple[Tensor, ...]
+Call = Callable[[], Any]
+
+HALF = (torch.bfloat16, torch.float16)
+ALL = (*HALF, torch.float32)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A case that one op must compute right, compute the same every time, and compute inside a CUDA graph.
+
+    Attributes:
+        op: name of the op, as in ``ops.backend``.
+        case: what is special about it.
+        inputs: ``(device, toy) -> inputs``: fp32 tensors under names; integer tensors stay what they are. ``toy`` = for the interpreter.
+        run: ``(backend, inputs) -> outputs``, gradients included.
+        dtypes: what the floating-point inputs are cast to.
+        implementation: the kernel's name on the ladder.
+        fp64: whether the reference is run on fp64 inputs for the truth (else in fp32).
+    """
+
+    op: str
+    case: str
+    inputs: Callable[[torch.device, bool], Inputs]
+    run: Callable[[str, Inputs], Outputs]
+    dtypes: tuple[torch.dtype, ...] = ALL
+    implementation: str = "triton"
+    fp64: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One op at one size and mode, by several providers in turn.
+
+    Attributes:
+        op: name of the op.
+        shape: size, as a label.
+        mode: "fwd", "bwd" or "fwd+bwd".
+        inputs: ``(device) -> inputs``, random.
+        providers: name -> ``(inputs) -> call``; ours begin with ``lmmblocks``. A provider that cannot run raises, and its row says why.
+        bytes: the fewest bytes it must move; 0 = not the measure.
+        flops: the operations it must do; 0 = not the measure.
+        quick: part of ``--quick``.
+        memory: also measure the peak of allocated memory.
+    """
+
+    op: str
+    shape: str
+    mode: str
+    inputs: Callable[[torch.device], Inputs]
+    providers: dict[str, Callable[[Inputs], Call]]
+    bytes: int = 0
+    flops: int = 0
+    quick: bool = True
+    memory: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a row of ours must reach against another row of the same timing, or against a ceiling.
+
+    Attributes:
+        op: of the timing.
+        mode: of the timing.
+        shape: prefix of the timing's shape.
+        against: provider whose measure is divided by ours, ``"copy"`` / ``"gemm"`` for the share of that ceiling, or ``"limit"`` for a plain number.
+        at_least: the ratio or share; with ``"limit"`` the most that ours may be.
+        measure: column that is compared: "ms_median", "peak_mb" or "host_us".
+    """
+
+    op: str
+    mode: str
+    shape: str
+    against: str
+    at_least: float
+    measure: str = "ms_median"
+
+
+@dataclass
+class Suite:
+    """Checks, timings and targets of one file."""
+
+    checks: list[Check] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+
+def backward_of(outputs: Call, wanted: tuple[Tensor, ...], grad: Tensor) -> Call:
+    """Return a call that repeats the backward of a graph built once."""
+    y = outputs()
+    return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
+
+
+def both_of(outputs: Call, wanted: tuple[Tensor, ...], grad: Tensor) -> Call:
+    """Return a call of forward and backward."""
+    return lambda: torch.autograd.grad(outputs(), wanted, grad)
+
+
+def in_mode(mode: str, outputs: Call, wanted: tuple[Tensor, ...], grad: Tensor) -> Call:
+    """Return the call of a mode."""
+    return {"fwd": lambda: outputs, "bwd": lambda: backward_of(outputs, wanted, grad), "fwd+bwd": lambda: both_of(outputs, wanted, grad)}[mode]()

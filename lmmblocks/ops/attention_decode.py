@@ -1,0 +1,115 @@
+"""Attention of a few new rows against a long cache, its keys split over the device: ``triton_decode`` on the ladder of ``attention``.
+
+It stands in front of the kernel that splits rows only: a single row leaves all but a few multiprocessors of a GPU idle there. Choosing it, and
+the number of parts, takes lengths that the host knows and nothing else, so a decoding step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..spec import Segments
+from .dispatch import Implementation, ladders, register_implementation
+from .library import kernel_op
+from .triton_gate import misalignment, triton_distrust, triton_refusal
+
+NAME = "triton_decode"
+
+MOST_ROWS = 16
+"""Query rows of a segment."""
+
+LONG_KEYS = 512
+"""Keys from which on ``auto`` prefers it: shorter segments would not be split."""
+
+WIDEST_HEAD = 256
+
+ATTENTION_DECODE = kernel_op(
+    "attention_decode(Tensor q, Tensor k, Tensor v, Tensor cu_q, Tensor cu_k, SymInt longest_q, bool even, bool causal, float scale, "
+    "SymInt? window, float? softcap, SymInt[] visible, SymInt parts=0) -> (Tensor, Tensor)",
+    "attention_decode:attention_decode",
+    lambda q, k, v, cu_q, cu_k, longest_q, even, causal, scale, window, softcap, visible, parts=0: (
+        q.new_empty(q.shape),
+        q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32),
+    ),
+)
+
+
+def visible_lengths(segments: Segments, window: int | None) -> list[int]:
+    """Return how many keys the rows of each segment see between them."""
+    pairs = zip(segments.lengths_q, segments.lengths_k)
+    return [
+        0 if not len_q else len_k if window is None else min(len_k, window + len_q - 1)
+        for len_q, len_k in pairs
+    ]
+
+
+def attention_triton_decode(
+    q_TNE: Tensor,
+    k_TKE: Tensor,
+    v_TKE: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the split kernel; ``(out_TNE, lse_TN)`` with ``return_lse``."""
+    even = len(set(segments.lengths_q)) == 1 and sum(segments.lengths_q) == q_TNE.shape[0]
+    out_TNE, lse_NT = ATTENTION_DECODE(
+        q_TNE, k_TKE, v_TKE, segments.cu_q, segments.cu_k, segments.max_q, even, causal, scale, window, softcap,
+        visible_lengths(segments, window),
+    )  # fmt: skip
+    return (out_TNE, lse_NT.t()) if return_lse else out_TNE
+
+
+def _supports(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    return_lse: bool = False,
+) -> bool | str:
+    if segments.max_q > MOST_ROWS:
+        return f"a segment of {segments.max_q} query rows: it splits the keys of at most {MOST_ROWS}"
+    if kv_end is not None:
+        return "it has no mask with an end per row (kv_end)"
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return "it has no backward, and a gradient is asked for"
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: they must agree"
+    if not 0 < q.shape[-1] <= WIDEST_HEAD or scale <= 0:
+        return f"heads of {q.shape[-1]} with scale {scale}: it takes 1 to {WIDEST_HEAD} and a scale above 0"
+    return triton_refusal(q, k, v) or misalignment(q, k, v) or True
+
+
+def _trusted(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    causal: bool,
+    kv_end: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    return_lse: bool = False,
+) -> bool | str:
+    longest = max(visible_lengths(segments, window), default=0)
+    if longest < LONG_KEYS:
+        return f"at most {longest} visible keys a segment: splitting pays from {LONG_KEYS} on"
+    return triton_distrust("attention", q, NAME) or True
+
+
+register_implementation(
+    "attention",
+    Implementation(NAME, attention_triton_decode, _supports, _trusted),
+    before=ladders()["attention"][0],
+)

@@ -1,0 +1,105 @@
+"""When a Triton kernel can run, and when ``auto`` may choose it.
+
+Two different questions: :func:`triton_refusal` is about this call (device, dtype, strides) and binds everyone; :func:`triton_distrust`
+is about proof and binds ``auto`` only: a kernel that was never run on a GPU of this compute capability must be asked for by name.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .constant import constant
+
+OLDEST_CAPABILITY = (8, 0)
+"""bf16 tensor cores and asynchronous copies: A100 and newer."""
+
+ALIGNMENT_BYTES = 16
+"""Of a 128-bit access, which the kernels' budgets assume."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def interpreting() -> bool:
+    """Return whether Triton's kernels run in its interpreter, as the tests of a machine without a GPU do."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
+@constant
+def triton_installed() -> bool:
+    """Return whether Triton can be imported; nothing is."""
+    return find_spec("triton") is not None
+
+
+def triton_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
+    """Return why no Triton kernel can take these tensors, or None.
+
+    Args:
+        tensors: inputs of the call; None stands for one that is not given. Their last dimension must be contiguous and their dtype one of
+            ``dtypes``; integer tensors need neither.
+        dtypes: what the kernel computes.
+    """
+    if not triton_installed():
+        return "triton is not installed"
+    given = [tensor for tensor in tensors if tensor is not None]
+    device = given[0].device
+    if any(tensor.device != device for tensor in given):
+        return f"tensors lie on {sorted({str(tensor.device) for tensor in given})}: move them to one device"
+    problem = _device_refusal(device)
+    if problem is not None:
+        return problem
+    for tensor in given:
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype not in dtypes:
+            return f"{tensor.dtype} is none of {', '.join(str(dtype) for dtype in dtypes)}"
+        if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            return f"the last dimension of a tensor {tuple(tensor.shape)} has stride {tensor.stride(-1)}, not 1"
+    return None
+
+
+def misalignment(*tensors: Tensor) -> str | None:
+    """Return why 128-bit accesses are impossible, or None: a data pointer or a row that doesn't start on 16 bytes.
+
+    ``torch.compile`` can't say where the data of a tensor starts, so in compiled code only the rows are looked at. Kernels promise their compiler
+    no more than that: where a pointer isn't aligned, Triton sees it at the launch and takes narrower loads.
+    """
+    for tensor in tensors:
+        size = tensor.element_size()
+        strides = [stride * size for stride, length in zip(tensor.stride()[:-1], tensor.shape) if length > 1]
+        offset = 0 if torch.compiler.is_compiling() else tensor.storage_offset() * size
+        if offset % ALIGNMENT_BYTES or any(stride % ALIGNMENT_BYTES for stride in strides):
+            return f"a tensor {tuple(tensor.shape)} with strides {tensor.stride()} is not aligned to {ALIGNMENT_BYTES} bytes"
+    return None
+
+
+def triton_distrust(op: str, tensor: Tensor, implementation: str = "triton") -> str | None:
+    """Return why ``auto`` must not choose the Triton kernel of ``op`` on the tensor's device, or None."""
+    if tensor.device.type != "cuda":
+        return f"Triton's interpreter is for tests: ask for {implementation!r} by name"
+    return _unverified(f"{op}.{implementation}", tensor.device)
+
+
+@constant
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        found = torch.cuda.get_device_capability(device)
+        if found >= OLDEST_CAPABILITY:
+            return None
+        return f"compute capability {found[0]}.{found[1]} is below {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
+    if device.type == "cpu" and interpreting():
+        return None
+    return f"tensors are on {device.type}: Triton kernels need a CUDA device"
+
+
+@constant
+def _unverified(kernel: str, device: torch.device) -> str | None:
+    from ..kernels.verified import is_verified
+
+    found = torch.cuda.get_device_capability(device)
+    if is_verified(kernel, found):
+        return None
+    return f"never proven on compute capability {found[0]}.{found[1]} (kernels/verified.json): ask for it by name"
