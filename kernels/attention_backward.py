@@ -7,7 +7,7 @@ With ``p = exp(score - lse)``, ``dp = dO v^T``, ``delta = rowsum(dO O) - dlse`` 
 Shapes: as in the forward; ``dO`` with strides for rows and heads, ``delta, lse [N, T_q]`` fp32, gradients contiguous in the dtype of their tensors.
 Rows behind the last segment are written as zeros and never read.
 
-1. ``delta``: reads ``2 T_q N E b``, writes ``4 T_q N``.
+1. ``delta``: ``attention_delta.py``.
 2. ``dk, dv``: a program holds one block of keys of one kv head and walks over the rows of every query head of the group that see it, adding
    in fp32. Gradients of grouped queries are thus neither written per query head nor rounded before they are summed.
 3. ``dq``: a program holds one tile of rows of one head and walks over keys, as the forward does.
@@ -25,32 +25,29 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_bounds import (
-    FULL, find_tile, grid_tiles, key_blocks, key_ends, key_starts, mask_kind, other_rows, own_rows, row_blocks, seen,
-)  # fmt: skip
+    FULL,
+    find_tile,
+    grid_tiles,
+    key_blocks,
+    key_ends,
+    key_starts,
+    mask_kind,
+    other_rows,
+    own_rows,
+    row_blocks,
+    seen,
+)
+from .attention_delta import attention_delta
 from .attention_forward import LOG2_E, capped
-from .attention_heads import added, aligned, head_parts, load_rows, products, row_sums, store_rows, zero_rows
-from .attention_tiles import DELTA_ROWS, tiles_for
+from .attention_heads import added, aligned, head_parts, load_rows, products, store_rows, zero_rows
+from .attention_tiles import tiles_for
 from .device import capability, launching_on
 
 
-@triton.jit(do_not_specialize=["segments"])
-def _attention_delta_kernel(
-    out, grad, grad_lse, delta, cu_q, grad_row, grad_head, grad_lse_row, grad_lse_head, rows_q, segments, heads,
-    E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1).to(tl.int64)
-    live = row < tl.load(cu_q + segments)
-    values = load_rows(out, row * (heads * E) + head * E, live, E, MAIN, REST, True)
-    slopes = load_rows(grad, row * aligned(grad_row, VECTOR) + head * aligned(grad_head, VECTOR), live, E, MAIN, REST, True)
-    found = row_sums(values, slopes)
-    if grad_lse is not None:
-        found -= tl.load(grad_lse + row * grad_lse_row + head * grad_lse_head, mask=live, other=0.0)
-    tl.store(delta + head * rows_q + row, found, mask=live)
-
-
 @triton.jit
-def _slopes(scores, log_weight, dp, delta, visible, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr):
+def _slopes(
+    scores, log_weight, dp, delta, visible, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr
+):
     """Weights and gradient of the raw products ``q k^T`` (without ``scale``); ``log_weight`` in units of log2, all broadcast."""
     if SOFTCAP:
         bent = capped(scores * scale, softcap)
@@ -84,7 +81,9 @@ def _from_rows(
     slopes = load_rows(grad, row.to(tl.int64) * grad_row, live, E, MAIN, REST, True)
     dp = products(values, slopes)
     own_delta = tl.load(delta + row, mask=live, other=0.0)
-    shares, ds = _slopes(scores, log_weight[None, :], dp, own_delta[None, :], visible, scale, softcap, MASKED, SOFTCAP)
+    shares, ds = _slopes(
+        scores, log_weight[None, :], dp, own_delta[None, :], visible, scale, softcap, MASKED, SOFTCAP
+    )
     return added(grads[0], ds, queries), added(grads[1], shares, slopes)
 
 
@@ -110,8 +109,12 @@ def _attention_dkdv_kernel(
         first_key, begin_q, length_q, begin_k, length_k, kv_end, window, MASK, WINDOW, KEYS, ROWS
     )
     key64 = (begin_k + key).to(tl.int64)
-    keys = load_rows(k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), live, E, MAIN, REST, True)
-    values = load_rows(v, key64 * aligned(v_row, VECTOR) + kv_head * aligned(v_head, VECTOR), live, E, MAIN, REST, True)
+    keys = load_rows(
+        k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), live, E, MAIN, REST, True
+    )
+    values = load_rows(
+        v, key64 * aligned(v_row, VECTOR) + kv_head * aligned(v_head, VECTOR), live, E, MAIN, REST, True
+    )
     q_row, grad_row = aligned(q_row, VECTOR), aligned(grad_row, VECTOR)
     q += begin_q.to(tl.int64) * q_row
     grad += begin_q.to(tl.int64) * grad_row
@@ -161,7 +164,9 @@ def _from_keys(
     values = load_rows(v, key.to(tl.int64) * v_row, key < length_k, E, MAIN, REST, MASKED)
     visible = seen(key[None, :], low[:, None], high[:, None], WINDOW)
     scores, dp = products(queries, keys), products(slopes, values)
-    shares, ds = _slopes(scores, log_weight[:, None], dp, delta[:, None], visible, scale, softcap, MASKED, SOFTCAP)
+    shares, ds = _slopes(
+        scores, log_weight[:, None], dp, delta[:, None], visible, scale, softcap, MASKED, SOFTCAP
+    )
     return added(dq, ds, keys)
 
 
@@ -191,8 +196,12 @@ def _attention_dq_kernel(
     k += begin_k.to(tl.int64) * k_row + head // GROUP * aligned(k_head, VECTOR)
     v += begin_k.to(tl.int64) * v_row + head // GROUP * aligned(v_head, VECTOR)
     row64 = (begin_q + row).to(tl.int64)
-    queries = load_rows(q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True)
-    slopes = load_rows(grad, row64 * aligned(grad_row, VECTOR) + head * aligned(grad_head, VECTOR), live, E, MAIN, REST, True)
+    queries = load_rows(
+        q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
+    )
+    slopes = load_rows(
+        grad, row64 * aligned(grad_row, VECTOR) + head * aligned(grad_head, VECTOR), live, E, MAIN, REST, True
+    )
     log_weight = tl.load(lse + head * rows_q + row64, mask=live, other=float("inf")) * LOG2_E
     own_delta = tl.load(delta + head * rows_q + row64, mask=live, other=0.0)
     total = zero_rows(ROWS, MAIN, REST)
@@ -216,7 +225,9 @@ def _attention_dq_kernel(
         )  # fmt: skip
 
     # Epilogue.
-    store_rows(dq, row64 * (heads * E) + head * E, live, total, tl.zeros((ROWS,), tl.float32) + scale, E, MAIN, REST)
+    store_rows(
+        dq, row64 * (heads * E) + head * E, live, total, tl.zeros((ROWS,), tl.float32) + scale, E, MAIN, REST
+    )
 
 
 def attention_bwd(
@@ -249,33 +260,33 @@ def attention_bwd(
         Gradients of ``q, k, v``, contiguous, in their dtypes.
     """
     (rows, heads, width), (keys, kv_heads, _), segments = q.shape, k.shape, cu_q.shape[0] - 1
+    delta = attention_delta(grad, grad_lse, out, cu_q)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
-    delta = torch.empty_like(lse)
-    tiles, parts, vector = tiles_for(width, q.dtype, capability(q.device)), head_parts(width), 16 // q.element_size()
-    q_strides, kv_strides, grad_strides = q.stride()[:2], (*k.stride()[:2], *v.stride()[:2]), grad.stride()[:2]
-    mask = mask_kind(causal, kv_end is not None), window is not None, softcap is not None, even
+    tiles, parts = tiles_for(width, q.dtype, capability(q.device)), head_parts(width)
+    inputs, bounds = (q, k, v, grad, lse, delta), (cu_q, cu_k, kv_end)
+    strides = [stride for x in (q, k, v, grad) for stride in x.stride()[:2]]
+    scores = scale, window or 0, softcap or 0.0
+    kind = (
+        width,
+        *parts,
+        heads // kv_heads,
+        16 // q.element_size(),
+        mask_kind(causal, kv_end is not None),
+        window is not None,
+    )
     with launching_on(q):
-        if rows and heads:
-            lse_strides = (0, 0) if grad_lse is None else (grad_lse.stride(1), grad_lse.stride(0))
-            _attention_delta_kernel[(triton.cdiv(rows, DELTA_ROWS), heads)](
-                out, grad, grad_lse, delta, cu_q, *grad_strides, *lse_strides, rows, segments, heads, width, *parts, vector, DELTA_ROWS
-            )
         if keys and kv_heads:
             tile = tiles.dkdv
             programs, blocks = grid_tiles(keys, segments, longest_k, even, tile.keys)
             _attention_dkdv_kernel[(programs, kv_heads)](
-                q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, kv_end, *q_strides, *kv_strides, *grad_strides,
-                rows, keys, segments, blocks, scale, window or 0, softcap or 0.0, kv_heads,
-                width, *parts, heads // kv_heads, vector, *mask, tile.rows, tile.keys,
-                num_warps=tile.warps, num_stages=tile.stages,
+                *inputs, dk, dv, *bounds, *strides, rows, keys, segments, blocks, *scores, kv_heads,
+                *kind, softcap is not None, even, tile.rows, tile.keys, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
         if rows and heads:
             tile = tiles.dq
             programs, blocks = grid_tiles(rows, segments, longest_q, even, tile.rows)
             _attention_dq_kernel[(programs, heads)](
-                q, k, v, grad, lse, delta, dq, cu_q, cu_k, kv_end, *q_strides, *kv_strides, *grad_strides,
-                rows, segments, blocks, scale, window or 0, softcap or 0.0, heads,
-                width, *parts, heads // kv_heads, vector, *mask, tile.rows, tile.keys,
-                num_warps=tile.warps, num_stages=tile.stages,
+                *inputs, dq, *bounds, *strides, rows, segments, blocks, *scores, heads,
+                *kind, softcap is not None, even, tile.rows, tile.keys, num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip
     return dq, dk, dv

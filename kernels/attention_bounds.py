@@ -147,14 +147,12 @@ def row_blocks(
         first = tl.minimum(tl.maximum(first_key - shift, 0), length_q)
         whole = tl.maximum(last_key - 1 - shift, 0)
     elif MASK == KV_END:
-        seeing = tl.zeros((SCAN,), tl.int32) + length_q
-        partial = tl.zeros((SCAN,), tl.int32)
+        first = length_q  # two numbers go around the loop: of vectors that do, Triton 3.9 passes no alignment on to the loads below
         for at in range(0, length_q, SCAN):
             row = at + tl.arange(0, SCAN)
             end = tl.load(kv_end + begin_q + row, mask=row < length_q, other=0).to(tl.int32) - begin_k
-            seeing = tl.minimum(seeing, tl.where((end > first_key) & (row < length_q), row, length_q))
-            partial = tl.maximum(partial, tl.where((end < last_key) & (row < length_q), row + 1, 0))
-        first, whole = tl.min(seeing, 0), tl.max(partial, 0)
+            first = tl.minimum(first, tl.min(tl.where((end > first_key) & (row < length_q), row, length_q), 0))
+            whole = tl.maximum(whole, tl.max(tl.where((end < last_key) & (row < length_q), row + 1, 0), 0))
     stop, clear = length_q, length_q
     if WINDOW:
         stop = tl.minimum(tl.maximum(last_key - 1 + window - shift, 0), length_q)

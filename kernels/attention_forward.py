@@ -24,9 +24,28 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention_bounds import (
-    FULL, find_tile, grid_tiles, key_blocks, key_ends, key_starts, mask_kind, narrow_keys, other_rows, own_rows, seen,
+    FULL,
+    find_tile,
+    grid_tiles,
+    key_blocks,
+    key_ends,
+    key_starts,
+    mask_kind,
+    narrow_keys,
+    other_rows,
+    own_rows,
+    seen,
 )  # fmt: skip
-from .attention_heads import added, aligned, head_parts, load_rows, products, scaled_rows, store_rows, zero_rows
+from .attention_heads import (
+    added,
+    aligned,
+    head_parts,
+    load_rows,
+    products,
+    scaled_rows,
+    store_rows,
+    zero_rows,
+)
 from .attention_tiles import packed_heads, shortened, tiles_for
 from .device import capability, launching_on
 
@@ -93,7 +112,9 @@ def _attention_fwd_kernel(
     k += begin_k.to(tl.int64) * k_row + kv_head * aligned(k_head, VECTOR)
     v += begin_k.to(tl.int64) * v_row + kv_head * aligned(v_head, VECTOR)
     row64 = (begin_q + row).to(tl.int64)
-    queries = load_rows(q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True)
+    queries = load_rows(
+        q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
+    )
     state = zero_rows(ROWS, MAIN, REST), tl.zeros((ROWS,), tl.float32) + LOWEST, tl.zeros((ROWS,), tl.float32)
     column = tl.arange(0, KEYS)
 
@@ -167,7 +188,10 @@ def attention_fwd(
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
     (rows, heads, width), kv_heads, segments = q.shape, k.shape[1], cu_q.shape[0] - 1
-    out, lse = torch.empty((rows, heads, width), dtype=q.dtype, device=q.device), q.new_empty((heads, rows), dtype=torch.float32)
+    out, lse = (
+        torch.empty((rows, heads, width), dtype=q.dtype, device=q.device),
+        q.new_empty((heads, rows), dtype=torch.float32),
+    )
     tile, group = tiles_for(width, q.dtype, capability(q.device)).forward, heads // kv_heads
     pack = packed_heads(longest_q, group, tile)
     tile = shortened(tile, longest_q * pack)

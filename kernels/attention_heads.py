@@ -36,7 +36,9 @@ def aligned(stride, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _load_part(base, offset, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, CHECK: tl.constexpr):
+def _load_part(
+    base, offset, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, CHECK: tl.constexpr
+):
     column = FIRST + tl.arange(0, WIDTH)
     at = base + offset[:, None] + column[None, :]
     if FIRST + WIDTH > E:

@@ -4,10 +4,12 @@ Not measured on a GPU. What decides, by head dim ``E``, read off the compiler's 
 
 - Warps should lie along what a program holds (rows forward and for dq, keys for dk/dv), so that the softmax and the second product stay within a
   warp. On Ampere Triton does so only where a tile holds at least as many rows as one part of the head has columns: 64 for ``E <= 96``,
-  128 for ``E = 128``. With 64 held at ``E = 128`` weights go through shared memory, one more barrier a block.
+  128 for ``E = 128``. Else weights go through shared memory, one more barrier a block: accepted for dk/dv at ``E = 128``, where two
+  accumulators for 128 keys spill within the loop, and where two CTAs of 4 warps fit a multiprocessor.
 - Held rows a warp: 32 at ``E = 64`` (4 warps, 128 rows), 16 elsewhere, where 32 would need more than the 255 registers of a thread.
 - 64 keys forward, not 128, at ``E = 64``: 577 keys are then 9 blocks and a tail of 16.
-- No spill lies within a loop over blocks but one word at ``E = 128`` forward on Ampere.
+- Spills lie between the loops over blocks, not within (but one word of the forward at ``E = 128`` on Ampere). At ``E = 256`` dk/dv is small on
+  Hopper for this reason, too small for warp-group products.
 - Hopper's warp-group products read keys from shared memory, which leaves registers for larger tiles.
 
 The forward tiles of ``E = 64`` and 128 are also those that PyTorch's FlexAttention settled on for A100 and (but for the keys at 64) H100
@@ -61,16 +63,20 @@ class Tiles:
 _AMPERE = {
     64: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     96: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    128: Tiles(Tile(128, 64, 8, 2), Tile(32, 128, 8, 2), Tile(128, 32, 8, 2)),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(128, 32, 8, 2)),
     256: Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2)),
 }
 _HOPPER = {
     64: Tiles(Tile(128, 64, 4, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
     96: Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
     128: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    256: Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
+    256: Tiles(Tile(128, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
 }
-_FP32 = {width: Tiles(*(Tile(32, 32, 4, 1),) * 3) for width in (64, 128)} | {256: Tiles(*(Tile(16, 16, 4, 1),) * 3)}
+_FP32 = {
+    64: Tiles(Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(32, 32, 4, 1)),
+    128: Tiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 32, 4, 1)),
+    256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+}
 """Products of fp32 run on the plain cores, out of registers."""
 
 _OVERRIDE: ContextVar[Tiles | None] = ContextVar("lmmblocks_attention_tiles", default=None)

@@ -15,15 +15,16 @@ from .spec import PATCHES, Grid, Instruction, TileGrid, VisionFeatures, image_co
 OF_THE_MODEL = frozenset({"instruction", "table"})
 """What a projector may require that the model fills in, not the encoder."""
 
+_ANY_SIDE = 8
+"""Patches along a side of the empty image of an encoder that takes any size."""
+
 
 def row_mismatches(
     encoder: Any, projector: Any, decoder: Any, reducers: Sequence[Any], max_length: int | None
 ) -> Iterator[str]:
     """Run reducers and projector on one empty image: widths and counts must be what they say."""
     spec = encoder.spec
-    if not spec.image_size:
-        return
-    side = spec.image_size // spec.patch
+    side = spec.image_size // spec.patch if spec.image_size else _ANY_SIDE
     grid = spec.grid or Grid(side, side)
     features = blank_features(spec, grid, next(iter(projector.parameters()), torch.zeros(())))
     features.table = decoder.table
@@ -55,7 +56,7 @@ def row_mismatches(
             continue
         rows = yield from _reducer_rows(reducer, features, rows, state)
         state = None if rows is None else reducer.out_count(state)
-    if rows is not None:
+    if rows is not None and spec.image_size:
         yield from _count_mismatches(encoder, projector, reducers, grid, rows.shape[0], max_length)
 
 

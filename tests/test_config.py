@@ -103,7 +103,7 @@ def test_values_are_not_changed_by_reading_them():
         ({}, r"lacks \['encoder', 'decoder'\]"),
         (changed(encoder={"type": "clip", "widht": 3, "dim": 64}), "encoder config: unknown keys 'widht'; known: dim, layers"),
         (changed(encoder={"type": "clap"}), "unknown encoder 'clap'; did you mean 'clip'"),
-        (changed(encoder={"dim": 64}), r"encoder config needs a 'type', one of \['clip', "),
+        (changed(encoder={"dim": 64}), r"encoder config needs a 'type', one of \['blip2_vit', 'clip', "),
         (changed(encoder="clip"), "encoder config must be a JSON object, found 'clip'"),
         (changed(decoder={"type": "transformer", "layers": "32"}), "layers must be a whole number above 0, found '32'"),
         (changed(decoder={"type": "transformer", "kv_heads": 0}), "kv_heads must be a whole number above 0, found 0"),

@@ -10,16 +10,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmmblocks
+from lmmblocks import kernels
 from lmmblocks.assemble import build
 from lmmblocks.config import Block
 from lmmblocks.data.collate import collate
 from lmmblocks.ops import linear_cross_entropy
 
 PACKAGE = Path(lmmblocks.__file__).parent
+KERNELS = Path(kernels.__path__[0])
 DEVICE_CODE = sorted(
     [PACKAGE / "lmm.py", PACKAGE / "decoders/transformer.py", PACKAGE / "decoders/layer.py"]
     + [PACKAGE / "connect.py", *(PACKAGE / f"decoders/{name}.py" for name in ("context", "hooks", "vision"))]
     + [path for folder in ("ops", "encoders", "hooks", "projectors", "reducers") for path in (PACKAGE / folder).glob("*.py")]
+    + [*KERNELS.glob("*.py")]
 )
 ASKS = {"item", "tolist", "nonzero", "argwhere", "masked_select", "cpu", "numpy", "unique", "equal", "allclose", "synchronize"}
 FROM_HOST = {"tensor", "as_tensor", "from_numpy"}
@@ -48,7 +51,7 @@ def _is_mask(index):
     )
 
 
-@pytest.mark.parametrize("path", DEVICE_CODE, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", DEVICE_CODE, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_source_of_device_code_asks_for_no_value(path):
     found = [f"{path.name}:{line}: {reason}" for line, reason in findings(path.read_text())]
     assert not found, found

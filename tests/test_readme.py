@@ -67,7 +67,8 @@ def test_commands_and_modules_exist(document: str) -> None:
     used = set(re.findall(r"\blmmblocks ((?:data )?[a-z]+)", shown))
     assert used <= set(COMMANDS), used - set(COMMANDS)
     modules = [name for name in re.findall(r"python -m ([\w.]+)", shown) if name != "pytest"]
-    missing = [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()]
+    places = {name: ROOT / name.replace(".", "/") for name in modules}
+    missing = [n for n, path in places.items() if not (path.with_suffix(".py").is_file() or (path / "__main__.py").is_file())]
     assert not missing
 
 

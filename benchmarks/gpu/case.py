@@ -29,6 +29,8 @@ class Check:
         dtypes: what the floating-point inputs are cast to.
         implementation: the kernel's name on the ladder.
         fp64: whether the reference is run on fp64 inputs for the truth (else in fp32).
+        plain: torch's own way in the dtype of the inputs, whose error is the measure; None = the reference. Needed where the reference computes in
+            fp32 throughout and rounds once at the end, which no kernel on tensor cores can do.
     """
 
     op: str
@@ -38,6 +40,7 @@ class Check:
     dtypes: tuple[torch.dtype, ...] = ALL
     implementation: str = "triton"
     fp64: bool = True
+    plain: Callable[[Inputs], Outputs] | None = None
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def _supports(
     return_lse: bool = False,
 ) -> bool | str:
     if segments.max_q > MOST_ROWS:
-        return f"a segment of {segments.max_q} query rows: it splits the keys of at most {MOST_ROWS}"
+        found = "too many" if torch.compiler.is_compiling() else segments.max_q  # a number that is read there is guarded
+        return f"a segment of {found} query rows: it splits the keys of at most {MOST_ROWS}"
     if kv_end is not None:
         return "it has no mask with an end per row (kv_end)"
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):

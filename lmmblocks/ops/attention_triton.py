@@ -55,7 +55,10 @@ class _Attention(torch.autograd.Function):
             return (None,) * 9
         q, k, v, out, lse, *rest = ctx.saved_tensors
         grad = torch.zeros_like(out) if grad is None else _readable(grad)
-        return (*_BWD(grad, grad_lse, q, k, v, out, lse, *rest, *ctx.longest, ctx.even, *ctx.mask), *(None,) * 6)
+        return (
+            *_BWD(grad, grad_lse, q, k, v, out, lse, *rest, *ctx.longest, ctx.even, *ctx.mask),
+            *(None,) * 6,
+        )
 
 
 def _readable(grad: Tensor) -> Tensor:
@@ -117,7 +120,9 @@ def triton_supports(
     if scale <= 0:
         return f"a scale of {scale} is not above 0"
     if kv_end is not None and (kv_end.dtype not in (torch.int32, torch.int64) or not kv_end.is_contiguous()):
-        return f"kv_end must be contiguous int32 or int64, found {kv_end.dtype} with strides {kv_end.stride()}"
+        return (
+            f"kv_end must be contiguous int32 or int64, found {kv_end.dtype} with strides {kv_end.stride()}"
+        )
     return triton_refusal(q, k, v, segments.cu_q, segments.cu_k, kv_end) or misalignment(q, k, v) or True
 
 

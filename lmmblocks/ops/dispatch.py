@@ -11,6 +11,18 @@ a pattern (:meth:`backend.override`), for a block of code (:class:`backend`), an
 Nothing is remembered from call to call: a verdict may depend on strides and lengths, and costs less than a launch. What is constant
 (what is installed, what a device can do) is remembered by those who find it out.
 
+Under ``torch.compile`` the ladder is walked while tracing and the choice is part of the graph, guarded by what it read: a ``with`` block or
+an override that changes is seen, and compiled again. So is every size and host length that a verdict reads for a constant, by comparing it with
+one or by writing it into a reason: reasons that ``auto`` meets on its way to a kernel name no sizes. What ``fullgraph=True`` costs:
+
+- Triton's kernels read no length of a segment. One graph has the sizes of the first batch, one serves all others, however many segments they have.
+  (Sizes that change later than others cost a graph more; ``torch._dynamo.mark_dynamic`` on the tensors of a plan spares it.)
+- The ``torch`` and ``reference`` attention are made of host lengths and cost a graph for each packing, up to
+  ``torch._dynamo.config.recompile_limit``: pack to fixed lengths, or leave attention out of what is compiled.
+- An encoder costs a graph for each number of images: compile ``model.language_model`` alone where it varies.
+- ``torch.compile(dynamic=True)`` makes symbols of floats too, which autograd functions refuse; ``torch._dynamo.config.specialize_float = True``
+  keeps them constant.
+
 Non-goals: autotuning, and any decision that needs device data.
 """
 

@@ -172,8 +172,7 @@ def linear_cross_entropy_torch(
 
 
 def _torch_supports(hidden_RD: Tensor, *others: Any) -> bool | str:
-    rows = hidden_RD.shape[0]
-    return True if rows > CHUNK_ROWS else f"{rows} rows fit one chunk of {CHUNK_ROWS}: nothing to save"
+    return True if hidden_RD.shape[0] > CHUNK_ROWS else f"the rows fit one chunk of {CHUNK_ROWS}: nothing to save"
 
 
 register_implementation("linear_cross_entropy", Implementation("torch", linear_cross_entropy_torch, _torch_supports))

@@ -42,7 +42,7 @@ class Segments:
         *,
         device: torch.device | str = "cpu",
     ) -> Segments:
-        """Build segments from host lengths (keys default to the queries).
+        """Build segments from host lengths (keys default to the queries). Where they are all alike nothing is copied from the host.
 
         >>> Segments.of([3, 0, 2]).cu_q.tolist()
         [0, 3, 3, 5]
@@ -51,6 +51,8 @@ class Segments:
         k = q if lengths_k is None else tuple(int(n) for n in lengths_k)
         if len(q) != len(k) or min((*q, *k), default=0) < 0:
             raise LmmError(f"segments need one non-negative key length per query length: found {q} and {k}")
+        if len(set(q)) == 1 == len(set(k)):
+            return Segments.uniform(len(q), q[0], k[0], device=device)
         cu_q = boundaries(q).to(device, non_blocking=True)
         cu_k = cu_q if k == q else boundaries(k).to(device, non_blocking=True)
         return Segments(cu_q, cu_k, max(q, default=0), max(k, default=0), q, k)
@@ -69,7 +71,7 @@ class Segments:
         cu_q = steps * length
         cu_k = cu_q if of_k == length else steps * of_k
         most_q, most_k = (length, of_k) if count else (0, 0)
-        return Segments(cu_q, cu_k, most_q, most_k, (length,) * count, (of_k,) * count, True)
+        return Segments(cu_q, cu_k, most_q, most_k, (length,) * count, (of_k,) * count, count > 0)
 
 
 def boundaries(lengths: Sequence[int]) -> Tensor:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lmmblocks import ops
 from lmmblocks.kernels.attention_bounds import grid_tiles
 from lmmblocks.kernels.attention_heads import head_parts
 from lmmblocks.kernels.attention_tiles import Tile, Tiles, tiles_are, tiles_for
+
+from lmmblocks import ops
 from lmmblocks.spec import LmmError, Segments
 
 SMALL = Tiles(*(Tile(16, 16, 4, 1),) * 3)
@@ -20,7 +21,9 @@ def small_tiles():
         yield
 
 
-def _inputs(lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0):
+def _inputs(
+    lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0
+):
     """Views of a fused projection; rows behind the last segment are NaN."""
     torch.manual_seed(seed)
     rows_q, rows_k = sum(lengths_q), sum(lengths_k)
@@ -47,7 +50,11 @@ def _close(found, expected, **tolerance):
 def test_kernel_is_as_exact_as_torch_at_every_head_dim(width, dtype, device, as_exact_as_torch):
     """Torch's own is SDPA, which rounds weights to the dtype as the kernels do; sums of weights are in fp32 everywhere."""
     q, k, v, segments = _inputs([5, 33], [5, 33], 2, 1, width, dtype=dtype, device=device)
-    (out, lse), (_, own_lse), exact = _both("triton", q, k, v, segments), _both("reference", q, k, v, segments), _exact(q, k, v, segments)
+    (out, lse), (_, own_lse), exact = (
+        _both("triton", q, k, v, segments),
+        _both("reference", q, k, v, segments),
+        _exact(q, k, v, segments),
+    )
     as_exact_as_torch((out, lse), (ops.attention(q, k, v, segments, backend="torch"), own_lse), exact)
 
 
@@ -66,7 +73,9 @@ def test_every_mask_equals_the_formula(lengths, mask, window, softcap, heads, wi
     """Segments without rows, more queries than keys, an end of every row that need not rise; NaN behind the last segment is never read."""
     lengths_q, lengths_k = zip(*lengths)
     q, k, v, segments = _inputs(lengths_q, lengths_k, *heads, width, slack=slack, seed=seed)
-    kv_end = torch.randint(0, sum(lengths_k) + 1, (q.shape[0],), dtype=torch.int32) if mask == "kv_end" else None
+    kv_end = (
+        torch.randint(0, sum(lengths_k) + 1, (q.shape[0],), dtype=torch.int32) if mask == "kv_end" else None
+    )
     options = {"causal": mask == "causal", "kv_end": kv_end, "window": window, "softcap": softcap}
     _close(_both("triton", q, k, v, segments, **options), _exact(q, k, v, segments, **options))
 
@@ -105,7 +114,9 @@ def test_a_segment_alone_has_the_bits_it_has_in_a_pack(causal, tiles, dtype, dev
         start = 0
         for length in lengths:
             own = slice(start, start + length)
-            alone = _both("triton", q[own], k[own], v[own], Segments.of([length], device=device), causal=causal)
+            alone = _both(
+                "triton", q[own], k[own], v[own], Segments.of([length], device=device), causal=causal
+            )
             assert all(torch.equal(a, b[own]) for a, b in zip(alone, packed)), length
             start += length
 
@@ -122,9 +133,17 @@ def test_a_key_changes_no_row_before_it(device):
 def test_kv_end_contains_causal_and_full_bit_by_bit(device):
     lengths = [20, 17]
     q, k, v, segments = _inputs(lengths, lengths, 2, 1, 16, device=device)
-    rows, ends = torch.arange(37, dtype=torch.int32, device=device), torch.tensor([20, 37], dtype=torch.int32, device=device)
-    for causal, kv_end in ((True, rows + 1), (False, ends.repeat_interleave(torch.tensor(lengths, device=device)))):
-        own, general = (_both("triton", q, k, v, segments, causal=causal, kv_end=end) for end in (None, kv_end))
+    rows, ends = (
+        torch.arange(37, dtype=torch.int32, device=device),
+        torch.tensor([20, 37], dtype=torch.int32, device=device),
+    )
+    for causal, kv_end in (
+        (True, rows + 1),
+        (False, ends.repeat_interleave(torch.tensor(lengths, device=device))),
+    ):
+        own, general = (
+            _both("triton", q, k, v, segments, causal=causal, kv_end=end) for end in (None, kv_end)
+        )
         assert all(torch.equal(a, b) for a, b in zip(own, general)), causal
 
 
@@ -151,10 +170,18 @@ def test_more_segments_than_one_look_of_the_search(device):
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=9), slack=st.integers(0, 200), tile=st.sampled_from([16, 64, 128]))
+@given(
+    lengths=st.lists(st.integers(0, 300), min_size=1, max_size=9),
+    slack=st.integers(0, 200),
+    tile=st.sampled_from([16, 64, 128]),
+)
 def test_the_grid_has_a_program_for_every_tile(lengths, slack, tile):
     needed = sum(-(-length // tile) for length in (*lengths, slack))
-    assert needed <= grid_tiles(sum(lengths) + slack, len(lengths), max(lengths), False, tile)[0] <= needed + len(lengths)
+    assert (
+        needed
+        <= grid_tiles(sum(lengths) + slack, len(lengths), max(lengths), False, tile)[0]
+        <= needed + len(lengths)
+    )
 
 
 def test_head_parts_hold_the_head_dim_and_waste_least():
@@ -168,7 +195,10 @@ def test_every_head_dim_and_dtype_has_tiles():
     with tiles_are(None):  # type: ignore[arg-type]
         for capability in ((8, 0), (8, 6), (9, 0)):
             for dtype in (torch.float16, torch.bfloat16, torch.float32):
-                assert all(isinstance(tiles_for(width, dtype, capability), Tiles) for width in (8, 64, 72, 96, 128, 192, 256))
+                assert all(
+                    isinstance(tiles_for(width, dtype, capability), Tiles)
+                    for width in (8, 64, 72, 96, 128, 192, 256)
+                )
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_a_plain_install_holds_every_module_and_nothing_beside_lmmblocks(install
     installation = install("plain")
     packages = installation.site_packages
     expected = {path.relative_to(ROOT) for path in (ROOT / "lmmblocks").rglob("*.py")}
-    expected |= {Path("lmmblocks") / path.relative_to(ROOT) for path in (ROOT / "kernels").iterdir() if path.is_file()}
+    expected |= {Path("lmmblocks") / path.relative_to(ROOT) for path in (ROOT / "kernels").iterdir() if path.suffix in (".py", ".json")}
     missing = [str(path) for path in expected if not (packages / path).is_file()]
     assert not missing, f"not installed, does a folder lack __init__.py? {sorted(missing)}"
     (record,) = packages.glob("lmmblocks-*.dist-info/RECORD")

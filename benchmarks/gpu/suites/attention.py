@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from lmmblocks import ops
+from lmmblocks.ops.activations import softcapped
+from lmmblocks.ops.attention import visible_keys
 from lmmblocks.spec import Segments
 
 from ..build import with_gradients
@@ -86,6 +88,23 @@ def _ours(**options: Any) -> Callable[[str, Inputs], Any]:
     return formula
 
 
+def _plain(i: Inputs, causal: bool = True, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
+    """Attention as torch alone computes it in the dtype of the inputs: products, softmax and weights rounded on the way."""
+    group, first, parts = i["q"].shape[1] // i["k"].shape[1], 0, []
+    for length in i["segments"].lengths_q:
+        rows = slice(first, first + length)
+        q, k, v = (i[name][rows].transpose(0, 1) for name in WANTED)
+        scores = q @ k.repeat_interleave(group, 0).transpose(1, 2) * q.shape[-1] ** -0.5
+        ends = i["kv_end"][rows] - first if "kv_end" in i else None
+        places = torch.arange(length, device=q.device)
+        mask = visible_keys(places, places, causal, ends, window)
+        scores = softcapped(scores, softcap)
+        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
+        parts.append((scores.softmax(-1) @ v.repeat_interleave(group, 0)).transpose(0, 1))
+        first += length
+    return torch.cat(parts)
+
+
 def _check(case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, **options: Any) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
         small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:3])) if toy else lengths
@@ -93,7 +112,9 @@ def _check(case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width
         place = (3, 9) if toy else (IMAGE_START, IMAGE_ROWS)
         return found | ({"kv_end": kv_ends(small, device, place)} if image else {})
 
-    return Check("attention", case, inputs, with_gradients(_ours(**options), WANTED), dtypes=HALF)
+    plain = with_gradients(lambda backend, i: _plain(i, **options), WANTED)
+    run = with_gradients(_ours(**options), WANTED)
+    return Check("attention", case, inputs, run, dtypes=HALF, plain=lambda i: plain("", i))
 
 
 def _inputs(shape: Shape) -> Callable[[torch.device], Inputs]:
