@@ -8,8 +8,8 @@ Not measured on a GPU. What decides, by head dim ``E``, read off the compiler's 
   accumulators for 128 keys spill within the loop, and where two CTAs of 4 warps fit a multiprocessor.
 - Held rows a warp: 32 at ``E = 64`` (4 warps, 128 rows), 16 elsewhere, where 32 would need more than the 255 registers of a thread.
 - 64 keys forward, not 128, at ``E = 64``: 577 keys are then 9 blocks and a tail of 16.
-- Spills lie between the loops over blocks, not within (but one word of the forward at ``E = 128`` on Ampere). At ``E = 256`` dk/dv is small on
-  Hopper for this reason, too small for warp-group products.
+- Spills lie between the loops over blocks. Within one, at ``E = 128``: a word a block of the forward on Ampere, and up to 7 of dk/dv for grouped
+  heads on Hopper. At ``E = 256`` dk/dv is small on Hopper for this reason, too small for warp-group products.
 - Hopper's warp-group products read keys from shared memory, which leaves registers for larger tiles.
 
 The forward tiles of ``E = 64`` and 128 are also those that PyTorch's FlexAttention settled on for A100 and (but for the keys at 64) H100
