@@ -12,17 +12,19 @@ from lmmblocks.chat import CaptionTemplate, Piece, Template, encode_chat, get_te
 
 from ..scenes.corpus import as_messages, corpus_messages, sample_turns
 from ..scenes.describe import caption, caption_with_boxes
-from ..scenes.questions import TASKS
+from ..scenes.questions import TASKS, compare
 from ..scenes.scene import Scene, sample_scene
+from ..scenes.turns import Turn
 from .drills import facts_pieces
 from .renaming import Renaming
 from .word_rows import Document, word_rows
 
-_DRILL_SHARE, _CAPTION_SHARE, _BARE_SHARE = 0.35, 0.1, 0.35
+_DRILL_SHARE, _CAPTION_SHARE, _COMPARED_SHARE, _BARE_SHARE = 0.35, 0.06, 0.06, 0.33
 _ROWS_SHARE = 0.8
 _RENAMED_SHARE = 0.5
 _NOT_PLAIN = ("chinese", "count", "json")  # they say colours and shapes in other words
 _NOT_IN_ROWS = ("text", "box")  # rows say where an item is in words, not in numbers
+_SLOW = ("letter", "letter", "letter", "yesno", "yesno", "yesno", "chinese")  # learned last: asked more often
 
 TEMPLATE = get_template("vicuna_v1")
 assert isinstance(TEMPLATE, Template)
@@ -46,11 +48,14 @@ def _document(rng: random.Random, tokenizer: Any, plain: bool) -> Document:
         return _drill(rng, tokenizer, in_rows, plain)
     if draw < _DRILL_SHARE + _CAPTION_SHARE:
         return _caption(rng, tokenizer, in_rows)
-    template = _BARE_TEMPLATE if draw < _DRILL_SHARE + _CAPTION_SHARE + _BARE_SHARE else TEMPLATE
+    draw -= _DRILL_SHARE + _CAPTION_SHARE
+    if draw < _COMPARED_SHARE:
+        return _compared(rng, tokenizer)
+    template = _BARE_TEMPLATE if draw < _COMPARED_SHARE + _BARE_SHARE else TEMPLATE
     if not in_rows and not plain:
         return Document(encode_chat(corpus_messages(rng), template, tokenizer))
     scene = sample_scene(rng, "train")
-    names = [name for name in TASKS if name not in (_NOT_PLAIN if plain else ()) + _NOT_IN_ROWS]
+    names = [name for name in (*TASKS, *_SLOW) if name not in (_NOT_PLAIN if plain else ()) + _NOT_IN_ROWS]
     opening = "<image>" if in_rows else caption(scene, rng)
     messages = as_messages(f"{opening}\n", sample_turns(scene, rng, names, rng.randint(4, 8)))
     scenes = (word_rows(scene, rng, tokenizer),) if in_rows else ()
@@ -66,6 +71,16 @@ def _drill(rng: random.Random, tokenizer: Any, in_rows: bool, plain: bool) -> Do
     scene = max((sample_scene(rng, "train") for _ in range(2)), key=lambda scene: len(scene.items))
     facts = facts_pieces(scene, rng, plain)
     return _told(scene, rng, tokenizer, in_rows, facts, with_boxes=rng.random() < 0.2)
+
+
+def _compared(rng: random.Random, tokenizer: Any) -> Document:
+    """Two scenes in rows, and which of them shows what."""
+    turns: dict[str, Turn] = {}
+    while not turns:
+        scenes = [sample_scene(rng, "train") for _ in range(2)]
+        turns = {turn.question: turn for turn in (compare(*scenes, rng) for _ in range(6)) if turn is not None}
+    messages = as_messages("<image>\n<image>\n", list(turns.values()))
+    return Document(encode_chat(messages, _BARE_TEMPLATE, tokenizer), tuple(word_rows(scene, rng, tokenizer) for scene in scenes))
 
 
 def _caption(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:

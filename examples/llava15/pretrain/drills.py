@@ -23,6 +23,7 @@ from ..scenes.yes_no import absent_shape_pair, sample_claim
 
 Fact = tuple[str, str]
 _FACTS = 24
+_CLAIMS, _OPTIONS = 4, 3
 
 
 def facts_pieces(scene: Scene, rng: random.Random, plain: bool = False) -> list[Piece]:
@@ -94,10 +95,9 @@ def _count_facts(scene: Scene, rng: random.Random) -> Iterator[Fact]:
 
 
 def _claim_facts(scene: Scene, rng: random.Random) -> Iterator[Fact]:
-    """A claim, true or false, and something that may be missing."""
-    claim = sample_claim(scene, rng)
-    if claim is not None:
-        yield claim[0], "yes" if claim[1] else "no"
+    """Claims, true or false, and something that may be missing."""
+    claims = [sample_claim(scene, rng) for _ in range(_CLAIMS)]
+    yield from {claim[0]: "yes" if claim[1] else "no" for claim in claims if claim is not None}.items()
     shapes = of_kind(scene, "shape")
     pairs = [(item.color or "", item.shape or "") for item in named_once(scene) if item.kind == "shape"]
     pair, there = absent_shape_pair(scene, rng), False
@@ -112,12 +112,14 @@ def _claim_facts(scene: Scene, rng: random.Random) -> Iterator[Fact]:
 
 
 def _option_facts(scene: Scene, rng: random.Random) -> Iterator[Fact]:
-    """A question with options, answered by the letter."""
-    asks = ASKS[rng.choice(sorted(ASKS))](scene, rng)
-    if asks:
+    """Questions with two to four options, answered by the letter."""
+    for name in rng.sample(sorted(ASKS), _OPTIONS):
+        asks = ASKS[name](scene, rng)
+        if not asks:
+            continue
         ask = rng.choice(asks)
-        options = rng.sample([option for option in ask.pool if option != ask.answer], 3)
-        place = rng.randrange(4)
+        options = rng.sample([option for option in ask.pool if option != ask.answer], rng.randint(1, 3))
+        place = rng.randint(0, len(options))
         options.insert(place, ask.answer)
         lines = [f"{name}. {option}" for name, option in zip("ABCD", options)]
         yield "\n".join([ask.question, *lines]) + ":", "ABCD"[place]

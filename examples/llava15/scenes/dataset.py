@@ -18,7 +18,7 @@ from .turns import Turn
 
 Record = dict[str, Any]
 ALL_TASKS = (*TASKS, "compare")
-_READING = ("digit", "word")  # the hardest, and few scenes offer them: drawn twice as often in training
+_ASKED_MORE = ("digit", "word", "letter", "yesno")  # the hardest: drawn twice as often in training
 _TEXT_ONLY_SHARE = 0.08
 _TWO_IMAGES_SHARE = 0.06
 _QUESTIONS_PER_HELDOUT_SCENE = 6
@@ -110,13 +110,15 @@ def _train_record(
 ) -> Record:
     draw, wanted = rng.random(), rng.randint(*turns)
     about_one = [name for name in tasks if name not in ("text", "compare")]
-    about_one += [name for name in _READING if name in tasks]
+    about_one += [name for name in _ASKED_MORE if name in tasks]
     if "text" in tasks and (draw < _TEXT_ONLY_SHARE or tasks == ["text"]):
         return {"conversations": _as_conversation(_text_turns(rng, wanted), images=0)}
     if "compare" in tasks and (draw > 1 - _TWO_IMAGES_SHARE or not about_one):
         first, second, turn = _comparison(rng, "train")
         images = [pictures.add(first), pictures.add(second)]
-        return {"image": images, "conversations": _as_conversation([turn], images=2)}
+        others = (compare(first, second, rng) for _ in range(wanted - 1))
+        turns = {other.question: other for other in (turn, *others) if other is not None}
+        return {"image": images, "conversations": _as_conversation(list(turns.values()), images=2)}
     while True:
         scene = sample_scene(rng, "train")
         asked = sample_turns(scene, rng, about_one, wanted)
