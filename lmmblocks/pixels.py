@@ -109,7 +109,7 @@ class PatchPixels:
         counts = [grid.rows for grid in grids]
         if len(rows) != sum(counts):
             raise LmmError(f"found {len(rows)} patches, but the images have {counts}")
-        return cls(rows, boundaries(counts).to(rows.device, non_blocking=True), tuple(grids))
+        return cls(rows, boundaries(counts, rows.device), tuple(grids))
 
     def __len__(self) -> int:
         return len(self.grids)

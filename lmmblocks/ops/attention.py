@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..spec import LmmError, Segments
 from .activations import softcapped
+from .attention_call import AttentionCall
 from .attention_triton import attention_triton, triton_supports, triton_trusted
 from .dispatch import Implementation, dispatch, register_implementation
 
@@ -60,15 +61,17 @@ def attention(
     Raises:
         LmmError: shapes that don't fit together, or a forced backend that refuses.
     """
-    _check(q_TNE, k_TKE, v_TKE, segments, kv_end)
-    if (window is not None and window < 1) or (softcap is not None and softcap <= 0):
-        raise LmmError(f"attention: window and softcap must be above 0 or None, found window={window}, softcap={softcap}")
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
-    asked = {"return_lse": True} if return_lse else {}  # implementations of users need not know it
-    return dispatch("attention", q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, backend=backend, **asked)
+    call = AttentionCall(q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, return_lse)
+    _check(call)
+    result = dispatch("attention", call, backend=backend)
+    if return_lse and isinstance(result, Tensor):
+        raise LmmError("attention: an implementation that returns no lse must refuse return_lse in its supports")
+    return result
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor | None) -> None:
+def _check(call: AttentionCall) -> None:
+    q, k, v, segments = call[:4]
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise LmmError(f"attention needs q (T,N,E) and equal k, v (T,K,E): found {[tuple(x.shape) for x in (q, k, v)]}")
     if q.shape[1] % k.shape[1]:
@@ -77,8 +80,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kv_end: Tensor |
     if not compiling and (q.shape[0] < sum(segments.lengths_q) or k.shape[0] < sum(segments.lengths_k)):
         found = (q.shape[0], k.shape[0])
         raise LmmError(f"attention: segments need {sum(segments.lengths_q)} q and {sum(segments.lengths_k)} k rows, found {found}")
-    if kv_end is not None and kv_end.shape != (q.shape[0],):
-        raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(kv_end.shape)}")
+    if call.kv_end is not None and call.kv_end.shape != (q.shape[0],):
+        raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(call.kv_end.shape)}")
+    if (call.window is not None and call.window < 1) or (call.softcap is not None and call.softcap <= 0):
+        raise LmmError(f"attention: window and softcap must be above 0 or None, found window={call.window}, softcap={call.softcap}")
 
 
 def visible_keys(
@@ -114,63 +119,43 @@ def _segment_starts(segments: Segments) -> Iterator[tuple[int, int, int, int]]:
         q_start, k_start = q_start + len_q, k_start + len_k
 
 
-def attention_reference(
-    q_TNE: Tensor,
-    k_TKE: Tensor,
-    v_TKE: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+def attention_reference(call: AttentionCall) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(softcapped(q k^T * scale)) v`` per segment in fp32 (fp64 stays fp64): the specification."""
+    q_TNE, device = call.q_TNE, call.q_TNE.device
     wide = torch.promote_types(q_TNE.dtype, torch.float32)
-    group = q_TNE.shape[1] // k_TKE.shape[1]
     outputs: list[Tensor] = []
     sums = [q_TNE.new_empty(0, q_TNE.shape[1], dtype=wide)]
-    for q_start, k_start, len_q, len_k in _segment_starts(segments):
+    for q_start, k_start, len_q, len_k in _segment_starts(call.segments):
         q = q_TNE[q_start : q_start + len_q].to(wide).transpose(0, 1)
-        k, v = (x[k_start : k_start + len_k].to(wide).repeat_interleave(group, 1).transpose(0, 1) for x in (k_TKE, v_TKE))
-        scores = softcapped(q @ k.transpose(1, 2) * scale, softcap)
-        ends = None if kv_end is None else kv_end[q_start : q_start + len_q] - k_start
-        places = torch.arange(len_k - len_q, len_k, device=q.device)
-        mask = visible_keys(places, torch.arange(len_k, device=q.device), causal, ends, window)
+        own = (x[k_start : k_start + len_k].to(wide) for x in (call.k_TKE, call.v_TKE))
+        k, v = (x.repeat_interleave(call.group, 1).transpose(0, 1) for x in own)
+        scores = softcapped(q @ k.transpose(1, 2) * call.scale, call.softcap)
+        ends = None if call.kv_end is None else call.kv_end[q_start : q_start + len_q] - k_start
+        places, keys = torch.arange(len_k - len_q, len_k, device=device), torch.arange(len_k, device=device)
+        mask = visible_keys(places, keys, call.causal, ends, call.window)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = torch.nan_to_num(scores.softmax(-1)) if len_k else scores
         outputs.append((weights @ v).transpose(0, 1).to(q_TNE.dtype))
-        if return_lse:
+        if call.return_lse:
             sums.append(scores.logsumexp(-1).t())
-    out_TNE = _with_slack(outputs, q_TNE)
-    return (out_TNE, _lse_with_slack(sums, q_TNE)) if return_lse else out_TNE
+    out_TNE = call.joined(outputs)
+    return (out_TNE, _lse_with_slack(sums, q_TNE)) if call.return_lse else out_TNE
 
 
-def attention_torch(
-    q_TNE: Tensor,
-    k_TKE: Tensor,
-    v_TKE: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def attention_torch(call: AttentionCall) -> Tensor:
     """``scaled_dot_product_attention`` over runs of equal-length segments."""
     outputs = []
-    for first, k_first, len_q, len_k, count in _runs(segments, together=kv_end is None):
+    for first, k_first, len_q, len_k, count in _runs(call.segments, together=call.kv_end is None):
         q, k, v = (
             x.narrow(0, start, count * n).unflatten(0, (count, n)).transpose(1, 2)
-            for x, start, n in ((q_TNE, first, len_q), (k_TKE, k_first, len_k), (v_TKE, k_first, len_k))
+            for x, start, n in zip(call[:3], (first, k_first, k_first), (len_q, len_k, len_k))
         )
-        ends = None if kv_end is None else kv_end[first : first + len_q] - k_first
-        near = window if window is not None and window < len_k else None
-        out = _chunked(q, k, v, causal, ends, scale, near)
+        ends = None if call.kv_end is None else call.kv_end[first : first + len_q] - k_first
+        near = call.window if call.window is not None and call.window < len_k else None
+        out = _chunked(q, k, v, call.causal, ends, call.scale, near)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
-    return _with_slack(outputs, q_TNE)
+    return call.joined(outputs)
 
 
 def _chunked(
@@ -209,43 +194,22 @@ def _runs(segments: Segments, *, together: bool) -> list[tuple[int, int, int, in
     return runs
 
 
-def _with_slack(outputs: list[Tensor], q_TNE: Tensor) -> Tensor:
-    """Join the segments; rows behind the last one (a capacity larger than the plan) come out as zeros."""
-    if not outputs:
-        return q_TNE * 0
-    rows = sum(out.shape[0] for out in outputs)
-    if rows < q_TNE.shape[0]:
-        outputs.append(torch.zeros_like(q_TNE[rows:]))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
 def _lse_with_slack(sums: list[Tensor], q_TNE: Tensor) -> Tensor:
     """Join the segments; rows behind the last one see no key."""
     lse_TN = torch.cat(sums)
     return F.pad(lse_TN, (0, 0, 0, q_TNE.shape[0] - lse_TN.shape[0]), value=float("-inf"))
 
 
-def _torch_supports(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> bool | str:
-    if return_lse:
-        return "scaled_dot_product_attention doesn't return the logarithm of its sums"
-    if softcap is not None:
-        return "scaled_dot_product_attention has no softcap"
-    if 0 in segments.lengths_q or 0 in segments.lengths_k:
+def _torch_supports(call: AttentionCall) -> bool | str:
+    known, lengths = call.uses_only("kv_end", "window"), (call.segments.lengths_q, call.segments.lengths_k)
+    if known is not True:
+        return known
+    if any(0 in side for side in lengths):
         return "a segment of length 0"
-    if kv_end is not None:
-        return True if q.device.type != "cuda" else "kv_end may hide every key of a row, which SDPA returns as NaN"
-    if causal and any(lq > lk for lq, lk in zip(segments.lengths_q, segments.lengths_k)):
+    if call.kv_end is not None:
+        on_gpu = call.q_TNE.device.type == "cuda"
+        return "kv_end may hide every key of a row, which SDPA returns as NaN" if on_gpu else True
+    if call.causal and any(len_q > len_k for len_q, len_k in zip(*lengths)):
         return "a segment with more queries than keys has rows that see no key, which SDPA returns as NaN"
     return True
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Segments
+from .attention_call import AttentionCall
 from .dispatch import Implementation, ladders, register_implementation
 from .library import kernel_op
 from .triton_gate import misalignment, triton_distrust, triton_refusal
@@ -44,69 +45,39 @@ def visible_lengths(segments: Segments, window: int | None) -> list[int]:
     ]
 
 
-def attention_triton_decode(
-    q_TNE: Tensor,
-    k_TKE: Tensor,
-    v_TKE: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+def attention_triton_decode(call: AttentionCall) -> Tensor | tuple[Tensor, Tensor]:
     """Run the split kernel; ``(out_TNE, lse_TN)`` with ``return_lse``."""
-    even = len(set(segments.lengths_q)) == 1 and sum(segments.lengths_q) == q_TNE.shape[0]
+    segments = call.segments
+    even = len(set(segments.lengths_q)) == 1 and sum(segments.lengths_q) == call.q_TNE.shape[0]
     out_TNE, lse_NT = ATTENTION_DECODE(
-        q_TNE, k_TKE, v_TKE, segments.cu_q, segments.cu_k, segments.max_q, even, causal, scale, window, softcap,
-        visible_lengths(segments, window),
+        *call[:3], segments.cu_q, segments.cu_k, segments.max_q, even, call.causal, call.scale, call.window, call.softcap,
+        visible_lengths(segments, call.window),
     )  # fmt: skip
-    return (out_TNE, lse_NT.t()) if return_lse else out_TNE
+    return (out_TNE, lse_NT.t()) if call.return_lse else out_TNE
 
 
-def _supports(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> bool | str:
+def _supports(call: AttentionCall) -> bool | str:
+    q, k, v, segments = call[:4]
     if segments.max_q > MOST_ROWS:
         found = "too many" if torch.compiler.is_compiling() else segments.max_q  # a number that is read there is guarded
         return f"a segment of {found} query rows: it splits the keys of at most {MOST_ROWS}"
-    if kv_end is not None:
-        return "it has no mask with an end per row (kv_end)"
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+    known = call.uses_only("window", "softcap", "return_lse")
+    if known is not True:
+        return known
+    if call.wants_gradient:
         return "it has no backward, and a gradient is asked for"
     if k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: they must agree"
-    if not 0 < q.shape[-1] <= WIDEST_HEAD or scale <= 0:
-        return f"heads of {q.shape[-1]} with scale {scale}: it takes 1 to {WIDEST_HEAD} and a scale above 0"
+    if not 0 < q.shape[-1] <= WIDEST_HEAD or call.scale <= 0:
+        return f"heads of {q.shape[-1]} with scale {call.scale}: it takes 1 to {WIDEST_HEAD} and a scale above 0"
     return triton_refusal(q, k, v) or misalignment(q, k, v) or True
 
 
-def _trusted(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> bool | str:
-    longest = max(visible_lengths(segments, window), default=0)
+def _trusted(call: AttentionCall) -> bool | str:
+    longest = max(visible_lengths(call.segments, call.window), default=0)
     if longest < LONG_KEYS:
         return f"at most {longest} visible keys a segment: splitting pays from {LONG_KEYS} on"
-    return triton_distrust("attention", q, NAME) or True
+    return triton_distrust("attention", call.q_TNE, NAME) or True
 
 
 register_implementation(

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..spec import Segments
 from .attention import attention_torch
+from .attention_call import AttentionCall
 from .constant import constant
 from .dispatch import Implementation, register_implementation
 
@@ -33,36 +32,12 @@ WIDEST_HEAD = 256
 HALVES = (torch.float16, torch.bfloat16)
 
 
-class Call(NamedTuple):
-    """What the ladder of ``attention`` hands to an implementation; see :func:`~lmmblocks.ops.attention`."""
-
-    q_TNE: Tensor
-    k_TKE: Tensor
-    v_TKE: Tensor
-    segments: Segments
-    causal: bool
-    kv_end: Tensor | None
-    scale: float
-    window: int | None
-    softcap: float | None
-    return_lse: bool = False
-
-    def owned(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the rows of q, k and v that belong to a segment."""
-        rows_q, rows_k = sum(self.segments.lengths_q), sum(self.segments.lengths_k)
-        return self.q_TNE[:rows_q], self.k_TKE[:rows_k], self.v_TKE[:rows_k]
-
-    def with_slack(self, out: Tensor) -> Tensor:
-        """Append rows of zeros for those that belong to none."""
-        slack = self.q_TNE.shape[0] - out.shape[0]
-        return out if not slack else torch.cat([out, torch.zeros_like(self.q_TNE[:slack])])
-
-    def sides(self) -> tuple[int, int]:
-        """Return how many keys a query sees behind and ahead of its own, as FlashAttention counts them; -1 = all."""
-        return (-1 if self.window is None else self.window - 1), (0 if self.causal else -1)
+def _sides(call: AttentionCall) -> tuple[int, int]:
+    """Return how many keys a query sees behind and ahead of its own, as FlashAttention counts them; -1 = all."""
+    return (-1 if call.window is None else call.window - 1), (0 if call.causal else -1)
 
 
-def _flash_attn(call: Call) -> Tensor:
+def _flash_attn(call: AttentionCall) -> Tensor:
     """``flash_attn_varlen_func`` of FlashAttention-3 where it is installed and the device is a Hopper, else of FlashAttention-2."""
     segments = call.segments
     out = _flash_function(call.q_TNE.device)(
@@ -73,16 +48,16 @@ def _flash_attn(call: Call) -> Tensor:
         max_seqlen_k=segments.max_k,
         softmax_scale=call.scale,
         causal=call.causal,
-        window_size=call.sides(),
+        window_size=_sides(call),
         softcap=call.softcap or 0.0,
         deterministic=True,
     )
-    return call.with_slack(out[0] if isinstance(out, tuple) else out)
+    return call.joined([out[0] if isinstance(out, tuple) else out])
 
 
-def _sdpa_flash(call: Call) -> Tensor:
+def _sdpa_flash(call: AttentionCall) -> Tensor:
     """The FlashAttention-2 inside torch, on packed rows; torch derives its backward."""
-    segments, (left, right) = call.segments, call.sides()
+    segments, (left, right) = call.segments, _sides(call)
     windowed = left >= 0
     out = _varlen_of_torch()(
         *call.owned(),
@@ -97,30 +72,27 @@ def _sdpa_flash(call: Call) -> Tensor:
         window_size_left=left if windowed else None,
         window_size_right=right if windowed and right >= 0 else None,
     )[0]
-    return call.with_slack(out)
+    return call.joined([out])
 
 
-def _cudnn(call: Call) -> Tensor:
+def _cudnn(call: AttentionCall) -> Tensor:
     """``scaled_dot_product_attention`` on equal segments, by cuDNN alone."""
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return attention_torch(*call[:9])
+        return attention_torch(call)
 
 
-def _xformers(call: Call) -> Tensor:
+def _xformers(call: AttentionCall) -> Tensor:
     """``memory_efficient_attention`` with a block-diagonal mask; with grouped heads, ``(1, T, K, N / K, E)``, without a backward."""
     q, k, v = call.owned()
-    rows, heads, width = q.shape
-    kv_heads = k.shape[1]
-    if heads > kv_heads:
-        q = q.unflatten(1, (kv_heads, -1))
-        k, v = (x[:, :, None].expand(-1, -1, heads // kv_heads, -1) for x in (k, v))
+    if call.group > 1:
+        q = q.unflatten(1, (-1, call.group))
+        k, v = (x[:, :, None].expand(-1, -1, call.group, -1) for x in (k, v))
     mask = _block_diagonal(
         call.segments.lengths_q, call.segments.lengths_k, call.causal, call.window, q.device
     )
     attend = _module("xformers.ops").memory_efficient_attention
-    return call.with_slack(
-        attend(q[None], k[None], v[None], attn_bias=mask, scale=call.scale)[0].reshape(rows, heads, width)
-    )
+    out = attend(q[None], k[None], v[None], attn_bias=mask, scale=call.scale)[0]
+    return call.joined([out.flatten(1, -2)])
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,7 +155,7 @@ def _hardware_refusal(device: torch.device) -> str | None:
     return None
 
 
-def _packed_refusal(call: Call) -> str | None:
+def _packed_refusal(call: AttentionCall) -> str | None:
     """Return what none of them can do, or None."""
     q, k, v = call[:3]
     problem = _hardware_refusal(q.device)
@@ -195,10 +167,9 @@ def _packed_refusal(call: Call) -> str | None:
         return f"heads of {q.shape[-1]}: it takes multiples of 8 up to {WIDEST_HEAD}"
     if any(x.stride(-1) != 1 for x in (q, k, v)):
         return "the last dimension of q, k or v is not contiguous"
-    if call.kv_end is not None:
-        return "it has no mask with an end per row (kv_end)"
-    if call.return_lse:
-        return "its log-sum-exp is not asked for here (return_lse)"
+    known = call.uses_only("window", "softcap")
+    if known is not True:
+        return str(known)
     lengths = tuple(zip(call.segments.lengths_q, call.segments.lengths_k))
     if not lengths or min(map(min, lengths)) == 0:
         return "a segment of length 0, or none at all"
@@ -207,7 +178,7 @@ def _packed_refusal(call: Call) -> str | None:
     return None
 
 
-def _flash_attn_supports(call: Call) -> bool | str:
+def _flash_attn_supports(call: AttentionCall) -> bool | str:
     problem = _packed_refusal(call)
     if problem is not None:
         return problem
@@ -215,7 +186,7 @@ def _flash_attn_supports(call: Call) -> bool | str:
     return found if isinstance(found, str) else True
 
 
-def _sdpa_flash_supports(call: Call) -> bool | str:
+def _sdpa_flash_supports(call: AttentionCall) -> bool | str:
     problem = _packed_refusal(call)
     if problem is not None:
         return problem
@@ -224,7 +195,7 @@ def _sdpa_flash_supports(call: Call) -> bool | str:
     return torch.backends.cuda.is_flash_attention_available() or "this build of torch has no FlashAttention"
 
 
-def _cudnn_supports(call: Call) -> bool | str:
+def _cudnn_supports(call: AttentionCall) -> bool | str:
     problem = _packed_refusal(call)
     if problem is not None:
         return problem
@@ -242,7 +213,7 @@ def _cudnn_supports(call: Call) -> bool | str:
     return torch.backends.cuda.can_use_cudnn_attention(params) or "torch says that cuDNN can't take this call"
 
 
-def _xformers_supports(call: Call) -> bool | str:
+def _xformers_supports(call: AttentionCall) -> bool | str:
     problem = _packed_refusal(call)
     if problem is not None:
         return problem
@@ -255,22 +226,13 @@ def _xformers_supports(call: Call) -> bool | str:
         return "xFormers' windows are causal"
     if torch.are_deterministic_algorithms_enabled():
         return "its backward is not deterministic, which torch.use_deterministic_algorithms asks for"
-    q, k, v = call[:3]
-    if (
-        q.shape[1] != k.shape[1]
-        and torch.is_grad_enabled()
-        and (q.requires_grad or k.requires_grad or v.requires_grad)
-    ):
+    if call.group > 1 and call.wants_gradient:
         return "its backward takes no grouped heads"
     return True
 
 
-def _with_call(function: Callable[[Call], Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: function(Call(*args, **kwargs))
-
-
 EXTERNAL = tuple(
-    Implementation(name, _with_call(run), _with_call(supports), foreign=True)
+    Implementation(name, run, supports, foreign=True)
     for name, run, supports in (
         ("flash_attn", _flash_attn, _flash_attn_supports),
         ("sdpa_flash", _sdpa_flash, _sdpa_flash_supports),

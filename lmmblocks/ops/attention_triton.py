@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..spec import Segments
+from .attention_call import AttentionCall
 from .library import kernel_op
 from .triton_gate import misalignment, triton_distrust, triton_refusal
 
@@ -66,26 +67,16 @@ def _readable(grad: Tensor) -> Tensor:
     return grad if grad.stride(-1) == 1 and misalignment(grad) is None else grad.contiguous()
 
 
-def attention_triton(
-    q_TNE: Tensor,
-    k_TKE: Tensor,
-    v_TKE: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+def attention_triton(call: AttentionCall) -> Tensor | tuple[Tensor, Tensor]:
     """All segments in one launch forward and three backward; neither scores nor a mask are kept."""
+    q, k, v, segments = call[:4]
     # torch.compile refuses a function that is given one tensor twice: no cu_k stands for that of the queries.
     cu_k = None if segments.cu_k is segments.cu_q else segments.cu_k
     out, lse_NT = _Attention.apply(
-        q_TNE, k_TKE, v_TKE, segments.cu_q, cu_k, kv_end, (segments.max_q, segments.max_k),
-        _are_even(segments, q_TNE.shape[0], k_TKE.shape[0]), (causal, scale, window, softcap),
+        q, k, v, segments.cu_q, cu_k, call.kv_end, (segments.max_q, segments.max_k),
+        _are_even(segments, q.shape[0], k.shape[0]), (call.causal, call.scale, call.window, call.softcap),
     )  # fmt: skip
-    return (out, lse_NT.t()) if return_lse else out
+    return (out, lse_NT.t()) if call.return_lse else out
 
 
 def _are_even(segments: Segments, rows_q: int, rows_k: int) -> bool:
@@ -100,32 +91,20 @@ def _are_even(segments: Segments, rows_q: int, rows_k: int) -> bool:
     return all(sum(lengths) == rows and len(set(lengths)) <= 1 for lengths, rows in sides)
 
 
-def triton_supports(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    segments: Segments,
-    causal: bool,
-    kv_end: Tensor | None,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    return_lse: bool = False,
-) -> bool | str:
+def triton_supports(call: AttentionCall) -> bool | str:
     """Return True, or why the kernels can't take the call."""
+    q, k, v, segments, kv_end = call.q_TNE, call.k_TKE, call.v_TKE, call.segments, call.kv_end
     if not q.dtype == k.dtype == v.dtype:
         return f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}: cast them to one dtype"
     if q.shape[-1] > WIDEST_HEAD:
         return f"a head dim of {q.shape[-1]} is above {WIDEST_HEAD}"
-    if scale <= 0:
-        return f"a scale of {scale} is not above 0"
+    if call.scale <= 0:
+        return f"a scale of {call.scale} is not above 0"
     if kv_end is not None and (kv_end.dtype not in (torch.int32, torch.int64) or not kv_end.is_contiguous()):
-        return (
-            f"kv_end must be contiguous int32 or int64, found {kv_end.dtype} with strides {kv_end.stride()}"
-        )
+        return f"kv_end must be contiguous int32 or int64, found {kv_end.dtype} with strides {kv_end.stride()}"
     return triton_refusal(q, k, v, segments.cu_q, segments.cu_k, kv_end) or misalignment(q, k, v) or True
 
 
-def triton_trusted(q: Tensor, *call: Any, **options: Any) -> bool | str:
+def triton_trusted(call: AttentionCall) -> bool | str:
     """Return True, or why ``auto`` passes the kernels by."""
-    return triton_distrust("attention", q) or True
+    return triton_distrust("attention", call.q_TNE) or True

@@ -53,8 +53,8 @@ class Segments:
             raise LmmError(f"segments need one non-negative key length per query length: found {q} and {k}")
         if len(set(q)) == 1 == len(set(k)):
             return Segments.uniform(len(q), q[0], k[0], device=device)
-        cu_q = boundaries(q).to(device, non_blocking=True)
-        cu_k = cu_q if k == q else boundaries(k).to(device, non_blocking=True)
+        cu_q = boundaries(q, device)
+        cu_k = cu_q if k == q else boundaries(k, device)
         return Segments(cu_q, cu_k, max(q, default=0), max(k, default=0), q, k)
 
     @staticmethod
@@ -74,11 +74,13 @@ class Segments:
         return Segments(cu_q, cu_k, most_q, most_k, (length,) * count, (of_k,) * count, count > 0)
 
 
-def boundaries(lengths: Sequence[int]) -> Tensor:
-    """Return the int32 ``(S+1,)`` running sum of host ``lengths``, starting at 0."""
+def boundaries(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Return the int32 ``(S+1,)`` running sum of host ``lengths``, starting at 0; the copy to a CUDA device waits for nothing."""
     import torch
 
     cu = torch.zeros(len(lengths) + 1, dtype=torch.int32)
     if len(lengths):
         cu[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
-    return cu
+    if torch.device(device).type == "cuda":  # from memory that isn't pinned it would wait for the device
+        cu = cu.pin_memory()
+    return cu.to(device, non_blocking=True)

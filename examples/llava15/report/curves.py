@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 WIDTH, HEIGHT = 460, 240
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 34
+LEFT, RIGHT, TOP, BOTTOM = 46, 20, 14, 34
 _SMOOTHING = 0.92
 
 
@@ -47,7 +47,7 @@ def loss_svg(points: list[tuple[int, float]], title: str) -> str:
     for name, values in (("raw", losses), ("mean", running_mean(losses))):
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values))
         parts.append(f'<polyline class="{name}" points="{path}"/>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 1}" text-anchor="middle">step</text></svg>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text></svg>')
     return "".join(parts)
 
 
