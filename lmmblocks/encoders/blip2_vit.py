@@ -144,9 +144,3 @@ class Blip2ViT(ViTEncoder):
     def __init__(self, config: Blip2ViTConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="blip2_vit", prefix=1, offers=WITH_CLS)
         self.vision_model = Blip2VisionTransformer(config)
-
-    def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        return self.vision_model.hidden_states(pixels, wanted)
-
-    def _query_and_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vision_model.encoder.layers[layer].query_and_keys(x)

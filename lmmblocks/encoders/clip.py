@@ -109,9 +109,3 @@ class CLIP(ViTEncoder):
     def __init__(self, config: CLIPConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="clip", prefix=1, offers=WITH_CLS)
         self.vision_model = CLIPVisionTransformer(config)
-
-    def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        return self.vision_model.hidden_states(pixels, wanted)
-
-    def _query_and_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vision_model.encoder.layers[layer].query_and_keys(x)

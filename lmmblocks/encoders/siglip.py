@@ -141,9 +141,3 @@ class SigLIP(ViTEncoder):
     def __init__(self, config: SigLIPConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="siglip", prefix=0, offers=WITHOUT_CLS)
         self.vision_model = SigLIPVisionTransformer(config)
-
-    def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        return self.vision_model.hidden_states(pixels, wanted)
-
-    def _query_and_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vision_model.encoder.layers[layer].query_and_keys(x)

@@ -151,6 +151,3 @@ class NaFlex(ViTEncoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             states = self.vision_model.hidden_states(pixels, self._wanted(need))
             return self._features(states, pixels.grids, need)
-
-    def _query_and_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.vision_model.encoder.layers[layer].query_and_keys(x)

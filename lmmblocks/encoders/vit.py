@@ -153,7 +153,8 @@ def hidden_states_of_images(x_IPC: Tensor, layers: nn.ModuleList, wanted: frozen
 class ViTEncoder(nn.Module):
     """An encoder block around a vision transformer: pixels to packed patch features.
 
-    A subclass gives ``_states`` and ``_query_and_keys``.
+    A subclass sets ``vision_model``, which has ``hidden_states(pixels, wanted)`` and layers with ``query_and_keys``, or gives ``_states`` and
+    ``_query_and_keys`` itself.
 
     Args:
         config: of the tower; ``select`` is read.
@@ -168,6 +169,8 @@ class ViTEncoder(nn.Module):
         preprocess: how a picture becomes pixels.
         frozen: computes without autograd and keeps no activations (the default; stages that train it clear it).
     """
+
+    vision_model: Any
 
     def __init__(
         self, config: Any, preprocess: Any, *, name: str, prefix: int, offers: frozenset[str], shape: Any = None
@@ -188,11 +191,11 @@ class ViTEncoder(nn.Module):
 
     def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
         """Return ``{index: (I, prefix + P, C)}`` of the wanted hidden states."""
-        raise NotImplementedError
+        return self.vision_model.hidden_states(pixels, wanted)
 
     def _query_and_keys(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first token's query and all keys ``(..., N, E)`` of a layer for the hidden state that enters it."""
-        raise NotImplementedError
+        return self.vision_model.encoder.layers[layer].query_and_keys(x)
 
     def forward(self, pixels: Tensor, *, need: frozenset[str] = PATCHES) -> VisionFeatures:
         """Encode pixels.
