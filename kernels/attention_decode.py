@@ -2,6 +2,7 @@
 
 Shapes, results and masks are those of ``attention_forward.py`` without ``kv_end``: ``q [T_q, N, E]``, ``k, v [T_k, K, E]`` as the cache packs
 them (views with strides of rows and heads), ``len_q <= 16`` rows a segment and as many keys as there are; ``out [T_q, N, E]``, ``lse [N, T_q]``.
+Or keys in pages, ``k, v [pages, page_rows, K, E]``: key ``j`` of segment ``s`` in row ``j % page_rows`` of page ``table[s, j // page_rows]``.
 
 Bytes per call (``b`` bytes an element): reads ``2 T_k K E b`` once, of which the floor is made: ``2 T_k K E b / bandwidth``. With ``P > 1``
 splits also writes and reads ``P T_q N (4 E + 4)`` of partial results, which stay in L2.
@@ -12,8 +13,9 @@ many and a short one few; programs without a part end at once. The parts of a ro
 adds them in the order of the keys. With one part the first kernel writes the result itself: the plain forward, with the same blocks of keys.
 Nothing depends on the state of the GPU or on other programs: the same bits on every run.
 
-How many parts there are follows from lengths that the host knows and from the number of multiprocessors. The kernel makes a part longer where the
-boundaries on the device ask for it, so that a captured launch stays right when the cache has grown.
+How many parts there are follows from lengths that the host knows (of pages, from the longest there may be) and from the number of
+multiprocessors. The kernel makes a part longer where the boundaries on the device ask for it, so that a captured launch stays right when the
+cache has grown.
 
 Launch table: not measured on a GPU. Reading is all that counts, so tiles are as low as the tensor cores allow, and ``RESIDENT`` programs of a
 multiprocessor have one or two blocks of keys and values each in flight, 16 to 32 KiB a block; bandwidth times latency of an A100 is 10 KiB.
@@ -21,7 +23,7 @@ multiprocessor have one or two blocks of keys and values each in flight, 16 to 3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -54,19 +56,24 @@ ADDED = 2048
 """Elements of the parts that are added together at a time: 16 a thread."""
 
 
-@triton.jit(do_not_specialize=["rows_q", "segments", "blocks", "parts", "part_blocks", "window"])
+@triton.jit(do_not_specialize=["rows_q", "segments", "blocks", "parts", "part_blocks", "window", "page_rows"])
 def _attention_decode_kernel(
-    q, k, v, out, lse, cu_q, cu_k, q_row, q_head, k_row, k_head, v_row, v_head,
+    q, k, v, out, lse, cu_q, cu_k, table, q_row, q_head, k_row, k_head, v_row, v_head, table_row, page_rows, k_page, v_page,
     rows_q, segments, blocks, parts, part_blocks, scale, window, softcap, heads,
-    E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr,
+    E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr, PAGED: tl.constexpr,
     MASK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     # Prologue: which rows of which segment, and which part of its keys.
     segment, block = find_tile(tl.program_id(0), cu_q, segments, rows_q, blocks, EVEN, GROUP, ROWS)
     if segment > segments:
         return
-    begin_q, length_q = own_rows(cu_q, segment, segments, rows_q)
-    begin_k, length_k = other_rows(cu_k, segment, segments)
+    if PAGED:  # as many rows for each; cu_k are lengths
+        length_q, begin_k, length_k = rows_q // segments, 0, tl.load(cu_k + segment)
+        begin_q = segment * length_q
+        table += segment.to(tl.int64) * table_row
+    else:
+        begin_q, length_q = own_rows(cu_q, segment, segments, rows_q)
+        begin_k, length_k = other_rows(cu_k, segment, segments)
     place = block * ROWS + tl.arange(0, ROWS)
     row = place // GROUP
     live = row < length_q
@@ -78,7 +85,9 @@ def _attention_decode_kernel(
     if MASK != FULL:
         last = tl.max(tl.where(live, high, 0), 0)
     if WINDOW:
-        first = tl.maximum(tl.min(tl.where(live, low, length_k), 0), 0) // KEYS * KEYS
+        first = tl.maximum(tl.min(tl.where(live, low, length_k), 0), 0)
+        if not PAGED:  # there, what no row sees may be anything
+            first = first // KEYS * KEYS
     visible = (tl.maximum(last - first, 0) + KEYS - 1) // KEYS
     part_keys = tl.maximum(part_blocks, (visible + parts - 1) // parts) * KEYS
     begin = first + tl.program_id(2) * part_keys
@@ -89,8 +98,11 @@ def _attention_decode_kernel(
         tl.store(lse + log_at, tl.zeros((ROWS,), tl.float32) + float("-inf"), mask=live)
         return
     k_row, v_row = aligned(k_row, VECTOR), aligned(v_row, VECTOR)
-    k += begin_k.to(tl.int64) * k_row + kv_head * aligned(k_head, VECTOR)
-    v += begin_k.to(tl.int64) * v_row + kv_head * aligned(v_head, VECTOR)
+    k += kv_head * aligned(k_head, VECTOR)
+    v += kv_head * aligned(v_head, VECTOR)
+    if not PAGED:
+        k += begin_k.to(tl.int64) * k_row
+        v += begin_k.to(tl.int64) * v_row
     queries = load_rows(
         q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
     )
@@ -98,8 +110,16 @@ def _attention_decode_kernel(
 
     # One loop: a mask costs nothing beside the bytes of a block.
     for key in range(begin, tl.minimum(begin + part_keys, last), KEYS):
+        keys = key + tl.arange(0, KEYS)
+        k_rows, v_rows = k, v
+        if PAGED:  # rows are counted from where key 0 would lie if all pages were laid out as each key's own
+            turn = keys // page_rows
+            page = tl.load(table + turn, mask=keys < length_k, other=0).to(tl.int64)
+            skipped = (turn * page_rows).to(tl.int64)
+            k_rows += (page * aligned(k_page, VECTOR) - skipped * k_row)[:, None]
+            v_rows += (page * aligned(v_page, VECTOR) - skipped * v_row)[:, None]
         state = attend(
-            state, queries, k, v, k_row, v_row, key + tl.arange(0, KEYS), length_k, low, high, scale, softcap,
+            state, queries, k_rows, v_rows, k_row, v_row, keys, length_k, low, high, scale, softcap,
             E, MAIN, REST, True, WINDOW, SOFTCAP,
         )  # fmt: skip
 
@@ -115,17 +135,8 @@ def _attention_decode_kernel(
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _attention_combine_kernel(
-    partial,
-    partial_lse,
-    out,
-    lse,
-    rows,
-    heads,
-    parts,
-    E: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ADDED: tl.constexpr,
-):
+    partial, partial_lse, out, lse, rows, heads, parts, E: tl.constexpr, WIDTH: tl.constexpr, ADDED: tl.constexpr
+):  # fmt: skip
     """One row of one head: the parts weighted by their share of the softmax, in the order of the keys."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     column, each = tl.arange(0, WIDTH), tl.arange(0, ADDED)
@@ -210,44 +221,76 @@ def attention_decode(
     Returns:
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
-    (rows, heads, width), kv_heads, segments = q.shape, k.shape[1], cu_q.shape[0] - 1
-    out, lse = (
-        torch.empty((rows, heads, width), dtype=q.dtype, device=q.device),
-        q.new_empty((heads, rows), dtype=torch.float32),
-    )
+
+    def division(tiles: int, keys: int) -> tuple[int, int]:
+        slots = RESIDENT * multiprocessors(q.device)
+        return (parts, 1) if parts else parts_of(tuple(visible), tiles, keys, slots)
+
+    places = cu_q, cu_k, None, cu_q.shape[0] - 1
+    return _launched(q, k, v, places, longest_q, even, (causal, scale, window, softcap), division)
+
+
+def paged_attention_decode(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, max_length: int,
+    causal: bool, scale: float, window: int | None, softcap: float | None, part_keys: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Launch the forward on keys in pages.
+
+    Args:
+        q: ``(S * rows, N, E)``, last stride 1, rows and heads on 16 bytes.
+        k_pages: ``(pages, page_rows, K, E)``, likewise.
+        v_pages: shape of ``k_pages``.
+        page_table: int32 ``(S, max_pages)``, last stride 1.
+        lengths: int32 ``(S,)``.
+        max_length: most keys of a segment; only the number of parts depends on it.
+        causal: as for :func:`attention_decode`, like ``scale``, ``window``, ``softcap``.
+        part_keys: of every part, 0 = as many parts as keep the device busy.
+
+    Returns:
+        ``out (S * rows, N, E)`` and fp32 ``lse (N, S * rows)``, contiguous.
+    """
+    segments = lengths.shape[0]
+    rows = q.shape[0] // max(segments, 1)
+    most = max_length if window is None else min(max_length, window + rows - 1)
+
+    def division(tiles: int, keys: int) -> tuple[int, int]:
+        if part_keys:
+            size = triton.cdiv(part_keys, keys)
+            return max(triton.cdiv(triton.cdiv(most, keys), size), 1), size
+        slots = RESIDENT * multiprocessors(q.device)
+        return parts_of((most,) * segments, tiles, keys, slots)[0], FEWEST_BLOCKS
+
+    places = lengths, lengths, page_table, segments
+    return _launched(q, k_pages, v_pages, places, rows, True, (causal, scale, window, softcap), division)
+
+
+def _launched(
+    q: Tensor, k: Tensor, v: Tensor, places: tuple[Tensor, Tensor, Tensor | None, int], longest_q: int, even: bool,
+    mask: tuple[bool, float, int | None, float | None], division: Callable[[int, int], tuple[int, int]],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocate and launch; ``division`` gives the parts of a segment and the fewest blocks of one, from tiles of a part and keys of a block."""
+    (rows, heads, width), kv_heads, (cu_q, cu_k, table, segments) = q.shape, k.shape[-2], places
+    out, lse = q.new_empty(q.shape), q.new_empty((heads, rows), dtype=torch.float32)
     if not rows or not heads:
         return out, lse
-    group = heads // kv_heads
+    (causal, scale, window, softcap), group, paged = mask, heads // kv_heads, table is not None
     tile = decode_tile(longest_q * group, width, q.dtype)
     programs, blocks = grid_tiles(rows * group, segments, longest_q * group, even, tile.rows)
-    part_blocks = 1
-    if not parts:
-        parts, part_blocks = parts_of(
-            tuple(visible), kv_heads * max(blocks, 1), tile.keys, RESIDENT * multiprocessors(q.device)
-        )
+    parts, part_blocks = division(kv_heads * max(blocks, 1), tile.keys)
     split, padded = parts > 1, triton.next_power_of_2(width)
     partial = torch.empty((parts, rows, heads, width), dtype=torch.float32, device=q.device) if split else out
     partial_lse = lse.new_empty((parts, heads, rows)) if split else lse
+    pages = (table.stride(0), k.shape[1], k.stride(0), v.stride(0)) if paged else (0, 1, 0, 0)
     with launching_on(q):
         _attention_decode_kernel[(programs, kv_heads, parts)](
-            q, k, v, partial, partial_lse, cu_q, cu_k, q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+            q, k, v, partial, partial_lse, cu_q, cu_k, table,
+            q.stride(0), q.stride(1), k.stride(-3), k.stride(-2), v.stride(-3), v.stride(-2), *pages,
             rows, segments, blocks, parts, part_blocks, scale, window or 0, softcap or 0.0, heads,
-            width, *head_parts(width), group, 16 // q.element_size(),
+            width, *head_parts(width), group, 16 // q.element_size(), paged,
             mask_kind(causal, False), window is not None, softcap is not None, even, tile.rows, tile.keys,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         if split:
-            _attention_combine_kernel[(rows, heads)](
-                partial,
-                partial_lse,
-                out,
-                lse,
-                rows,
-                heads,
-                parts,
-                width,
-                padded,
-                ADDED // padded,
-                num_warps=4,
-            )
+            added = partial, partial_lse, out, lse, rows, heads, parts, width, padded, ADDED // padded
+            _attention_combine_kernel[(rows, heads)](*added, num_warps=4)
     return out, lse

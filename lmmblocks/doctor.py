@@ -15,6 +15,7 @@ import torch
 
 from . import __version__
 from .kernels.verified import load
+from .ops.cuda_gate import extension_report
 from .ops.dispatch import ENVIRONMENT, backend, consider, ladders
 from .ops.example_calls import Examples
 from .spec import LmmError
@@ -63,6 +64,7 @@ class Report:
     Attributes:
         versions: name -> version, or a word why there is none.
         devices: one line per GPU; empty without one.
+        extension: whether ``lmmblocks._C`` is built, why it can't be used, and for what it was built.
         device: where the example calls were made.
         environment: the variable that forces implementations; None when it isn't set.
         problems: what is set up wrongly.
@@ -72,6 +74,7 @@ class Report:
 
     versions: dict[str, str]
     devices: list[str]
+    extension: dict[str, Any]
     device: str
     environment: str | None
     problems: list[str]
@@ -94,8 +97,9 @@ def examine() -> Report:
         problems.append(str(error))
         forced = dict.fromkeys(ladders(), "auto")
     verified, damage = _verified()
+    choices = _choices(device, forced)
     return Report(
-        _versions(), _devices(), device, environment, problems + damage, verified, _choices(device, forced)
+        _versions(), _devices(), extension_report(), device, environment, problems + damage, verified, choices
     )
 
 
@@ -110,6 +114,7 @@ def _versions() -> dict[str, str]:
         str(torch.backends.cudnn.version()) if torch.version.cuda else "none in this build of torch"
     )
     found["driver"] = _driver()
+    found["nvcc"] = which("nvcc") or "none found"
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .doctor import Choice, Report
@@ -37,6 +37,7 @@ def text(report: Report, width: int = 100) -> str:
     facts += [(f"gpu {index}", line) for index, line in enumerate(report.devices)] or [
         ("gpu", "none that torch can use")
     ]
+    facts.append(("lmmblocks._C", _extension(report.extension)))
     facts.append((ENVIRONMENT, report.environment or "not set"))
     facts += [("problem", problem) for problem in report.problems]
     lines = _listed(facts, width)
@@ -47,6 +48,15 @@ def text(report: Report, width: int = 100) -> str:
     for choice in report.choices:
         lines += _choice(choice, width)
     return "\n".join(lines)
+
+
+def _extension(found: dict[str, Any]) -> str:
+    if not found["built"]:
+        return found["problem"]
+    driver = f"driver for CUDA {found['driver'] // 1000}.{found['driver'] % 1000 // 10}" if found["driver"] else "no driver"
+    what = "emulated" if found["emulated"] else f"built for {found['archs'].replace(';', ', ')}"
+    told = f"{what} by {found['compilers']}; {driver}"
+    return f"{told}; {found['problem']}" if found["problem"] else told
 
 
 def _listed(facts: list[tuple[str, str]], width: int) -> list[str]:

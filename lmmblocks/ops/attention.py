@@ -201,9 +201,9 @@ def _lse_with_slack(sums: list[Tensor], q_TNE: Tensor) -> Tensor:
 
 
 def _torch_supports(call: AttentionCall) -> bool | str:
-    known, lengths = call.uses_only("kv_end", "window"), (call.segments.lengths_q, call.segments.lengths_k)
-    if known is not True:
-        return known
+    problem, lengths = call.refusal_beyond("kv_end", "window"), (call.segments.lengths_q, call.segments.lengths_k)
+    if problem is not None:
+        return problem
     if any(0 in side for side in lengths):
         return "a segment of length 0"
     if call.kv_end is not None:

@@ -56,28 +56,37 @@ def attention_triton_decode(call: AttentionCall) -> Tensor | tuple[Tensor, Tenso
     return (out_TNE, lse_NT.t()) if call.return_lse else out_TNE
 
 
-def _supports(call: AttentionCall) -> bool | str:
+def decode_refusal(call: AttentionCall) -> str | None:
+    """Return why no kernel that splits keys can take the call, or None: what binds all of them."""
     q, k, v, segments = call[:4]
     if segments.max_q > MOST_ROWS:
         found = "too many" if torch.compiler.is_compiling() else segments.max_q  # a number that is read there is guarded
         return f"a segment of {found} query rows: it splits the keys of at most {MOST_ROWS}"
-    known = call.uses_only("window", "softcap", "return_lse")
-    if known is not True:
-        return known
     if call.wants_gradient:
         return "it has no backward, and a gradient is asked for"
     if k.dtype != q.dtype or v.dtype != q.dtype:
         return f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: they must agree"
-    if not 0 < q.shape[-1] <= WIDEST_HEAD or call.scale <= 0:
-        return f"heads of {q.shape[-1]} with scale {call.scale}: it takes 1 to {WIDEST_HEAD} and a scale above 0"
-    return triton_refusal(q, k, v) or misalignment(q, k, v) or True
+    if call.scale <= 0:
+        return f"a scale of {call.scale}: it takes one above 0"
+    return call.refusal_beyond("window", "softcap", "return_lse")
+
+
+def too_short(call: AttentionCall) -> str | None:
+    """Return why ``auto`` splits no keys of the call, or None."""
+    longest = max(visible_lengths(call.segments, call.window), default=0)
+    if longest >= LONG_KEYS:
+        return None
+    return f"at most {longest} visible keys a segment: splitting pays from {LONG_KEYS} on"
+
+
+def _supports(call: AttentionCall) -> bool | str:
+    if not 0 < call.q_TNE.shape[-1] <= WIDEST_HEAD:
+        return f"heads of {call.q_TNE.shape[-1]}: it takes 1 to {WIDEST_HEAD}"
+    return decode_refusal(call) or triton_refusal(*call[:3]) or misalignment(*call[:3]) or True
 
 
 def _trusted(call: AttentionCall) -> bool | str:
-    longest = max(visible_lengths(call.segments, call.window), default=0)
-    if longest < LONG_KEYS:
-        return f"at most {longest} visible keys a segment: splitting pays from {LONG_KEYS} on"
-    return triton_distrust("attention", call.q_TNE, NAME) or True
+    return too_short(call) or triton_distrust("attention", call.q_TNE, NAME) or True
 
 
 register_implementation(

@@ -167,9 +167,9 @@ def _packed_refusal(call: AttentionCall) -> str | None:
         return f"heads of {q.shape[-1]}: it takes multiples of 8 up to {WIDEST_HEAD}"
     if any(x.stride(-1) != 1 for x in (q, k, v)):
         return "the last dimension of q, k or v is not contiguous"
-    known = call.uses_only("window", "softcap")
-    if known is not True:
-        return str(known)
+    problem = call.refusal_beyond("window", "softcap")
+    if problem is not None:
+        return problem
     lengths = tuple(zip(call.segments.lengths_q, call.segments.lengths_k))
     if not lengths or min(map(min, lengths)) == 0:
         return "a segment of length 0, or none at all"

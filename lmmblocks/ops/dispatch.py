@@ -263,7 +263,10 @@ class backend:
 
     @staticmethod
     def register(op: str, name: str, run: Callable[..., Any], supports: Callable[..., bool | str] | None = None) -> None:
-        """Put an implementation of your own on top of the ladder of ``op``."""
+        """Put an implementation of your own on top of the ladder of ``op``; both functions get what its reference gets.
+
+        For ``attention`` that is one :class:`~lmmblocks.ops.AttentionCall`.
+        """
         ladder = _LADDERS.get(op) or [find(op, name)]
         register_implementation(op, Implementation(name, run, supports or _always), before=ladder[0].name)
 

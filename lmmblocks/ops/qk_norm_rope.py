@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,36 +44,19 @@ def qk_norm_rope(
     )
 
 
-def qk_norm_rope_reference(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    offset: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The references of the two ops, one behind the other."""
-    return rope_reference(
-        rms_norm_reference(q, q_weight, eps, offset), rms_norm_reference(k, k_weight, eps, offset), cos, sin
-    )
+def _in_turn(norm: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return the implementation that runs the two ops one behind the other."""
+
+    def run(
+        q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float, offset: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        return turn(norm(q, q_weight, eps, offset=offset), norm(k, k_weight, eps, offset=offset), cos, sin)
+
+    return run
 
 
-def qk_norm_rope_composed(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    offset: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The two ops as their own ladders have them."""
-    return rope(
-        rms_norm(q, q_weight, eps, offset=offset), rms_norm(k, k_weight, eps, offset=offset), cos, sin
-    )
+qk_norm_rope_reference = _in_turn(rms_norm_reference, rope_reference)
+qk_norm_rope_composed = _in_turn(rms_norm, rope)
 
 
 _FWD = kernel_op(
@@ -112,45 +96,19 @@ class _QKNormRope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q_wanted, k_wanted = ctx.needs_input_grad[2:4]
-        both = (unit_stride(grad) for grad in grads)
-        dq, dk, dq_weight, dk_weight = _BWD(
-            *ctx.saved_tensors, *both, ctx.eps, ctx.offset, q_wanted or k_wanted
-        )
-        return (
-            dq,
-            dk,
-            dq_weight if q_wanted else None,
-            dk_weight if k_wanted else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        # No generator: Dynamo traces this again where a stride stops it, and finds the generator still running.
+        both = unit_stride(grads[0]), unit_stride(grads[1])
+        dq, dk, dq_weight, dk_weight = _BWD(*ctx.saved_tensors, *both, ctx.eps, ctx.offset, q_wanted or k_wanted)
+        return dq, dk, dq_weight if q_wanted else None, dk_weight if k_wanted else None, *(None,) * 4
 
 
-def qk_norm_rope_triton(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    offset: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def qk_norm_rope_triton(*call: Any) -> tuple[Tensor, Tensor]:
     """One launch forward; one and a short sum backward. Nothing is kept beside the inputs."""
-    return _QKNormRope.apply(q, k, q_weight, k_weight, cos, sin, eps, offset)
+    return _QKNormRope.apply(*call)
 
 
 def _triton_supports(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    offset: float = 0.0,
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *constants: float
 ) -> bool | str:
     problem = rope_refusal(q, k, cos, sin)
     if problem is not None:
@@ -163,16 +121,7 @@ def _triton_supports(
     return triton_refusal(q, q_weight, k_weight) or True
 
 
-def _triton_trusted(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor,
-    k_weight: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    offset: float = 0.0,
-) -> bool | str:
+def _triton_trusted(q: Tensor, *others: Any) -> bool | str:
     return triton_distrust("qk_norm_rope", q) or True
 
 

@@ -11,16 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..kernels.splice_codes import NOWHERE
 from ..spec import LmmError, SplicePlan
 from .dispatch import Implementation, dispatch, register_implementation
-from .library import kernel_op
-from .triton_gate import triton_distrust, triton_refusal
-
-PIECE_ROWS = 64
-"""Rows of a frequent id whose sum is one row of the backward's workspace: ``CHUNK`` of the kernel."""
 
 
 def splice(
@@ -162,107 +156,4 @@ def splice_reference(
     return _Splice.apply(table_VD, image_rows.reshape(-1, table_VD.shape[1]), plan, scale, accumulate_into)
 
 
-_FWD = kernel_op(
-    "splice_fwd(Tensor table, Tensor images, Tensor source, float? scale) -> Tensor",
-    "splice:splice_fwd",
-    lambda table, images, source, scale: table.new_empty(source.shape[0], table.shape[1]),
-)
-_BWD_ROWS = kernel_op(
-    "splice_bwd_rows(Tensor grad, Tensor source, Tensor? image_rows, Tensor? token_order, SymInt vocabulary, ScalarType image_dtype)"
-    " -> (Tensor, Tensor, Tensor)",
-    "splice_bwd:splice_bwd_rows",
-    lambda grad, source, image_rows, token_order, vocabulary, image_dtype: (
-        grad.new_empty(0 if image_rows is None else image_rows.shape[0], grad.shape[1], dtype=image_dtype),
-        grad.new_empty(
-            0 if token_order is None else -(-token_order.shape[0] // PIECE_ROWS),
-            grad.shape[1],
-            dtype=torch.float32,
-        ),
-        grad.new_empty(0 if token_order is None else vocabulary + 1, dtype=torch.int32),
-    ),
-)
-_BWD_TABLE = kernel_op(
-    "splice_bwd_table(Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale, ScalarType dtype) -> Tensor",
-    "splice_bwd:splice_bwd_table",
-    lambda grad, token_order, partial, bounds, scale, dtype: grad.new_empty(
-        bounds.shape[0] - 1, grad.shape[1], dtype=dtype
-    ),
-)
-_BWD_TABLE_INTO = kernel_op(
-    "splice_bwd_table_into(Tensor(a!) main_grad, Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale) -> ()",
-    "splice_bwd:splice_bwd_table_into",
-    lambda main_grad, grad, token_order, partial, bounds, scale: None,
-)
-
-
-class _TritonSplice(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        table_VD: Tensor,
-        images: Tensor,
-        source_T: Tensor,
-        image_rows_M: Tensor,
-        token_order_K: Tensor,
-        scale: float | None,
-        main_VD: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_backward(source_T, image_rows_M, token_order_K)
-        ctx.scale, ctx.main_VD = scale, main_VD
-        ctx.table, ctx.images = (table_VD.shape[0], table_VD.dtype), (images.shape, images.dtype)
-        return _FWD(table_VD, images, source_T, scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
-        # A broadcast gradient (of a sum) has stride 0.
-        grad_TD = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
-        source_T, image_rows_M, order_K = ctx.saved_tensors
-        (vocabulary, dtype), (shape, image_dtype) = ctx.table, ctx.images
-        of_table, of_images = ctx.needs_input_grad[:2]
-        image_grad, partial_PD, bounds = _BWD_ROWS(
-            grad_TD,
-            source_T,
-            image_rows_M if of_images else None,
-            order_K if of_table else None,
-            vocabulary,
-            image_dtype,
-        )
-        table_grad = None
-        if of_table and ctx.main_VD is None:
-            table_grad = _BWD_TABLE(grad_TD, order_K, partial_PD, bounds, ctx.scale, dtype)
-        elif of_table:
-            _BWD_TABLE_INTO(ctx.main_VD, grad_TD, order_K, partial_PD, bounds, ctx.scale)
-        return table_grad, image_grad.view(shape) if of_images else None, None, None, None, None, None
-
-
-def splice_triton(
-    table_VD: Tensor,
-    image_rows: Tensor,
-    plan: SplicePlan,
-    scale: float | None,
-    accumulate_into: Tensor | None,
-) -> Tensor:
-    """One launch forward, two backward, one where the table is frozen; strided image rows are read where they lie."""
-    return _TritonSplice.apply(
-        table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into
-    )
-
-
-def _triton_supports(
-    table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None
-) -> bool | str:
-    indices = (plan.source, plan.image_rows, plan.token_order)
-    if not all(tensor.is_contiguous() for tensor in indices):
-        return "source, image_rows and token_order of the plan must be contiguous"
-    return triton_refusal(table_VD, image_rows, *indices, main_VD) or True
-
-
-def _triton_trusted(table_VD: Tensor, *rest: Any) -> bool | str:
-    return triton_distrust("splice", table_VD) or True
-
-
-register_implementation("splice", Implementation("triton", splice_triton, _triton_supports, _triton_trusted))
 register_implementation("splice", Implementation("reference", splice_reference))

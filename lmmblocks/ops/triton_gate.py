@@ -7,6 +7,7 @@ is about proof and binds ``auto`` only: a kernel that was never run on a GPU of 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -45,13 +46,19 @@ def triton_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DT
     if not triton_installed():
         return "triton is not installed"
     given = [tensor for tensor in tensors if tensor is not None]
-    device = given[0].device
-    if any(tensor.device != device for tensor in given):
-        return f"tensors lie on {sorted({str(tensor.device) for tensor in given})}: move them to one device"
-    problem = _device_refusal(device)
-    if problem is not None:
-        return problem
-    for tensor in given:
+    return scattered(given) or _device_refusal(given[0].device) or layout_refusal(given, dtypes)
+
+
+def scattered(tensors: Sequence[Tensor]) -> str | None:
+    """Return that the tensors lie on several devices, or None."""
+    if all(tensor.device == tensors[0].device for tensor in tensors):
+        return None
+    return f"tensors lie on {sorted({str(tensor.device) for tensor in tensors})}: move them to one device"
+
+
+def layout_refusal(tensors: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Return which floating point tensor has another dtype, or a last dimension that isn't contiguous, or None."""
+    for tensor in tensors:
         if not tensor.is_floating_point():
             continue
         if tensor.dtype not in dtypes:
@@ -80,7 +87,7 @@ def triton_distrust(op: str, tensor: Tensor, implementation: str = "triton") -> 
     """Return why ``auto`` must not choose the Triton kernel of ``op`` on the tensor's device, or None."""
     if tensor.device.type != "cuda":
         return f"Triton's interpreter is for tests: ask for {implementation!r} by name"
-    return _unverified(f"{op}.{implementation}", tensor.device)
+    return unverified(f"{op}.{implementation}", tensor.device)
 
 
 @constant
@@ -96,7 +103,8 @@ def _device_refusal(device: torch.device) -> str | None:
 
 
 @constant
-def _unverified(kernel: str, device: torch.device) -> str | None:
+def unverified(kernel: str, device: torch.device) -> str | None:
+    """Return that the kernel was never proven on such a device, or None."""
     from ..kernels.verified import is_verified
 
     found = torch.cuda.get_device_capability(device)
