@@ -58,6 +58,10 @@ class Launch:
                 attributes[(index,)] = [["tt.divisibility", DIVISIBLE]]
         return signature, constants, attributes
 
+    def identity(self) -> tuple[Any, ...]:
+        """Return what is compiled: launches with one identity give one kernel."""
+        return (self.kernel.fn.__module__, self.name, *map(repr, self.source()), repr(sorted(self.options.items())))
+
 
 def _type_of(value: Any) -> str:
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,8 @@
-"""Compile a recorded launch for an architecture and read what the machine code uses; no GPU and no driver take part."""
+"""Compile a recorded launch for an architecture and read what it uses; no GPU and no driver take part.
+
+Registers, spills and shared memory are those of the machine code. Accesses and instructions are counted in the PTX: what is 128 bits wide there
+stays so, a matrix product there is one on the tensor cores, and reading PTX takes no disassembler.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .a100 import WARP, ctas_per_multiprocessor
 from .capture import Launch
-
-WARP = 32
-A100_REGISTERS, A100_THREADS, A100_SHARED_BYTES, A100_CTAS = 65536, 2048, 167936, 32
-"""Of one multiprocessor; a CTA's shared memory is rounded up by 1 KiB for the system."""
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -32,9 +33,9 @@ class Resources:
         shared_bytes: of a CTA.
         warps: of a CTA.
         ctas_per_sm: how many fit an A100's multiprocessor.
-        loads_128: 128-bit loads from global memory, asynchronous copies included, in the code.
+        loads_128: 128-bit loads from global memory, asynchronous copies included.
         stores_128: 128-bit stores.
-        matrix_ops: tensor-core instructions (HMMA; warp-group MMA on sm_90).
+        matrix_ops: tensor-core instructions (mma; warp-group MMA on sm_90).
         fp64_ops: double-precision instructions: always a mistake here.
     """
 
@@ -57,9 +58,9 @@ def resources_of(launch: Launch, arch: int) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = _cuobjdump("-res-usage", file.name), _cuobjdump("-sass", file.name)
+        usage = _cuobjdump("-res-usage", file.name)
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage).group(1)) for word in ("REG", "STACK"))  # type: ignore[union-attr]
-    ops = _counted(code)
+    ops = _counted(compiled.asm["ptx"])
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     return Resources(
         registers,
@@ -74,29 +75,17 @@ def resources_of(launch: Launch, arch: int) -> Resources:
     )
 
 
-def ctas_per_multiprocessor(registers: int, warps: int, shared_bytes: int) -> int:
-    """Return how many CTAs an A100's multiprocessor holds at once.
-
-    >>> ctas_per_multiprocessor(registers=255, warps=4, shared_bytes=48 * 1024)
-    2
-    """
-    threads = warps * WARP
-    by_registers = A100_REGISTERS // (-(-registers // 8) * 8 * threads)
-    by_shared = A100_SHARED_BYTES // (shared_bytes + 1024)
-    return min(by_registers, A100_THREADS // threads, by_shared, A100_CTAS)
-
-
 _PATTERNS = {
-    "loads_128": re.compile(r"\b(LDG(\.\w+)*\.128|LDGSTS(\.\w+)*\.128|UBLKCP|UTMALDG)"),
-    "stores_128": re.compile(r"\b(STG(\.\w+)*\.128|UTMASTG)"),
-    "matrix_ops": re.compile(r"\b(HMMA|HGMMA|IMMA|DMMA)\."),
-    "fp64_ops": re.compile(r"\b(DFMA|DADD|DMUL|DMMA|F2F\.F64\.\w+|MUFU\.RCP64H)\b"),
+    "loads_128": re.compile(r"\b(ld\.global[\w.:]*\.(v4\.[busf]32|v2\.[busf]64)|cp\.async\.c[ag]\.shared\.global[^;]*, (0x10|16)\b|cp\.async\.bulk)"),
+    "stores_128": re.compile(r"\b(st\.global[\w.:]*\.(v4\.[busf]32|v2\.[busf]64)|cp\.async\.bulk\.tensor[\w.]*\.global\.shared)"),
+    "matrix_ops": re.compile(r"\b(mma\.sync|wgmma\.mma_async)\."),
+    "fp64_ops": re.compile(r"\.f64\b"),
 }
 
 
-def _counted(code: str) -> Counter[str]:
+def _counted(ptx: str) -> Counter[str]:
     found: Counter[str] = Counter()
-    for line in code.splitlines():
+    for line in ptx.splitlines():
         for name, pattern in _PATTERNS.items():
             found[name] += bool(pattern.search(line))
     return found

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
-from .compile import Resources
-
-_TITLES = {"registers": "regs", "spill_bytes": "spill B", "shared_bytes": "smem B", "ctas_per_sm": "CTA/SM", "loads_128": "ld128"}
-_TITLES |= {"stores_128": "st128", "matrix_ops": "mma", "fp64_ops": "fp64"}
-_NAMES = [field.name for field in fields(Resources)]
-_KEY_WIDTH = 76
+_KEY_WIDTH, _WIDTH = 76, 9
 
 
-def print_title() -> None:
-    """Print the head of the table."""
-    print("kernel".ljust(_KEY_WIDTH) + "".join(_TITLES.get(name, name).rjust(8) for name in _NAMES))
+def print_title(resources: type, titles: Mapping[str, str]) -> None:
+    """Print the head of the table: one column for each field of a dataclass."""
+    print("kernel".ljust(_KEY_WIDTH) + "".join(titles.get(field.name, field.name).rjust(_WIDTH) for field in fields(resources)))
 
 
-def print_row(key: str, found: Resources) -> None:
+def print_row(key: str, found: Any) -> None:
     """Print one kernel."""
-    print(key.ljust(_KEY_WIDTH) + "".join(str(getattr(found, name)).rjust(8) for name in _NAMES), flush=True)
+    cells = (getattr(found, field.name) for field in fields(found))
+    print(key.ljust(_KEY_WIDTH) + "".join((f"{x:.2f}" if isinstance(x, float) else str(x)).rjust(_WIDTH) for x in cells), flush=True)
