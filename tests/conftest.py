@@ -5,6 +5,7 @@ The session's fixtures are shared: a test that changes a model makes its own wit
 
 import json
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -129,3 +130,62 @@ def conversations(colour_picture):
         ),
         Sample(turns("Hello", "Hello.", "What is it? <image>", "A red square."), [colour_picture(3)], "late"),
     ]
+
+
+@dataclass(frozen=True)
+class _Exactness:
+    """Errors of the kernel and of torch against fp64; shown when the assertion fails."""
+
+    kernel: float
+    torch: float
+    floor: float
+
+    @property
+    def holds(self) -> bool:
+        return self.kernel <= 2 * self.torch + self.floor
+
+
+@pytest.fixture(scope="session")
+def as_exact_as_torch():
+    """`as_exact_as_torch(kernel, torch, fp64)`: three results of one formula, tensors or tuples of them.
+
+    A kernel is as exact as torch when its error against fp64 is at most twice torch's own error in the same dtype.
+    """
+
+    def check(kernel, own, exact, floor=1e-6):
+        if isinstance(exact, torch.Tensor):
+            kernel, own, exact = (kernel,), (own,), (exact,)
+        for index, (k, t, e) in enumerate(zip(kernel, own, exact, strict=True)):
+            assert k.dtype == t.dtype and k.shape == e.shape, (index, k.dtype, t.dtype, k.shape, e.shape)
+            errors = [(x.double() - e).abs().max().item() if e.numel() else 0.0 for x in (k, t)]
+            scale = max(1.0, e.abs().max().item() if e.numel() else 0.0)
+            found = _Exactness(*errors, floor=floor * scale)
+            assert found.holds, (index, found)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def in_pages():
+    """`in_pages(k_TKE, v_TKE, lengths, page_rows)`: packed keys and values as pages, their table and lengths, all that is unused poisoned.
+
+    Pages lie in a random order among strangers; rows that hold nothing are NaN, entries of the table behind the last key point nowhere.
+    """
+
+    def make(k_TKE, v_TKE, lengths, page_rows, seed=0):
+        kv_heads, counts = k_TKE.shape[1], [-(-length // page_rows) for length in lengths]
+        shuffled = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed)).tolist()
+        pages = k_TKE.new_full((len(shuffled), page_rows, 2 * kv_heads, k_TKE.shape[2]), float("nan"))
+        table = torch.full((len(lengths), max(counts, default=0) + 1), -7, dtype=torch.int32)
+        first = 0
+        for sequence, (length, count) in enumerate(zip(lengths, counts)):
+            rows = torch.cat([k_TKE[first : first + length], v_TKE[first : first + length]], 1)
+            for place in range(count):
+                part = rows[place * page_rows : (place + 1) * page_rows]
+                table[sequence, place] = page = shuffled.pop()
+                pages[page, : part.shape[0]] = part
+            first += length
+        lengths_S = torch.tensor(lengths, dtype=torch.int32, device=k_TKE.device)
+        return *pages.split(kv_heads, 2), table.to(k_TKE.device), lengths_S
+
+    return make

@@ -75,7 +75,7 @@ def test_json_holds_everything(capsys, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "rms_norm=reference")
     assert cli.main(["doctor", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert set(shown) == {"versions", "devices", "device", "environment", "problems", "verified", "choices"}
+    assert set(shown) == {"versions", "devices", "extension", "device", "environment", "problems", "verified", "choices"}
     norm = next(choice for choice in shown["choices"] if choice["op"] == "rms_norm")
     assert norm["set_to"] == "reference" and shown["environment"] == "rms_norm=reference" and not shown["problems"]
 

@@ -10,6 +10,7 @@ from lmmblocks.kernels.attention_forward import attention_fwd
 from lmmblocks import ops
 from lmmblocks.decoders.cache import KVCache
 from lmmblocks.ops.attention import attention_reference
+from lmmblocks.ops.attention_call import AttentionCall
 from lmmblocks.spec import LmmError, Segments
 
 BACKEND = "triton_decode"
@@ -58,9 +59,9 @@ def test_it_is_as_exact_as_torch_for_any_number_of_parts(
     parts, heads, kv_heads, width, dtype, device, as_exact_as_torch
 ):
     q, k, v, segments = _tensors((1, 1), (200, 65), heads, kv_heads, width, device, dtype)
-    arguments = (segments, True, None, width**-0.5, None, None)
+    arguments = (segments, True, None, width**-0.5)
     own, exact = (
-        attention_reference(*(x.to(t) for x in (q, k, v)), *arguments) for t in (dtype, torch.float64)
+        attention_reference(AttentionCall(*(x.to(t) for x in (q, k, v)), *arguments)) for t in (dtype, torch.float64)
     )
     out, lse = _launch(q, k, v, segments, parts)
     as_exact_as_torch(out, own, exact)
@@ -82,7 +83,7 @@ def test_it_is_as_exact_as_torch_for_any_number_of_parts(
 def test_masks_and_lengths_are_those_of_the_reference(lengths, group, causal, window, softcap, parts, slack):
     lengths_q, lengths_k = zip(*lengths)
     q, k, v, segments = _tensors(lengths_q, lengths_k, 2 * group, 2, 16, slack=slack)
-    expected = attention_reference(q, k, v, segments, causal, None, 0.25, window, softcap)
+    expected = attention_reference(AttentionCall(q, k, v, segments, causal, None, 0.25, window, softcap))
     rows, keys = sum(lengths_q), sum(lengths_k)
     poisoned = [
         torch.cat([x[:n], torch.full_like(x[n:], float("nan"))]) for x, n in ((q, rows), (k, keys), (v, keys))
@@ -117,7 +118,7 @@ def test_a_launch_stays_right_when_the_boundaries_on_the_device_grow(device):
     mask = (True, 0.125, None, None)
     out, _ = attention_decode(q, k, v, segments.cu_q, segments.cu_k, 1, True, *mask, (100,))
     torch.testing.assert_close(
-        out, attention_reference(q, k, v, segments, True, None, 0.125, None, None), atol=1e-5, rtol=1e-4
+        out, attention_reference(AttentionCall(q, k, v, segments, True, None, 0.125)), atol=1e-5, rtol=1e-4
     )
 
 

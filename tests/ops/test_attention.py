@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
+from lmmblocks.ops.attention import attention_reference
+from lmmblocks.ops.attention_call import AttentionCall
+from lmmblocks.ops.dispatch import _LADDERS, Implementation
 from lmmblocks.spec import LmmError, Segments
 
 IMPLEMENTATIONS = ("torch", "reference")
@@ -212,3 +215,57 @@ def test_forced_backend_refuses_with_its_reason():
     q, k, v, segments = make([0, 2], [0, 2])
     with pytest.raises(LmmError, match="length 0"):
         ops.attention(q, k, v, segments, backend="torch")
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_without_segments_nan_slack_comes_out_as_zeros_that_gradients_pass(name):
+    """Each of q, k and v alone may be what is trained: its gradient is zero, not missing."""
+    q, k, v = (torch.full((3, heads, 8), float("nan")) for heads in (4, 2, 2))
+    out = ops.attention(q, k, v, Segments.of([]), backend=name)
+    assert torch.equal(out, torch.zeros(3, 4, 8)) and not out.requires_grad
+    for trained in (q, k, v):
+        trained.requires_grad_()
+        (gradient,) = torch.autograd.grad(ops.attention(q, k, v, Segments.of([]), backend=name).sum(), trained)
+        assert torch.equal(gradient, torch.zeros_like(trained))
+        trained.requires_grad_(False)
+
+
+@pytest.fixture
+def own():
+    """Registers an implementation that takes causal calls and windows, and counts as not knowing the rest."""
+    calls = []
+
+    def run(call):
+        calls.append(call)
+        return attention_reference(call._replace(return_lse=False))
+
+    ops.backend.register("attention", "own", run, lambda call: call.refusal_beyond("window") or True)
+    yield calls
+    _LADDERS["attention"] = [entry for entry in _LADDERS["attention"] if entry.name != "own"]
+
+
+def test_an_implementation_of_ones_own_gets_one_call_with_its_defaults_filled_in(own):
+    q, k, v, segments = make([3, 2], [3, 2])
+    out = ops.attention(q, k, v, segments, window=2)
+    assert own == [AttentionCall(q, k, v, segments, True, None, 8**-0.5, 2, None, False)] and own[0].group == 2
+    assert torch.equal(out, ops.attention(q, k, v, segments, window=2, backend="reference"))
+    q.requires_grad_()
+    assert own[0].wants_gradient
+    with torch.no_grad():
+        assert not own[0].wants_gradient
+
+
+def test_all_options_that_an_implementation_does_not_know_are_named(own):
+    q, k, v, segments = make([3, 2], [3, 2])
+    ops.attention(q, k, v, segments, softcap=2.0)
+    assert not own, "auto must not ignore an option"
+    with pytest.raises(LmmError, match=r"it has no mask with an end per row \(kv_end\) and no softcap"):
+        ops.attention(q, k, v, segments, kv_end=torch.ones(5, dtype=torch.int32), window=2, softcap=2.0, backend="own")
+
+
+def test_an_implementation_that_forgets_the_lse_it_was_asked_for_is_told(own):
+    q, k, v, segments = make([3], [3])
+    entry = _LADDERS["attention"][0]
+    _LADDERS["attention"][0] = Implementation(entry.name, entry.run)
+    with pytest.raises(LmmError, match="must refuse return_lse in its supports"):
+        ops.attention(q, k, v, segments, return_lse=True)

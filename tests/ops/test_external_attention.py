@@ -15,6 +15,7 @@ import torch
 
 from lmmblocks import ops
 from lmmblocks.ops import attention_external as external
+from lmmblocks.ops.attention_call import AttentionCall
 from lmmblocks.ops.dispatch import _BROKEN, ladders, select, verdicts
 from lmmblocks.spec import LmmError, Segments
 
@@ -169,8 +170,8 @@ def test_arguments_arrive_as_the_package_counts_them(name, options, request):
     request.getfixturevalue(name)
     lengths = EQUAL if name == "cudnn" else LENGTHS
     q, k, v, segments = inputs(lengths, slack=3)
-    called = (q, k, v, segments, options["causal"], None, options["scale"] or 8**-0.5, options["window"], options["softcap"])
-    verdict = dict(verdicts("attention", *called))[name]
+    call = AttentionCall(q, k, v, segments, options["causal"], None, options["scale"] or 8**-0.5, options["window"], options["softcap"])
+    verdict = dict(verdicts("attention", call))[name]
     if verdict is not True:
         expected = {"softcap": options["softcap"], "window": options["window"]}
         assert any(word in verdict and value for word, value in expected.items()), verdict
@@ -227,25 +228,23 @@ def test_masks_of_xformers_are_made_once_per_set_of_lengths(xformers):
 
 
 REFUSALS = {
-    "kv_end": (lambda call: call.update(kv_end=torch.ones(13, dtype=torch.int32)), "kv_end"),
-    "float32": (lambda call: call.update({name: call[name].float() for name in "qkv"}), "computes float16 and bfloat16"),
-    "wide heads": (lambda call: call.update({name: call[name].new_ones(13 if name == "q" else 18, 2, 264) for name in "qkv"}), "heads of 264"),
-    "odd heads": (lambda call: call.update({name: call[name][..., :6] for name in "qkv"}), "heads of 6"),
-    "strided": (lambda call: call.update(q=call["q"].repeat_interleave(2, -1)[..., ::2]), "not contiguous"),
-    "empty": (lambda call: call.update(segments=Segments.of([5, 0, 8], [5, 4, 9])), "length 0"),
-    "more queries": (lambda call: call.update(segments=Segments.of([5, 5, 3], [5, 4, 9])), "see no key"),
-    "log-sum-exp": (lambda call: call.update(return_lse=True), "return_lse"),
+    "kv_end": (lambda call: call._replace(kv_end=torch.ones(13, dtype=torch.int32)), "kv_end"),
+    "float32": (lambda call: AttentionCall(*(x.float() for x in call[:3]), *call[3:]), "computes float16 and bfloat16"),
+    "wide heads": (lambda call: AttentionCall(*(x.new_ones(len(x), 2, 264) for x in call[:3]), *call[3:]), "heads of 264"),
+    "odd heads": (lambda call: AttentionCall(*(x[..., :6] for x in call[:3]), *call[3:]), "heads of 6"),
+    "strided": (lambda call: call._replace(q_TNE=call.q_TNE.repeat_interleave(2, -1)[..., ::2]), "not contiguous"),
+    "empty": (lambda call: call._replace(segments=Segments.of([5, 0, 8], [5, 4, 9])), "length 0"),
+    "more queries": (lambda call: call._replace(segments=Segments.of([5, 5, 3], [5, 4, 9])), "see no key"),
+    "log-sum-exp": (lambda call: call._replace(return_lse=True), "return_lse"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_none_of_them_can_do_is_refused_before_any_is_called(case, flash_attn, sdpa_flash, xformers, cudnn):
     change, reason = REFUSALS[case]
-    q, k, v, segments = inputs(LENGTHS)
-    call = {"q": q, "k": k, "v": v, "segments": segments, "causal": True, "kv_end": None, "scale": 1.0, "window": None, "softcap": None}
-    change(call)
+    call = change(AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0))
     for entry in external.EXTERNAL:
-        assert reason in entry.supports(*call.values()), entry.name
+        assert reason in entry.supports(call), entry.name
 
 
 def test_each_says_what_it_alone_cannot_do(flash_attn, sdpa_flash, xformers, cudnn, monkeypatch):
@@ -253,7 +252,7 @@ def test_each_says_what_it_alone_cannot_do(flash_attn, sdpa_flash, xformers, cud
         q, k, v, segments = inputs(lengths)
         q.requires_grad_(grad)
         entry = next(entry for entry in external.EXTERNAL if entry.name == name)
-        return entry.supports(q, k, v, segments, causal, None, 1.0, window, softcap)
+        return entry.supports(AttentionCall(q, k, v, segments, causal, None, 1.0, window, softcap))
 
     assert reason("xformers") is True and "grouped heads" in reason("xformers", grad=True)
     assert "windows are causal" in reason("xformers", causal=False, window=2)
@@ -270,11 +269,11 @@ def test_each_says_what_it_alone_cannot_do(flash_attn, sdpa_flash, xformers, cud
 
 
 def test_a_package_that_is_absent_or_broken_is_a_reason_not_an_error(monkeypatch):
-    call = (*inputs(LENGTHS), True, None, 1.0, None, None)
+    call = AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0)
     monkeypatch.setattr(external, "find_spec", lambda name: None)
-    assert dict(verdicts("attention", *call))["flash_attn"] == "flash_attn is not installed"
+    assert dict(verdicts("attention", call))["flash_attn"] == "flash_attn is not installed"
     with pytest.raises(LmmError, match="'xformers' was asked for op 'attention' but refuses this call: xformers is not installed"):
-        select("attention", *call, backend="xformers")
+        select("attention", call, backend="xformers")
     external._module.cache_clear()
     external._flash_function.cache_clear()
     monkeypatch.setattr(external, "find_spec", lambda name: object())
@@ -283,7 +282,7 @@ def test_a_package_that_is_absent_or_broken_is_a_reason_not_an_error(monkeypatch
         raise ImportError(f"{name}.so: undefined symbol: _ZN3c105E")
 
     monkeypatch.setattr(external.importlib, "import_module", undefined)
-    reason = dict(verdicts("attention", *call))["flash_attn"]
+    reason = dict(verdicts("attention", call))["flash_attn"]
     assert "installed but can't be imported (ImportError: flash_attn.so: undefined symbol" in reason and torch.__version__ in reason
 
 
@@ -293,7 +292,7 @@ def test_auto_takes_them_in_order_and_never_fails_with_them(flash_attn, sdpa_fla
     at = [names.index(name) for name in ("flash_attn", "sdpa_flash", "cudnn", "xformers", "torch", "reference")]
     assert at == sorted(at) and at == list(range(at[0], len(names)))
     assert all(names.index(own) < at[0] for own in ("cuda", "triton") if own in names)
-    assert select("attention", q, k, v, segments, True, None, 1.0, None, None).name == "flash_attn"
+    assert select("attention", AttentionCall(q, k, v, segments, True, None, 1.0)).name == "flash_attn"
 
     def fails(*args, **kwargs):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
@@ -309,6 +308,5 @@ def test_auto_takes_them_in_order_and_never_fails_with_them(flash_attn, sdpa_fla
 
 def test_on_a_cpu_each_refuses_for_its_tensors(monkeypatch):
     monkeypatch.undo()
-    q, k, v, segments = inputs(LENGTHS)
-    found = dict(verdicts("attention", q, k, v, segments, True, None, 1.0, None, None))
+    found = dict(verdicts("attention", AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0)))
     assert all("tensors are on cpu" in found[entry.name] for entry in external.EXTERNAL)
