@@ -23,6 +23,7 @@ from .linear_cross_entropy import linear_cross_entropy
 from .merge_rows import merge_neighbours, merge_to_nearest
 from .norm import rms_norm
 from .outlier_counts import outlier_counts
+from .paged_attention import paged_attention
 from .qk_norm_rope import qk_norm_rope
 from .rope import rope
 from .row_scores import attention_of_cls, row_scores
@@ -57,6 +58,7 @@ class Examples:
             "merge_neighbours": lambda: merge_neighbours(*self._patches(), keep=32, spread=8),
             "merge_to_nearest": lambda: merge_to_nearest(*self._patches(), keep=54, targets=10),
             "outlier_counts": lambda: outlier_counts(*self._patches()[2:]),
+            "paged_attention": self._paged,
             "qk_norm_rope": lambda: qk_norm_rope(
                 *self._heads()[:2], self._new(HEAD), self._new(HEAD), *self._table()
             ),
@@ -97,6 +99,12 @@ class Examples:
     def _decode(self) -> Any:
         q, k, v = self._heads(rows=len(LENGTHS))
         return attention(q, k, v, Segments.of((1,) * len(LENGTHS), LENGTHS, device=self._device))
+
+    def _paged(self) -> Any:
+        """One new token for each conversation, the cache in pages of 64 keys."""
+        pages = [self._new(ROWS // 64, 64, KV_HEADS, HEAD) for _ in range(2)]
+        table, lengths = self._new(len(LENGTHS), ROWS // 64, dtype=torch.int32), self._new(len(LENGTHS), dtype=torch.int32)
+        return paged_attention(self._new(len(LENGTHS), HEADS, HEAD), *pages, table, lengths)
 
     def _scores(self) -> Any:
         """Of the last row of each conversation, which FastV prunes by."""
