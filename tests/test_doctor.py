@@ -108,12 +108,18 @@ def test_proven_kernels_are_listed_with_their_device(monkeypatch):
     assert "rms_norm.triton 8.0 (NVIDIA A100-SXM4-80GB, 2026-01-31, largest error 1.5e-03)" in shown
 
 
-def test_the_command_takes_less_than_five_seconds_and_loads_nothing_optional():
-    """Processor time, which other processes of the machine don't lengthen; it waits for nothing."""
-    code = "import sys; from lmmblocks.cli import main; main(['doctor'])"
-    code += "; print([name for name in ('triton', 'transformers') if name in sys.modules], file=sys.stderr)"
+def processor_seconds(code):
+    """What a Python process takes, its children included, and what it printed to stderr."""
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     after = os.times()
-    assert done.returncode == 0 and done.stderr.strip() == "[]", done.stderr
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 5.0
+    assert done.returncode == 0, done.stderr
+    return after.children_user + after.children_system - before.children_user - before.children_system, done.stderr.strip()
+
+
+def test_the_command_costs_little_beside_importing_torch_and_loads_nothing_optional():
+    code = "import sys; from lmmblocks.cli import main; main(['doctor'])"
+    code += "; print([name for name in ('triton', 'transformers') if name in sys.modules], file=sys.stderr)"
+    (seconds, loaded), (torch_seconds, _) = processor_seconds(code), processor_seconds("import torch")
+    assert loaded == "[]"
+    assert seconds < 3 * torch_seconds, f"{seconds:.1f} s beside {torch_seconds:.1f} s"

@@ -101,9 +101,10 @@ class Examples:
         return attention(q, k, v, Segments.of((1,) * len(LENGTHS), LENGTHS, device=self._device))
 
     def _paged(self) -> Any:
-        """One new token for each conversation, the cache in pages of 64 keys."""
-        pages = [self._new(ROWS // 64, 64, KV_HEADS, HEAD) for _ in range(2)]
-        table, lengths = self._new(len(LENGTHS), ROWS // 64, dtype=torch.int32), self._new(len(LENGTHS), dtype=torch.int32)
+        """One new token for each conversation, the cache in pages of 16 keys."""
+        pages = [self._new(-(-ROWS // 16), 16, KV_HEADS, HEAD) for _ in range(2)]
+        table = torch.zeros(len(LENGTHS), -(-ROWS // 16), dtype=torch.int32, device=self._device)
+        lengths = torch.zeros(len(LENGTHS), dtype=torch.int32, device=self._device)
         return paged_attention(self._new(len(LENGTHS), HEADS, HEAD), *pages, table, lengths)
 
     def _scores(self) -> Any:
