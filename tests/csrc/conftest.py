@@ -215,3 +215,22 @@ def fenced():
         return flat.view(tensor.shape).copy_(tensor)
 
     return copy
+
+
+@pytest.fixture
+def fenced_outputs(fenced, monkeypatch):
+    """`with fenced_outputs():` what a launch allocates by `new_empty` is NaN (integers: their lowest), its last byte the last to be touched."""
+
+    @contextmanager
+    def allocating():
+        plain = torch.Tensor.new_empty
+
+        def new_empty(self, *size, **options):
+            made = plain(self, *size, **options)
+            return fenced(made.fill_(float("nan") if made.is_floating_point() else torch.iinfo(made.dtype).min))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "new_empty", new_empty)
+            yield
+
+    return allocating
