@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 Inputs = dict[str, Any]
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Any]
+
+OURS = "lmmblocks "
+"""Begins the name of every provider that is a kernel of ours."""
 
 HALF = (torch.bfloat16, torch.float16)
 ALL = (*HALF, torch.float32)
@@ -28,6 +31,7 @@ class Check:
         run: ``(backend, inputs) -> outputs``, gradients included.
         dtypes: what the floating-point inputs are cast to.
         implementation: the kernel's name on the ladder.
+        peer: another kernel of ours whose result it must match, if that takes the call; None = none.
         fp64: whether the reference is run on fp64 inputs for the truth (else in fp32).
         plain: torch's own way in the dtype of the inputs, whose error is the measure; None = the reference. Needed where the reference computes in
             fp32 throughout and rounds once at the end, which no kernel on tensor cores can do.
@@ -41,6 +45,26 @@ class Check:
     implementation: str = "triton"
     fp64: bool = True
     plain: Callable[[Inputs], Outputs] | None = None
+    peer: str | None = None
+
+    @property
+    def kernel(self) -> str:
+        """Its name in ``kernels/verified.json``."""
+        return f"{self.op}.{self.implementation}"
+
+
+def in_cuda_too(checks: Iterable[Check], implementation: str = "cuda") -> list[Check]:
+    """Return the checks, and behind each one the same check of the CUDA kernel, whose peer is the first one's kernel."""
+    return [each for one in checks for each in (one, replace(one, implementation=implementation, peer=one.implementation))]
+
+
+def is_cuda(name: str) -> bool:
+    """Return whether an implementation, or a provider, is one of our CUDA kernels.
+
+    >>> is_cuda("cuda_decode"), is_cuda("lmmblocks cuda"), is_cuda("triton"), is_cuda("SDPA cuDNN")
+    (True, True, False, False)
+    """
+    return name.removeprefix(OURS).startswith("cuda")
 
 
 @dataclass(frozen=True)
@@ -52,11 +76,12 @@ class Timing:
         shape: size, as a label.
         mode: "fwd", "bwd" or "fwd+bwd".
         inputs: ``(device) -> inputs``, random.
-        providers: name -> ``(inputs) -> call``; ours begin with ``lmmblocks``. A provider that cannot run raises, and its row says why.
+        providers: name -> ``(inputs) -> call``; ours begin with :data:`OURS`. A provider that cannot run raises, and its row says why.
         bytes: the fewest bytes it must move; 0 = not the measure.
         flops: the operations it must do; 0 = not the measure.
         quick: part of ``--quick``.
         memory: also measure the peak of allocated memory.
+        full_only: providers that ``--quick`` leaves out, as they take long to compile.
     """
 
     op: str
@@ -68,6 +93,7 @@ class Timing:
     flops: int = 0
     quick: bool = True
     memory: bool = False
+    full_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,7 @@ class Target:
         against: provider whose measure is divided by ours, ``"copy"`` / ``"gemm"`` for the share of that ceiling, or ``"limit"`` for a plain number.
         at_least: the ratio or share; with ``"limit"`` the most that ours may be.
         measure: column that is compared: "ms_median", "peak_mb" or "host_us".
+        ours: provider that must reach it; by default whichever of our kernels is fastest.
     """
 
     op: str
@@ -89,6 +116,7 @@ class Target:
     against: str
     at_least: float
     measure: str = "ms_median"
+    ours: str = OURS
 
 
 @dataclass

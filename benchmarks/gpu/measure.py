@@ -14,11 +14,13 @@ from .timing import Ceilings, host_us, measured_ms, peak_bytes
 MEGA = 1e6
 
 
-def rows_of(timing: Timing, device: torch.device, limits: Ceilings, deadline: float) -> Iterator[Row]:
-    """Yield a row for each provider."""
+def rows_of(timing: Timing, device: torch.device, limits: Ceilings, deadline: float, full: bool = True) -> Iterator[Row]:
+    """Yield a row for each provider; not ``full``: but those that take long to compile."""
     torch.manual_seed(0)
     inputs = None
     for provider, prepare in timing.providers.items():
+        if not full and provider in timing.full_only:
+            continue
         about = (timing.op, timing.shape, timing.mode, provider)
         if time.monotonic() > deadline:
             yield Row(*about, note="not measured: out of time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .case import Target
+from .case import OURS, Target
 from .correctness import Verdict
 from .record import Row
 
@@ -13,9 +13,11 @@ NOT_MEASURED = "not measured"
 
 def print_verdict(verdict: Verdict) -> None:
     """Print one line about one check."""
-    name = f"{verdict.check.op}.{verdict.check.implementation} {verdict.check.case} {str(verdict.dtype).removeprefix('torch.')}"
+    name = f"{verdict.check.kernel} {verdict.check.case} {str(verdict.dtype).removeprefix('torch.')}"
     outcome = "ok  " if not verdict.problem else "FAIL"
-    print(f"{outcome} {name:<64} error {verdict.error:9.3g}  torch {verdict.torch_error:9.3g}  {verdict.problem}", flush=True)
+    errors = f"error {verdict.error:9.3g}  torch {verdict.torch_error:9.3g}"
+    apart = "" if verdict.apart is None else f"from {verdict.check.peer} {verdict.apart:9.3g}"
+    print(f"{outcome} {name:<72} {errors}  {apart:<29}{verdict.problem}".rstrip(), flush=True)
 
 
 def print_row(row: Row) -> None:
@@ -33,12 +35,12 @@ def print_row(row: Row) -> None:
 
 
 def reached(target: Target, rows: Iterable[Row]) -> list[tuple[str, float | None]]:
-    """Return for each size of a target what our fastest row reached; None where a row is missing."""
+    """Return for each size of a target what our row reached (of several, the fastest); None where a row is missing."""
     mine = [row for row in rows if (row.op, row.mode) == (target.op, target.mode) and row.shape.startswith(target.shape)]
     results = []
     for shape in dict.fromkeys(row.shape for row in mine):
         here = [row for row in mine if row.shape == shape and row.ms_median is not None]
-        ours = min((row for row in here if row.provider.startswith("lmmblocks")), key=lambda row: row.ms_median or 0.0, default=None)
+        ours = min((row for row in here if row.provider.startswith(target.ours)), key=lambda row: row.ms_median or 0.0, default=None)
         results.append((shape, None if ours is None else _ratio(target, ours, here)))
     return results
 
@@ -68,9 +70,17 @@ def _holds(target: Target, value: float) -> bool:
 
 def print_targets(targets: Iterable[Target], rows: list[Row]) -> None:
     """Print each target beside what was reached."""
-    print("\ntarget" + " " * 94 + "reached")
+    print(f"\n{'target':<110}reached")
     for target in targets:
         for shape, value in reached(target, rows) or [(target.shape, None)]:
-            text = f"{target.op} {target.mode} {shape}: {_wanted(target)}"
+            whose = "" if target.ours == OURS else f" {target.ours.removeprefix(OURS)}"
+            text = f"{target.op}{whose} {target.mode} {shape}: {_wanted(target)}"
             found = NOT_MEASURED if value is None else f"{value:.2f} {'yes' if _holds(target, value) else 'MISSED'}"
-            print(f"{text:<100}{found}")
+            print(f"{text:<110}{found}")
+
+
+def print_outcomes(outcomes: Iterable[dict[str, str]]) -> None:
+    """Print what compute-sanitizer said about each kernel, as :func:`~benchmarks.gpu.record.read_outcomes` gives it."""
+    print("\nsanitizer")
+    for each in outcomes:
+        print(f"{each['tool']:<12}{each['kernel']:<28}{each['date']}  {each['commit']:<10}{each['outcome']}")

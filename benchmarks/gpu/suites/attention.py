@@ -5,6 +5,7 @@ FLOPs are those of the visible pairs: ``4 E`` a pair and head forward, 2.5 times
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from lmmblocks import ops
-from lmmblocks.ops.activations import softcapped
-from lmmblocks.ops.attention import visible_keys
 from lmmblocks.spec import Segments
 
 from ..build import with_gradients
-from ..case import HALF, Call, Check, Inputs, Suite, Target, Timing, in_mode
+from ..case import HALF, OURS, Call, Check, Inputs, Suite, Target, Timing, in_cuda_too, in_mode
+from ..plain_attention import plain_attention
 
 WANTED = ("q", "k", "v")
+CUDA_WIDTHS = (64, 128)
+"""Head widths that the CUDA kernels are compiled for."""
+
 BACKWARD = 2.5
 IMAGE_START, IMAGE_ROWS = 35, 576
 
@@ -51,14 +54,18 @@ class Shape:
         return int(4 * self.pairs() * self.heads * self.width * {"fwd": 1, "bwd": BACKWARD, "fwd+bwd": 1 + BACKWARD}[mode])
 
 
+CLIP, NARROW = "CLIP 64x577 h16 d64 full", "8x2048 h32 d64 causal"
+TEXT, IMAGE = "8x2048 h32 d128 causal", "8x2048 h32/8 d128 image"
+
 SHAPES = (
-    Shape("CLIP 64x577 h16 d64 full", (577,) * 64, 16, 16, 64, "full"),
+    Shape(CLIP, (577,) * 64, 16, 16, 64, "full"),
     Shape("SigLIP 32x729 h16 d72 full", (729,) * 32, 16, 16, 72, "full"),
     Shape("16x1024 h32/8 d128 causal", (1024,) * 16, 32, 8, 128, "causal"),
-    Shape("8x2048 h32 d128 causal", (2048,) * 8, 32, 32, 128, "causal"),
+    Shape(NARROW, (2048,) * 8, 32, 32, 64, "causal"),
+    Shape(TEXT, (2048,) * 8, 32, 32, 128, "causal"),
     Shape("4x4096 h32/8 d128 causal", (4096,) * 4, 32, 8, 128, "causal"),
     Shape("mixed 16k h32/8 d128 causal", (4096, 3000, 2500, 2048, 1700, 1100, 900, 640, 333, 67), 32, 8, 128, "causal"),
-    Shape("8x2048 h32/8 d128 image", (2048,) * 8, 32, 8, 128, "image"),
+    Shape(IMAGE, (2048,) * 8, 32, 8, 128, "image"),
 )
 
 
@@ -74,10 +81,13 @@ def kv_ends(lengths: Sequence[int], device: torch.device, image: tuple[int, int]
     return torch.cat(ends).to(torch.int32).to(device)
 
 
-def _tensors(lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device) -> Inputs:
+def _tensors(lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device, slack: int = 0) -> Inputs:
+    """Random rows of all segments, and so many of NaN behind them."""
     rows = sum(lengths)
     counts = {"q": heads, "k": kv_heads, "v": kv_heads, "grad": heads}
-    inputs: Inputs = {name: torch.randn(rows, n, width, device=device) for name, n in counts.items()}
+    inputs: Inputs = {name: torch.randn(rows + slack, n, width, device=device) for name, n in counts.items()}
+    for tensor in inputs.values():
+        tensor[rows:] = float("nan")
     return inputs | {"segments": Segments.of(lengths, device=device)}
 
 
@@ -88,31 +98,16 @@ def _ours(**options: Any) -> Callable[[str, Inputs], Any]:
     return formula
 
 
-def _plain(i: Inputs, causal: bool = True, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
-    """Attention as torch alone computes it in the dtype of the inputs: products, softmax and weights rounded on the way."""
-    group, first, parts = i["q"].shape[1] // i["k"].shape[1], 0, []
-    for length in i["segments"].lengths_q:
-        rows = slice(first, first + length)
-        q, k, v = (i[name][rows].transpose(0, 1) for name in WANTED)
-        scores = q @ k.repeat_interleave(group, 0).transpose(1, 2) * q.shape[-1] ** -0.5
-        ends = i["kv_end"][rows] - first if "kv_end" in i else None
-        places = torch.arange(length, device=q.device)
-        mask = visible_keys(places, places, causal, ends, window)
-        scores = softcapped(scores, softcap)
-        scores = scores if mask is None else scores.masked_fill(~mask, float("-inf"))
-        parts.append((scores.softmax(-1) @ v.repeat_interleave(group, 0)).transpose(0, 1))
-        first += length
-    return torch.cat(parts)
-
-
-def _check(case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, **options: Any) -> Check:
+def _check(
+    case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, slack: int = 0, **options: Any
+) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
         small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:3])) if toy else lengths
-        found = _tensors(small, heads if not toy else 2 * heads // kv_heads, kv_heads if not toy else 2, width, device)
+        found = _tensors(small, heads if not toy else 2 * heads // kv_heads, kv_heads if not toy else 2, width, device, slack)
         place = (3, 9) if toy else (IMAGE_START, IMAGE_ROWS)
         return found | ({"kv_end": kv_ends(small, device, place)} if image else {})
 
-    plain = with_gradients(lambda backend, i: _plain(i, **options), WANTED)
+    plain = with_gradients(lambda backend, i: plain_attention(i, **options), WANTED)
     run = with_gradients(_ours(**options), WANTED)
     return Check("attention", case, inputs, run, dtypes=HALF, plain=lambda i: plain("", i))
 
@@ -134,12 +129,12 @@ def _packed(backend: str, shape: Shape, mode: str) -> Callable[[Inputs], Call]:
     return prepare
 
 
-def _causal_of_same_size(shape: Shape, mode: str) -> Callable[[Inputs], Call]:
+def _causal_of_same_size(backend: str, shape: Shape, mode: str) -> Callable[[Inputs], Call]:
     """Our own kernel without the image mask: what causal speed is here."""
 
     def prepare(i: Inputs) -> Call:
         plain = {name: value for name, value in i.items() if name != "kv_end"}
-        return in_mode(mode, lambda: _ours(causal=True)("triton", plain), tuple(i[name] for name in WANTED), i["grad"])
+        return in_mode(mode, lambda: _ours(causal=True)(backend, plain), tuple(i[name] for name in WANTED), i["grad"])
 
     return prepare
 
@@ -167,19 +162,8 @@ def _flex(shape: Shape, mode: str) -> Callable[[Inputs], Call]:
     """FlexAttention, compiled, with a block mask made beforehand."""
 
     def prepare(i: Inputs) -> Call:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
         batch, length = len(shape.lengths), shape.lengths[0]
-        last = IMAGE_START + IMAGE_ROWS
-
-        def visible(b: Any, h: Any, row: Any, column: Any) -> Any:
-            causal = column <= row
-            if shape.mask != "image":
-                return causal
-            return causal | ((row >= IMAGE_START) & (row < last) & (column < last))
-
-        mask = None if shape.mask == "full" else create_block_mask(visible, None, None, length, length, device=i["q"].device)
-        compiled = torch.compile(flex_attention)
+        compiled, mask = _compiled_flex(shape, i["q"].device)
 
         def call() -> torch.Tensor:
             q, k, v = (i[name].view(batch, length, -1, shape.width).transpose(1, 2) for name in WANTED)
@@ -191,10 +175,29 @@ def _flex(shape: Shape, mode: str) -> Callable[[Inputs], Call]:
     return prepare
 
 
+@functools.lru_cache(1)
+def _compiled_flex(shape: Shape, device: torch.device) -> tuple[Callable[..., torch.Tensor], Any]:
+    """FlexAttention compiled for this shape alone, and its block mask; once for all modes, as shapes are timed in turn."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch.compiler.reset()  # otherwise the next shape is compiled with symbolic sizes, and after a few shapes not at all
+    length, last = shape.lengths[0], IMAGE_START + IMAGE_ROWS
+
+    def visible(b: Any, h: Any, row: Any, column: Any) -> Any:
+        causal = column <= row
+        if shape.mask != "image":
+            return causal
+        return causal | ((row >= IMAGE_START) & (row < last) & (column < last))
+
+    mask = None if shape.mask == "full" else create_block_mask(visible, None, None, length, length, device=device)
+    return torch.compile(flex_attention), mask
+
+
 def _timing(shape: Shape, mode: str) -> Timing:
-    providers = {"lmmblocks triton": _packed("triton", shape, mode)}
+    kernels = ("triton", "cuda") if shape.width in CUDA_WIDTHS else ("triton",)
+    providers = {f"{OURS}{name}": _packed(name, shape, mode) for name in kernels}
     if shape.mask == "image":
-        providers["causal, same size"] = _causal_of_same_size(shape, mode)
+        providers |= {f"{name}, causal, same size": _causal_of_same_size(name, shape, mode) for name in kernels}
     else:
         names = {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn", "xformers": "xFormers"}
         providers |= {label: _packed(name, shape, mode) for name, label in names.items()}
@@ -202,24 +205,47 @@ def _timing(shape: Shape, mode: str) -> Timing:
         providers["FlexAttention"] = _flex(shape, mode)
         if shape.mask != "image":
             providers |= {"SDPA flash": _sdpa(shape, mode, "FLASH_ATTENTION"), "SDPA cuDNN": _sdpa(shape, mode, "CUDNN_ATTENTION")}
-    return Timing("attention", shape.name, mode, _inputs(shape), providers, flops=shape.flops(mode), quick=mode != "bwd")
+    full_only = () if shape.name in (CLIP, TEXT, IMAGE) else ("FlexAttention",)
+    quick = mode != "bwd" or shape.name in (CLIP, NARROW, TEXT)
+    return Timing(
+        "attention", shape.name, mode, _inputs(shape), providers, flops=shape.flops(mode), quick=quick, full_only=full_only
+    )
+
+
+CHECKS = [
+    _check("CLIP tail 577 d64 full", (577, 577), 4, 4, 64, causal=False),
+    *(_check(f"d{width} causal, grouped", (333, 0, 1, 700), 8, 2, width) for width in CUDA_WIDTHS),
+    _check("d128 full, slack", (130, 64, 517), 4, 2, 128, slack=70, causal=False),
+    _check("image mask, slack", (900, 700), 8, 2, 128, image=True, slack=9),
+]
+TRITON_CHECKS = [
+    _check("SigLIP tail 729 d72 full", (729, 256), 4, 4, 72, causal=False),
+    *(_check(f"d{width} causal, grouped", (333, 0, 1, 700), 8, 2, width) for width in (80, 96)),
+    _check("d256 causal", (333, 200), 4, 2, 256),
+    _check("window", (900, 130), 4, 2, 128, window=200),
+    _check("softcap", (400, 130), 4, 2, 128, softcap=30.0),
+]
+
+
+def _cuda(mode: str, shape: str, against: str, at_least: float) -> Target:
+    return Target("attention", mode, shape, against, at_least, ours=f"{OURS}cuda")
 
 
 SUITE = Suite(
-    checks=[
-        _check("CLIP tail 577 d64 full", (577, 577), 4, 4, 64, causal=False),
-        _check("SigLIP tail 729 d72 full", (729, 256), 4, 4, 72, causal=False),
-        *(_check(f"d{width} causal, grouped", (333, 0, 1, 700), 8, 2, width) for width in (64, 80, 96, 128)),
-        _check("d256 causal", (333, 200), 4, 2, 256),
-        _check("image mask", (900, 700), 8, 2, 128, image=True),
-        _check("window", (900, 130), 4, 2, 128, window=200),
-        _check("softcap", (400, 130), 4, 2, 128, softcap=30.0),
-    ],
+    checks=[*in_cuda_too(CHECKS), *TRITON_CHECKS],
     timings=[_timing(shape, mode) for shape in SHAPES for mode in ("fwd", "fwd+bwd", "bwd")],
     targets=[
-        *(Target("attention", mode, name, "SDPA flash", 1.0) for mode in ("fwd", "fwd+bwd") for name in ("CLIP", "16x", "8x2048 h32 ", "4x")),
+        *(Target("attention", mode, name, "SDPA flash", 1.0) for mode in ("fwd", "fwd+bwd") for name in (CLIP, "16x", TEXT, "4x")),
         *(Target("attention", mode, "mixed", "flash varlen (torch)", 1.0) for mode in ("fwd", "fwd+bwd")),
-        *(Target("attention", mode, "8x2048 h32/8 d128 image", "FlexAttention", 2.0) for mode in ("fwd", "fwd+bwd")),
-        *(Target("attention", mode, "8x2048 h32/8 d128 image", "causal, same size", 0.9) for mode in ("fwd", "fwd+bwd")),
+        *(Target("attention", mode, IMAGE, "FlexAttention", 2.0) for mode in ("fwd", "fwd+bwd")),
+        *(
+            Target("attention", mode, IMAGE, f"{name}, causal, same size", 0.9, ours=OURS + name)
+            for mode in ("fwd", "fwd+bwd")
+            for name in ("triton", "cuda")
+        ),
+        _cuda("fwd", CLIP, "SDPA flash", 1.1),
+        *(_cuda("fwd", name, "SDPA flash", 0.95) for name in (NARROW, "16x", TEXT, "4x")),
+        *(_cuda("bwd", name, "SDPA flash", 0.9) for name in (CLIP, NARROW, TEXT)),
+        *(_cuda(mode, IMAGE, "FlexAttention", 2.0) for mode in ("fwd", "fwd+bwd")),
     ],
 )

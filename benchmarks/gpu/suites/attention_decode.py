@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from lmmblocks import ops
 from lmmblocks.spec import Segments
 
-from ..case import HALF, Call, Check, Inputs, Outputs, Suite, Target, Timing
+from ..case import HALF, OURS, Call, Check, Inputs, Outputs, Suite, Target, Timing, in_cuda_too
+from ..plain_attention import plain_attention
 
-KERNEL = "triton_decode"
+KERNEL, CUDA_KERNEL = "triton_decode", "cuda_decode"
+CUDA_WIDTHS = (64, 128, 256)
+"""Head widths that the CUDA kernel is compiled for."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,31 @@ SHAPES = (
 
 
 def _tensors(
-    rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device
+    rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device, slack: int = 0
 ) -> Inputs:
-    q = torch.randn(rows * len(keys), heads, width, device=device)
-    k, v = (torch.randn(sum(keys), kv_heads, width, device=device) for _ in range(2))
+    """Random rows and keys, and so many rows of NaN behind both."""
+    q = torch.randn(rows * len(keys) + slack, heads, width, device=device)
+    k, v = (torch.randn(sum(keys) + slack, kv_heads, width, device=device) for _ in range(2))
+    for tensor, used in ((q, rows * len(keys)), (k, sum(keys)), (v, sum(keys))):
+        tensor[used:] = float("nan")
     return {"q": q, "k": k, "v": v, "segments": Segments.of((rows,) * len(keys), keys, device=device)}
 
 
 def _check(
-    case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, **options: Any
+    case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, slack: int = 0, **options: Any
 ) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
         small = tuple(min(length, 90 + 50 * index) for index, length in enumerate(keys[:2])) if toy else keys
-        return _tensors(rows, small, heads, kv_heads, width, device)
+        return _tensors(rows, small, heads, kv_heads, width, device, slack)
 
     def run(backend: str, i: Inputs) -> Outputs:
         with torch.no_grad():
             return (ops.attention(i["q"], i["k"], i["v"], i["segments"], backend=backend, **options),)
 
-    return Check("attention", f"decode: {case}", inputs, run, dtypes=HALF, implementation=KERNEL)
+    def plain(i: Inputs) -> Outputs:
+        return (plain_attention(i, **options),)
+
+    return Check("attention", f"decode: {case}", inputs, run, dtypes=HALF, implementation=KERNEL, plain=plain)
 
 
 def _inputs(shape: Shape) -> Callable[[torch.device], Inputs]:
@@ -105,7 +114,8 @@ def _sdpa(backend: str) -> Callable[[Inputs], Call]:
 
 
 def _timing(shape: Shape) -> Timing:
-    providers = {f"lmmblocks {name}": _packed(name) for name in (KERNEL, "triton")}
+    ours = (KERNEL, "triton", *((CUDA_KERNEL,) if shape.width in CUDA_WIDTHS else ()))
+    providers = {f"{OURS}{name}": _packed(name) for name in ours}
     providers |= {
         label: _packed(name)
         for name, label in {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn"}.items()
@@ -117,19 +127,21 @@ def _timing(shape: Shape) -> Timing:
     )
 
 
+CHECKS = [
+    _check("d128 groups of 4, slack", 1, (5000, 70, 900), 8, 2, 128, slack=3),
+    _check("d128, every head its own", 1, (3000,), 2, 2, 128),
+    _check("d64 groups of 7, 3 rows", 3, (2000, 130), 14, 2, 64),
+    _check("d256", 1, (3000,), 4, 2, 256),
+    _check("16 rows, window, softcap", 16, (4000, 100), 4, 2, 64, window=1500, softcap=30.0),
+]
+
 SUITE = Suite(
-    checks=[
-        _check("d128 groups of 4", 1, (5000, 70, 900), 8, 2, 128),
-        _check("d128, every head its own", 1, (3000,), 2, 2, 128),
-        _check("d64 groups of 7, 3 rows", 3, (2000, 130), 14, 2, 64),
-        _check("d72", 1, (1500,), 2, 2, 72),
-        _check("d256", 1, (3000,), 4, 2, 256),
-        _check("16 rows, window, softcap", 16, (4000, 100), 4, 2, 64, window=1500, softcap=30.0),
-    ],
+    checks=[*in_cuda_too(CHECKS, CUDA_KERNEL), _check("d72", 1, (1500,), 2, 2, 72)],
     timings=[_timing(shape) for shape in SHAPES],
     targets=[
-        Target("attention_decode", "fwd", shape.name, "flash varlen (torch)", 1.0)
+        Target("attention_decode", "fwd", shape.name, "flash varlen (torch)", 1.0, ours=ours)
         for shape in SHAPES
         if shape.quick
+        for ours in (f"{OURS}{KERNEL}", f"{OURS}{CUDA_KERNEL}")
     ],
 )

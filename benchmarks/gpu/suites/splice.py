@@ -7,14 +7,16 @@ gradient whole and the images' gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lmmblocks.kernels.splice_codes import NOWHERE, STATUS_WORDS
 
 from lmmblocks import ops
 from lmmblocks.plan import plan_splice
-from lmmblocks.spec import IMAGE_TOKEN
+from lmmblocks.spec import IMAGE_TOKEN, SplicePlan
 
 from ...splice_cpu import (
     IMAGE_ROWS,
@@ -27,7 +29,7 @@ from ...splice_cpu import (
     transformers_merge,
 )
 from ..build import with_gradients
-from ..case import Call, Check, Inputs, Suite, Target, Timing, in_mode
+from ..case import Call, Check, Inputs, Suite, Target, Timing, in_cuda_too, in_mode
 
 WANTED = ("table", "images")
 LEAD = 40
@@ -43,11 +45,24 @@ BYTES["fwd+bwd"] = BYTES["fwd"] + BYTES["bwd"]
 
 
 def _ours(backend: str, i: Inputs) -> Any:
-    return ops.splice(i["table"], i["images"], i["plan"], backend=backend)
+    images = i["features"][:, 1:] if "features" in i else i["images"]
+    return ops.splice(i["table"], images, i["plan"], backend=backend)
 
 
-def _check(case: str, lengths: list[list[int]], texts: list[int], vocabulary: int, width: int, **options: Any) -> Check:
-    """Samples of given text lengths, each with its images behind the third token."""
+def _with_slack(plan: SplicePlan, rows: int) -> SplicePlan:
+    """The plan as the device makes it: with room for more rows than it uses."""
+    source, order = (F.pad(x, (0, rows), value=empty) for x, empty in ((plan.source, NOWHERE), (plan.token_order, -1)))
+    status = plan.source.new_zeros(STATUS_WORDS)
+    return replace(plan, source=source, token_order=order, total_rows=plan.total_rows + rows, status=status)
+
+
+def _check(
+    case: str, lengths: list[list[int]], texts: list[int], vocabulary: int, width: int, slack: int = 0, strided: bool = False, **options: Any
+) -> Check:
+    """Samples of given text lengths, each with its images behind the third token; what nobody may read is NaN.
+
+    With ``slack``, so many rows behind the last segment; ``strided`` images are a view ``(I, P, D)`` without the class token in front of each.
+    """
 
     def inputs(device: torch.device, toy: bool) -> Inputs:
         shrink = 60 if toy else 1
@@ -57,12 +72,17 @@ def _check(case: str, lengths: list[list[int]], texts: list[int], vocabulary: in
         ids = [torch.randint(0, words, (max(n // shrink, 4),), generator=own).tolist() for n in texts]
         marked = [[*sample[:3], *[IMAGE_TOKEN] * len(rows), *sample[3:]] for sample, rows in zip(ids, images)]
         plan = plan_splice(marked, images, **({**options, "max_length": 15} if toy and options else options)).to(device)
-        columns = width // (32 if toy else 1)
-        table = torch.randn(words, columns, device=device)
+        columns = max(width // 32, 5) if toy else width
         rows = torch.randn(sum(map(sum, images)), columns, device=device)
-        return {"table": table, "images": rows, "plan": plan, "grad": torch.randn(plan.total_rows, columns, device=device)}
+        rows[plan.image_rows < 0] = float("nan")
+        if strided:
+            rows = F.pad(rows.unflatten(0, (-1, images[0][0])), (0, 0, 1, 0), value=float("nan"))
+        grad = F.pad(torch.randn(plan.total_rows, columns, device=device), (0, 0, 0, slack), value=float("nan"))
+        found = {"table": torch.randn(words, columns, device=device), images_name: rows, "grad": grad}
+        return found | {"plan": _with_slack(plan, slack) if slack else plan}
 
-    return Check("splice", case, inputs, with_gradients(_ours, WANTED))
+    images_name = "features" if strided else "images"
+    return Check("splice", case, inputs, with_gradients(_ours, ("table", images_name)))
 
 
 def _inputs(device: torch.device) -> Inputs:
@@ -99,6 +119,7 @@ def _index_copy(i: Inputs) -> Callable[[], Any]:
 def _timing(mode: str) -> Timing:
     ways: dict[str, Callable[[Inputs], Callable[[], Any]]] = {
         "lmmblocks triton": lambda i: lambda: _ours("triton", i),
+        "lmmblocks cuda": lambda i: lambda: _ours("cuda", i),
         "lmmblocks reference": lambda i: lambda: _ours("reference", i),
         "transformers masked_scatter": lambda i: _bound(transformers_merge(i["text"], i["table"].device), i),
         "LLaVA's loop": lambda i: _bound(llava_loop(i["ids"], i["table"].device), i),
@@ -111,16 +132,21 @@ def _timing(mode: str) -> Timing:
 
 
 SUITE = Suite(
-    checks=[
-        _check("one image a sample", [[576]] * 4, [300, 900, 40, 1500], 32000, 4096),
-        _check("none, two, adjacent", [[], [576, 576], [144]], [100, 700, 20], 5003, 1024),
-        _check("truncated", [[576], [576]], [300, 900], 5003, 896, max_length=700, truncate="right"),
-        _check("one heavy id", [[576]], [3000], 2, 4096),
-    ],
+    checks=in_cuda_too(
+        [
+            _check("one image a sample", [[576]] * 4, [300, 900, 40, 1500], 32000, 4096),
+            _check("none, two, adjacent", [[], [576, 576], [144]], [100, 700, 20], 5003, 1024),
+            _check("truncated", [[576], [576]], [300, 900], 5003, 896, max_length=700, truncate="right"),
+            _check("one heavy id", [[576]], [3000], 2, 4096),
+            _check("odd width, no class tokens", [[576], [576, 576]], [300, 900], 5003, 1011, strided=True),
+            _check("slack behind the rows", [[576], []], [300, 900], 5003, 1024, slack=77),
+        ]
+    ),
     timings=[_timing(mode) for mode in ("fwd", "bwd", "fwd+bwd")],
     targets=[
         Target("splice", "fwd", "", "copy", 0.9),
         Target("splice", "bwd", "", "copy", 0.85),
+        *(Target("splice", mode, "", "copy", 0.92, ours="lmmblocks cuda") for mode in ("fwd", "bwd")),
         *(Target("splice", mode, "", "transformers masked_scatter", 7.0) for mode in ("fwd", "bwd")),
         *(Target("splice", mode, "", "LLaVA's loop", 10.0) for mode in ("fwd", "bwd")),
     ],
