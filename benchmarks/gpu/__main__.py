@@ -53,13 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not options.toy and not torch.cuda.is_available():
         parser.error("no CUDA device here: use --toy for small checks in Triton's interpreter, or run on a machine with a GPU")
+    from .cuda_kernels import build
     from .run import run
 
+    if options.build:
+        print(build(), flush=True)
     if options.full or options.toy:
         minutes = options.minutes or float("inf")
     else:
         minutes = options.minutes or QUICK_MINUTES
-    start = time.monotonic()
+    start = time.monotonic()  # a build takes as long as it takes
     checks_share = CHECKS_SHARE if minutes < float("inf") else 1.0
     return run(
         [import_module(f"{__package__}.suites.{name}").SUITE for name in options.only],

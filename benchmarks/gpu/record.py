@@ -126,5 +126,8 @@ def write_verified(
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:  # a machine without git
+        return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"

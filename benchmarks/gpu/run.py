@@ -1,4 +1,4 @@
-"""One run of the command: build, check, sanitize, record, time, report."""
+"""One run of the command: check, sanitize, record, time, report."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ def run(
     suites: list[Suite], device: torch.device, options: argparse.Namespace, start: float, checks_end: float, end: float
 ) -> int:
     """Do what the options say; 1 when a kernel is wrong. The last three are moments of the monotonic clock."""
-    if options.build:
-        print(cuda_kernels.build(), flush=True)
     about = environment(device)
     problem = cuda_kernels.left_out(device)
     if problem is None:

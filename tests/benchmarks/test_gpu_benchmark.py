@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="a torch without Triton: its kernels can't 
 
 from lmmblocks.kernels.verified import load
 
+from benchmarks.gpu import cuda_kernels
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.case import Check, Suite, Target, Timing, in_cuda_too
 from benchmarks.gpu.correctness import verdicts
@@ -83,6 +84,17 @@ def test_cuda_kernels_are_checked_as_triton_is_and_can_be_left_out():
     assert rest.checks == checks[:1] and list(rest.timings[0].providers) == ["lmmblocks triton", "SDPA cuDNN"] and rest.targets == targets[:1]
     alone = cuda_alone(suite)
     assert alone.checks == checks[1:] and alone.timings == suite.timings and alone.targets == targets[1:]
+
+
+@pytest.mark.parametrize(
+    ("ending", "line"),
+    [("", "built lmmblocks._C for sm_90"), ("sys.exit('error: no nvcc')", "could not build lmmblocks._C: error: no nvcc")],
+)
+def test_what_came_of_a_build_is_told_in_one_line(tmp_path, monkeypatch, ending, line):
+    (tmp_path / "setup.py").write_text(f"import os, sys\nassert os.environ['LMMBLOCKS_CUDA_ARCHS'] == '90'\nprint('compiling')\n{ending}\n")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda_kernels, "ROOT", tmp_path)
+    assert cuda_kernels.build() == line
 
 
 def test_missing_cuda_kernels_are_told_in_one_line():

@@ -26,6 +26,9 @@ CUDA_WIDTHS = (64, 128)
 
 BACKWARD = 2.5
 IMAGE_START, IMAGE_ROWS = 35, 576
+ENDLESS = 2**30
+"""``kv_end`` of rows behind the last segment, where nobody may follow it."""
+
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ def _check(
         small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:3])) if toy else lengths
         found = _tensors(small, heads if not toy else 2 * heads // kv_heads, kv_heads if not toy else 2, width, device, slack)
         place = (3, 9) if toy else (IMAGE_START, IMAGE_ROWS)
-        return found | ({"kv_end": kv_ends(small, device, place)} if image else {})
+        ends = F.pad(kv_ends(small, device, place), (0, slack), value=ENDLESS)
+        return found | ({"kv_end": ends} if image else {})
 
     plain = with_gradients(lambda backend, i: plain_attention(i, **options), WANTED)
     run = with_gradients(_ours(**options), WANTED)

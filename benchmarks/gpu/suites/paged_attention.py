@@ -16,6 +16,7 @@ from lmmblocks.spec import Segments
 
 from ..case import HALF, OURS, Call, Check, Inputs, Outputs, Suite, Target, Timing, in_cuda_too
 from ..plain_attention import plain_attention
+from .attention_decode import TOY_KEYS
 
 NOWHERE = -7
 """In the table where a sequence has no page."""
@@ -58,7 +59,7 @@ def _check(
     mask = {name: options[name] for name in options if name != "part_keys"}
 
     def inputs(device: torch.device, toy: bool) -> Inputs:
-        small = tuple(min(length, 90 + 50 * index) for index, length in enumerate(keys[:2])) if toy else keys
+        small = tuple(map(min, keys, TOY_KEYS)) if toy else keys
         return _tensors(rows, small, heads, kv_heads, width, page_rows, device)
 
     def run(backend: str, i: Inputs) -> Outputs:
