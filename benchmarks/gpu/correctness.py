@@ -72,7 +72,7 @@ def _verdict(check: Check, device: torch.device, toy: bool, dtype: torch.dtype) 
     errors, problem = [], ""
     for index, (k, t, e) in enumerate(zip(kernel, own, exact, strict=True)):
         apart = 0.0 if peer is None else distance(k, peer[index])
-        found, torchs, floor = distance(k, e), distance(t, e), FLOOR * max(_largest(e), 1.0)
+        found, torchs, floor = distance(k, e), distance(t, e), _floor(e)
         errors.append((found, torchs, apart))
         if not found <= FACTOR * torchs + floor:  # NaN fails
             problem = problem or f"output {index}: error {found:.3g}, torch's own {torchs:.3g}"
@@ -109,6 +109,10 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return torch.where(found.double() == exact.double(), 0.0, difference).max().item()  # equal infinities differ by nothing
 
 
+def _floor(exact: Tensor) -> float:
+    return FLOOR * max(_largest(exact), 1.0) if exact.is_floating_point() else 0.0  # integers are right or wrong
+
+
 def _largest(exact: Tensor) -> float:
     finite = exact[exact.isfinite()]
     return finite.abs().max().item() if finite.numel() else 0.0
@@ -132,7 +136,7 @@ def _unwritten(check: Check, inputs: Inputs, first: Outputs) -> str:
             again = check.run(check.implementation, inputs)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    same = all(distance(b, a) <= SPOILT * max(_largest(a), 1.0) for a, b in zip(first, again))  # NaN fails
+    same = all(distance(b, a) <= SPOILT / FLOOR * _floor(a) for a, b in zip(first, again))  # NaN fails
     return "" if same else "another result when fresh memory holds NaN: something is read, or left, unwritten"
 
 

@@ -1,6 +1,8 @@
 """The GPU benchmark's own honesty: what it calls right, what it records, and what it says it reached."""
 
 import json
+import time
+from importlib import import_module
 
 import pytest
 import torch
@@ -9,13 +11,15 @@ pytest.importorskip("triton", reason="a torch without Triton: its kernels can't 
 
 from lmmblocks.kernels.verified import load
 
-from benchmarks.gpu import cuda_kernels
-from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.case import Check, Suite, Target, Timing, in_cuda_too
+from benchmarks.gpu import cuda_kernels, run
+from benchmarks.gpu.__main__ import SUITES, main
+from benchmarks.gpu.case import Check, Suite, Target, Timing, in_cuda_too, is_cuda
 from benchmarks.gpu.correctness import verdicts
 from benchmarks.gpu.cuda_kernels import cuda_alone, left_out, without_cuda
 from benchmarks.gpu.record import Row, write_csv, write_verified
 from benchmarks.gpu.report import reached
+from benchmarks.gpu.sanitized_calls import CALLS
+from lmmblocks.ops.dispatch import ladders
 
 CPU = torch.device("cpu")
 ABOUT = {"device": "NVIDIA Test", "commit": "abc", "date": "2026-01-31", "torch": "2.11.0", "triton": "3.6.0"}
@@ -95,6 +99,22 @@ def test_what_came_of_a_build_is_told_in_one_line(tmp_path, monkeypatch, ending,
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(cuda_kernels, "ROOT", tmp_path)
     assert cuda_kernels.build() == line
+
+
+def test_every_cuda_kernel_is_checked_timed_and_sanitized():
+    """A kernel on a ladder that no suite checks could never be proven, and `auto` would never choose it."""
+    suites = [import_module(f"benchmarks.gpu.suites.{name}").SUITE for name in SUITES]
+    checked = {check.kernel for suite in suites for check in suite.checks}
+    timed = {provider for suite in suites for timing in suite.timings for provider in timing.providers}
+    kernels = {f"{op}.{name}" for op, names in ladders().items() for name in names if is_cuda(name)}
+    assert kernels and kernels <= checked and kernels == set(CALLS)
+    assert {f"lmmblocks {kernel.partition('.')[2]}" for kernel in kernels} <= timed
+
+
+def test_checks_that_there_is_no_time_for_are_not_made_and_told():
+    suite, unchecked = Suite([_check(lambda backend, inputs: (inputs["x"],))]), set()
+    assert list(run._checked([suite], CPU, True, time.monotonic() + 60, unchecked)) and not unchecked
+    assert not list(run._checked([suite], CPU, True, time.monotonic() - 1, unchecked)) and unchecked == {"rms_norm.triton"}
 
 
 def test_missing_cuda_kernels_are_told_in_one_line():
