@@ -8,7 +8,8 @@ Imported by ``setup.py``; imports no torch and looks for no GPU. What it reads f
 - ``LMMBLOCKS_REQUIRE_CUDA=1``: whatever prevents the build is an error. Otherwise it is one printed line, and lmmblocks installs without ``_C``.
 - ``CUDA_HOME``, ``CXX``: where the toolkit lies, and the C++ compiler, if not those of the PATH.
 
-Objects lie in ``build/csrc``, each beside a key made of its command, its source and all headers: what has not changed is not compiled again.
+Objects lie in ``build/csrc``; the hash in the name of one is of all it was made from: compilers, flags, the source and what it includes of
+ours. So what has not changed is not compiled again, wherever the checkout lies. Beside each is what its compiler said: registers and spills.
 """
 
 from __future__ import annotations
@@ -16,17 +17,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
+from cuda_toolkit import BuildError, Toolkit, find_compilers, find_toolkit, run
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
@@ -39,26 +37,22 @@ BYTES_PER_JOB = 2 << 30
 COMMANDS = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
 """Of setup.py, those that build; pip calls it for metadata too."""
 
+IN_PLACE = {"develop", "editable_wheel", "--inplace", "-i"}
+"""Words of a command that puts ``_C`` into the checkout."""
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+HASH_LENGTH = 16
 NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 CXX_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall")
 
 
-class BuildError(Exception):
-    """Why there will be no ``_C``, in one line; ``output`` is what the compiler said."""
-
-    def __init__(self, reason: str, output: str = "") -> None:
-        super().__init__(reason)
-        self.output = output
-
-
 @dataclass(frozen=True)
-class Toolkit:
-    """nvcc and what lies beside it."""
+class Compilation:
+    """One source, how it is compiled, and to which object."""
 
-    nvcc: str
-    version: str
-    include: Path
-    library: Path
+    command: tuple[str, ...]
+    source: Path
+    object: Path
 
 
 def extensions() -> list[Extension]:
@@ -69,12 +63,14 @@ def extensions() -> list[Extension]:
     skip, require = flag("LMMBLOCKS_SKIP_CUDA"), flag("LMMBLOCKS_REQUIRE_CUDA")
     if skip and require:
         sys.exit("error: LMMBLOCKS_SKIP_CUDA and LMMBLOCKS_REQUIRE_CUDA are both set: unset one of them")
-    if skip:
-        return []
     try:
-        find_compilers()
+        if not skip:
+            find_compilers()
     except BuildError as error:
         give_up(error)
+        skip = True
+    if skip:
+        forget_older()
         return []
     return [Extension(NAME, [os.path.relpath(CSRC / "bind.cpp", CSRC.parent)])]
 
@@ -86,11 +82,18 @@ class BuildCuda(build_ext):
         """Build the one extension there is."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.unlink(missing_ok=True)
+        forget_older()
         try:
             link(compile_all(CSRC.parent / "build" / "csrc", str(self.distribution.get_version())), target)
         except BuildError as error:
             give_up(error)
             self.extensions = self.distribution.ext_modules = []
+
+
+def forget_older() -> None:
+    """Remove the ``_C`` of an earlier editable install before this one: it may not be that of these sources."""
+    if IN_PLACE & set(sys.argv):
+        (CSRC.parent / "lmmblocks" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
 
 
 def give_up(error: BuildError) -> None:
@@ -133,60 +136,58 @@ def archs() -> list[int]:
     return sorted({int(word) for word in found})
 
 
-def find_compilers() -> tuple[str, list[str]]:
-    """Return nvcc and the words that call the C++ compiler."""
-    if not sys.platform.startswith("linux"):
-        raise BuildError(f"they are built on Linux only, not on {sys.platform}")
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = shutil.which("nvcc", path=str(Path(home) / "bin")) if home else shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    if nvcc is None:
-        raise BuildError(f"nvcc was not found in {home}/bin" if home else "nvcc was not found: PATH lacks it and CUDA_HOME is not set")
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if shutil.which(compiler[0]) is None:
-        raise BuildError(f"the C++ compiler {compiler[0]} was not found")
-    if find_spec("pybind11") is None:
-        raise BuildError("pybind11 is not installed, which a build without isolation needs")
-    return nvcc, compiler
-
-
-def find_toolkit(nvcc: str) -> Toolkit:
-    """Return where the runtime lies that belongs to nvcc, which may be a wrapper: its dry run names the folders."""
-    told = run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull], "nvcc does not run")
-    lines = dict(re.findall(r"^#\$ (TOP|INCLUDES|LIBRARIES)=(.*)$", told, re.MULTILINE))
-    top = Path(lines.get("TOP") or Path(nvcc).resolve().parents[1])
-    includes = [Path(word[2:]) for word in shlex.split(lines.get("INCLUDES", "")) if word.startswith("-I")]
-    libraries = [Path(word[2:]) for word in shlex.split(lines.get("LIBRARIES", "")) if word.startswith("-L")]
-    version = re.search(r"V(\d+\.\d+\.\d+)", run([nvcc, "--version"], "nvcc does not run"))
-    return Toolkit(
-        nvcc,
-        version.group(1) if version else "of unknown version",
-        _holding("cuda_runtime.h", [*includes, top / "include", Path("/usr/include")], nvcc),
-        _holding("libcudart_static.a", [*libraries, top / "lib64", top / "lib"], nvcc),
-    )
-
-
-def _holding(name: str, folders: Sequence[Path], nvcc: str) -> Path:
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder.resolve()
-    raise BuildError(f"{name} does not lie beside {nvcc}: set CUDA_HOME to a whole toolkit")
+def known_archs(toolkit: Toolkit) -> list[int]:
+    """Return the architectures to compile for, all of which nvcc knows."""
+    told = run([toolkit.nvcc, "--list-gpu-arch"], "nvcc does not run")
+    known = sorted(int(number) for number in re.findall(r"^compute_(\d+)$", told, re.MULTILINE))
+    unknown = [number for number in archs() if number not in known]
+    if unknown:
+        usable = ", ".join(str(number) for number in known if number >= OLDEST_ARCH) or "none of ours"
+        reason = f"nvcc {toolkit.version} does not compile for {', '.join(map(str, unknown))}: set LMMBLOCKS_CUDA_ARCHS to some of {usable}"
+        if os.environ.get("LMMBLOCKS_CUDA_ARCHS"):
+            sys.exit(f"error: {reason}")
+        raise BuildError(reason)
+    return archs()
 
 
 def compile_all(folder: Path, version: str) -> list[Path]:
     """Compile what has changed, in parallel, and return all objects."""
     nvcc, compiler = find_compilers()
-    toolkit, numbers = find_toolkit(nvcc), archs()
+    toolkit = find_toolkit(nvcc)
+    work = compilations(toolkit, compiler, folder, version)
+    stale = [one for one in work if not one.object.is_file()]
+    kernels = sum(one.source.suffix == ".cu" for one in stale)
+    if kernels:
+        say(f"lmmblocks: compiling {kernels} files of CUDA kernels, {jobs()} at a time; LMMBLOCKS_SKIP_CUDA=1 installs without them")
+    with ThreadPoolExecutor(jobs()) as pool:
+        list(pool.map(_compile, stale))
+    return [one.object for one in work]
+
+
+def compilations(toolkit: Toolkit, compiler: list[str], folder: Path, version: str) -> list[Compilation]:
+    """Return how every source is compiled, and the object below ``folder`` that comes of it."""
+    import pybind11
+
+    numbers = known_archs(toolkit)
     names = [*(f"sm_{number}" for number in numbers), f"compute_{numbers[0]}"]
     code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers[1:]]
     code.append(f"-gencode=arch=compute_{numbers[0]},code=[sm_{numbers[0]},compute_{numbers[0]}]")
     compilers = f"nvcc {toolkit.version}, {run([*compiler, '--version'], 'the C++ compiler does not run').splitlines()[0]}"
     facts = {"LMM_VERSION": version, "LMM_ARCHS": ";".join(names), "LMM_COMPILERS": compilers}
-    bind = [*compiler, *CXX_FLAGS, *(f'-D{name}="{value}"' for name, value in facts.items()), *_bind_includes(toolkit)]
-    device = [nvcc, *NVCC_FLAGS, *code]
-    headers = hashlib.sha256(b"".join(path.read_bytes() for path in sources(".h", ".cuh"))).hexdigest()
-    work = [(bind, CSRC / "bind.cpp"), *((device, source) for source in sources(".cu"))]
-    with ThreadPoolExecutor(jobs()) as pool:
-        return list(pool.map(lambda item: _compile(*item, folder, f"{compilers} {headers}"), work))
+    bind = (*compiler, *CXX_FLAGS, *(f'-D{name}="{value}"' for name, value in facts.items()))
+    headers = (pybind11.get_include(), *sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")}), str(toolkit.include))
+    places = tuple(word for path in headers for word in ("-isystem", path))
+    device = (toolkit.nvcc, *NVCC_FLAGS, "-Xptxas", "-v", *code)
+
+    def compilation(source: Path, command: tuple[str, ...], places: tuple[str, ...], *rest: str) -> Compilation:
+        # Not in the hash: where pip unpacks pybind11, which is another folder each time.
+        name = source.relative_to(CSRC).with_suffix(f".{_hash_of(source, *command, compilers, *rest)}.o")
+        return Compilation((*command, *places), source, folder / name)
+
+    return [
+        compilation(CSRC / "bind.cpp", bind, places, pybind11.__version__, sys.version),
+        *(compilation(source, device, ()) for source in sources(".cu")),
+    ]
 
 
 def sources(*suffixes: str) -> list[Path]:
@@ -200,24 +201,34 @@ def jobs() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), memory // BYTES_PER_JOB))
 
 
-def _bind_includes(toolkit: Toolkit) -> list[str]:
-    import pybind11
+def _hash_of(source: Path, *rest: str) -> str:
+    """Return the hash of other facts, a source, and every file it includes of ours."""
+    found, waiting = {source}, [source]
+    while waiting:
+        path = waiting.pop()
+        for name in INCLUDE.findall(path.read_text(encoding="utf-8")):
+            includes = {place.resolve() for place in (path.parent / name, CSRC / name) if place.is_file()} - found
+            includes = {place for place in includes if place.relative_to(CSRC).parts[0] != "simt"}
+            found |= includes
+            waiting += includes
+    parts = [part for path in sorted(found) for part in (str(path.relative_to(CSRC)), path.read_text(encoding="utf-8"))]
+    return hashlib.sha256("\0".join([*rest, *parts]).encode()).hexdigest()[:HASH_LENGTH]
 
-    folders = [pybind11.get_include(), *sorted({sysconfig.get_path("include"), sysconfig.get_path("platinclude")}), str(toolkit.include)]
-    return [word for folder in folders for word in ("-isystem", folder)]
 
-
-def _compile(command: list[str], source: Path, folder: Path, surroundings: str) -> Path:
-    target = folder / source.relative_to(CSRC).with_suffix(".o")
-    key, seal = target.with_suffix(".key"), hashlib.sha256(source.read_bytes())
-    seal.update("\0".join([*command, surroundings]).encode())
-    if not (target.is_file() and key.is_file() and key.read_text() == seal.hexdigest()):
-        key.unlink(missing_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        words = [*command, "-I", str(CSRC), "-c", str(source), "-o", str(target)]
-        run(words, f"{Path(command[0]).name} failed on csrc/{source.relative_to(CSRC)}")
-        key.write_text(seal.hexdigest())
-    return target
+def _compile(one: Compilation) -> None:
+    """Make an object, never half of one, and remove those of the source as it was before."""
+    folder, stem = one.object.parent, one.source.stem
+    partial = folder / f"{stem}.{os.getpid()}.partial.o"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = [*one.command, "-I", str(CSRC), "-c", str(one.source), "-o", str(partial)]
+    try:
+        said = run(words, f"{Path(words[0]).name} failed on csrc/{one.source.relative_to(CSRC)}")
+        for old in folder.glob(f"{stem}.{'?' * HASH_LENGTH}.*"):
+            old.unlink(missing_ok=True)
+        one.object.with_suffix(".log").write_text(said, encoding="utf-8")
+        partial.replace(one.object)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def link(objects: Sequence[Path], target: Path) -> None:
@@ -226,17 +237,9 @@ def link(objects: Sequence[Path], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     runtime = find_toolkit(nvcc).library / "libcudart_static.a"
     options = ["-shared", "-Wl,--exclude-libs,ALL", f"-Wl,--version-script={CSRC / 'exports.map'}"]
-    run([*compiler, *options, *map(str, objects), str(runtime), "-ldl", "-lrt", "-lpthread", "-o", str(target)], "linking failed")
-
-
-def run(words: list[str], failure: str) -> str:
-    """Return what a command prints; its first complaint becomes the reason of a BuildError."""
+    partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    except OSError as error:
-        raise BuildError(f"{failure}: {error}") from error
-    if done.returncode:
-        lines = done.stdout.strip().splitlines() or [f"exit status {done.returncode}"]
-        first = next((line for line in lines if "error" in line.lower() or "fatal" in line.lower()), lines[-1])
-        raise BuildError(f"{failure}: {first.strip()}", f"{shlex.join(words)}\n{done.stdout}")
-    return done.stdout
+        run([*compiler, *options, *map(str, objects), str(runtime), "-ldl", "-lrt", "-lpthread", "-o", str(partial)], "linking failed")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

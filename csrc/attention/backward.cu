@@ -23,6 +23,10 @@ int refusal(const LmmAttentionBackwardArgs& args) {
     if (args.kv_heads < 0 || (args.kv_heads == 0 ? args.heads != 0 : args.heads % args.kv_heads != 0)) return LMM_BAD_HEADS;
     if (args.mask < kFull || args.mask > kKvEnd || !(args.scale > 0.0f)) return LMM_UNSUPPORTED;
     if (args.mask == kKvEnd && args.kv_end == nullptr && args.rows_q > 0) return LMM_NULL_POINTER;
+    const bool any_q = args.rows_q > 0 && args.heads > 0, any_k = args.rows_k > 0 && args.heads > 0;
+    if ((any_q || any_k) && (!args.cu_q || !args.cu_k)) return LMM_NULL_POINTER;
+    if (any_k && (!args.k || !args.v || !args.dk || !args.dv)) return LMM_NULL_POINTER;
+    if (any_q && (!args.q || !args.out || !args.grad || !args.lse || !args.dq)) return LMM_NULL_POINTER;
     for (int64_t stride : {args.q_row, args.q_head, args.k_row, args.k_head, args.v_row, args.v_head, args.grad_row, args.grad_head}) {
         if (stride % kChunkElements != 0) return LMM_BAD_STRIDE;
     }

@@ -12,7 +12,8 @@ int decode_refusal(const LmmAttentionDecodeArgs& args) {
     if (args.dtype != LMM_BFLOAT16 && args.dtype != LMM_FLOAT16) return LMM_BAD_DTYPE;
     if (args.head_dim != 64 && args.head_dim != 128 && args.head_dim != 256) return LMM_BAD_HEAD_DIM;
     if (args.kv_heads <= 0 || args.heads % args.kv_heads != 0) return LMM_BAD_HEADS;
-    if (args.rows_q < 0 || args.segments < 0 || args.longest_q < 1 || args.window < 0 || args.goal < 1 || args.least_steps < 1 || args.most_parts < 1) return LMM_BAD_SIZE;
+    if (args.rows_q < 0 || args.segments < 0 || args.heads > 65535 || args.longest_q < 1 || args.window < 0 || args.goal < 1 || args.least_steps < 1 || args.most_parts < 1) return LMM_BAD_SIZE;
+    if (!(args.scale > 0.0f)) return LMM_UNSUPPORTED;
     if (paged && (args.page_rows <= 0 || args.page_rows % kStepKeys != 0)) return LMM_BAD_PAGE_SIZE;
     if (!args.q || !args.out || !args.lse || !(paged ? args.lengths : args.cu_k)) return LMM_NULL_POINTER;
     if (args.parts < args.segments || (split && (!args.partial || !args.partial_log || !args.ranges))) return LMM_SMALL_WORKSPACE;

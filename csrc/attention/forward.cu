@@ -21,6 +21,7 @@ int refusal(const LmmAttentionForwardArgs& args) {
     if (args.kv_heads < 0 || (args.kv_heads == 0 ? args.heads != 0 : args.heads % args.kv_heads != 0)) return LMM_BAD_HEADS;
     if (args.mask < kFull || args.mask > kKvEnd || !(args.scale > 0.0f)) return LMM_UNSUPPORTED;
     if (args.mask == kKvEnd && args.kv_end == nullptr && args.rows_q > 0) return LMM_NULL_POINTER;
+    if (args.rows_q > 0 && args.heads > 0 && (!args.q || !args.out || !args.lse || !args.cu_q || !args.cu_k)) return LMM_NULL_POINTER;
     for (int64_t stride : {args.q_row, args.q_head, args.k_row, args.k_head, args.v_row, args.v_head}) {
         if (stride % kChunkElements != 0) return LMM_BAD_STRIDE;
     }

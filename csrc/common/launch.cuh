@@ -43,8 +43,8 @@ namespace lmm {
 inline const char* error_message(int code) {
     switch (code) {
         case LMM_OK: return "no error";
-        case LMM_BAD_DTYPE: return "dtype: found one this kernel was not built for, expected float16 or bfloat16; cast the tensors";
-        case LMM_BAD_HEAD_DIM: return "head dim: found one this kernel was not built for, expected 64 or 128; use another backend";
+        case LMM_BAD_DTYPE: return "dtype: found one this kernel was not built for, expected float16 or bfloat16 (splice: or float32); cast the tensors";
+        case LMM_BAD_HEAD_DIM: return "head dim: found one this kernel was not built for, expected 64 or 128 (decode: or 256); use another backend";
         case LMM_MISALIGNED: return "pointer: found one that is no multiple of 16 bytes, expected 16-byte alignment; copy the tensor";
         case LMM_BAD_STRIDE: return "stride: found a last stride other than 1 or a row stride that is no multiple of 16 bytes; copy the tensor";
         case LMM_BAD_SIZE: return "size: found a negative size or one beyond the kernel's range; split the call";

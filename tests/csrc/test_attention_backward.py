@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lmmblocks import ops
 from lmmblocks.spec import Segments
@@ -82,7 +80,7 @@ def _close(found, exact):
     """Within rounding: of weights, of slopes and of what is returned, a unit each, where errors of sums stay below those of their largest terms."""
     for name, a, b in zip(("dq", "dk", "dv"), found, exact):
         most = b.abs().max().item() if b.numel() else 0.0
-        torch.testing.assert_close(a.double(), b, rtol=0, atol=4 * UNIT[a.dtype] * max(most, 1.0), msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(a.double(), b, rtol=0, atol=4 * UNIT[a.dtype] * max(most, 1.0), msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("mask", [FULL, CAUSAL], ids=["full", "causal"])

@@ -9,6 +9,7 @@ def test_the_extension_says_that_it_is_emulated(cuda_emulation):
 
 def test_the_gate_serves_cpu_tensors_while_it_is_loaded(cuda_emulation):
     import torch
+
     from lmmblocks.ops import cuda_gate
 
     row = torch.zeros(2, 64, dtype=torch.bfloat16)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGED = ("lmmblocks", "kernels", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 KINDS = ("plain", "editable", "bare")
 
 PROBE = """
@@ -32,75 +25,26 @@ print(json.dumps({
 """
 
 
-@dataclass(frozen=True)
-class Installation:
-    """An interpreter, the checkout it was installed from, and the environment variables it needs."""
-
-    python: Path
-    checkout: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def run(self, *words: str, cwd: Path) -> str:
-        """Return what the interpreter prints; PYTHONPATH of this process isn't handed on."""
-        kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        environment = {**kept, "PYTHONDONTWRITEBYTECODE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **self.environment}
-        done = subprocess.run([str(self.python), *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, f"{words} in {cwd} left with {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    @property
-    def site_packages(self) -> Path:
-        """Where packages are installed."""
-        (folder,) = self.python.parent.parent.glob("lib/python*/site-packages")
-        return folder
-
-
-def copy_checkout(target: Path) -> Path:
-    """Copy what setup.py packages, so that a build writes nothing into the checkout under test."""
-    target.mkdir(parents=True)
-    for name in PACKAGED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-        else:
-            shutil.copy(ROOT / name, target / name)
-    return target
-
-
-def fresh_interpreter(folder: Path) -> Path:
-    """Make a virtual environment that sees this one's packages (torch, pip, setuptools) but not its editable installs.
-
-    It also has somebody else's package named ``kernels``, as Hugging Face's is.
-    """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    outer = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    (site_packages / "outer.pth").write_text("".join(f"{path}\n" for path in outer))
-    (site_packages / "kernels").mkdir()
-    (site_packages / "kernels" / "__init__.py").write_text("OWNER = 'somebody else'\n")
-    return folder / "bin" / "python"
-
-
 @pytest.fixture(scope="module")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Installation]:
-    """Make, once, an installation of kind ``plain``, ``editable`` or ``bare`` (not installed, on PYTHONPATH)."""
-    made: dict[str, Installation] = {}
+def install(new_installation: Callable[..., Any]) -> Callable[[str], Any]:
+    """Make, once, an installation of kind ``plain``, ``editable`` or ``bare`` (not installed, on PYTHONPATH), without CUDA kernels."""
+    made: dict[str, Any] = {}
 
-    def make(kind: str) -> Installation:
+    def make(kind: str) -> Any:
         if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            checkout, python = copy_checkout(folder / "checkout"), fresh_interpreter(folder / "venv")
-            made[kind] = Installation(python, checkout, {"PYTHONPATH": str(checkout)} if kind == "bare" else {})
-            if kind != "bare":
-                options = ["--quiet", "--no-deps", "--no-build-isolation", "--ignore-installed"]
-                what = ["--editable", str(checkout)] if kind == "editable" else [str(checkout)]
-                made[kind].run("-m", "pip", "install", *options, *what, cwd=folder)
+            made[kind] = new_installation(kind)
+            if kind == "bare":
+                made[kind].environment["PYTHONPATH"] = str(made[kind].checkout)
+            else:
+                editable = ["--editable"] if kind == "editable" else []
+                made[kind].install("--quiet", *editable, str(made[kind].checkout), LMMBLOCKS_SKIP_CUDA="1")
         return made[kind]
 
     return make
 
 
 @pytest.fixture(scope="module")
-def probe(install: Callable[[str], Installation], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
+def probe(install: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
     """Run PROBE with an installation, in the root of its checkout or elsewhere."""
 
     def run(kind: str, place: str) -> Any:
@@ -114,7 +58,7 @@ def probe(install: Callable[[str], Installation], tmp_path_factory: pytest.TempP
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_are_importable_and_do_not_shadow_a_package_of_that_name(
-    kind: str, place: str, probe: Callable[[str, str], Any], install: Callable[[str], Installation]
+    kind: str, place: str, probe: Callable[[str, str], Any], install: Callable[[str], Any]
 ) -> None:
     found = probe(kind, place)
     assert found["name"] == "lmmblocks.kernels.verified"
@@ -126,7 +70,7 @@ def test_kernels_are_importable_and_do_not_shadow_a_package_of_that_name(
     assert Path(found["file"]) == (home / "lmmblocks" if installed else home) / "kernels" / "verified.py"
 
 
-def test_a_plain_install_holds_every_module_and_nothing_beside_lmmblocks(install: Callable[[str], Installation]) -> None:
+def test_a_plain_install_holds_every_module_and_nothing_beside_lmmblocks(install: Callable[[str], Any]) -> None:
     installation = install("plain")
     packages = installation.site_packages
     expected = {path.relative_to(ROOT) for path in (ROOT / "lmmblocks").rglob("*.py")}
@@ -138,13 +82,13 @@ def test_a_plain_install_holds_every_module_and_nothing_beside_lmmblocks(install
     assert tops == {"lmmblocks", ".."}  # ../../../bin/lmmblocks
 
 
-def test_the_installed_command_runs_outside_the_checkout(install: Callable[[str], Installation], tmp_path: Path) -> None:
+def test_the_installed_command_runs_outside_the_checkout(install: Callable[[str], Any], tmp_path: Path) -> None:
     installation = install("plain")
     script = installation.python.parent / "lmmblocks"
     assert installation.run(str(script), "--version", cwd=tmp_path) == "lmmblocks 0.1.0\n"
 
 
-def test_requirements_have_lower_bounds_and_no_upper_pins(install: Callable[[str], Installation]) -> None:
+def test_requirements_have_lower_bounds_and_no_upper_pins(install: Callable[[str], Any]) -> None:
     (metadata,) = install("plain").site_packages.glob("lmmblocks-*.dist-info/METADATA")
     lines = [line.split(": ", 1) for line in metadata.read_text().split("\n\n")[0].splitlines()]
     requirements = [value.split(";")[0].strip() for key, value in lines if key == "Requires-Dist"]
@@ -154,13 +98,13 @@ def test_requirements_have_lower_bounds_and_no_upper_pins(install: Callable[[str
     assert [value for key, value in lines if key == "License-Expression"] == ["Apache-2.0"]
 
 
-def test_setup_imports_no_torch_and_is_silent_without_cuda_sources(install: Callable[[str], Installation]) -> None:
+def test_setup_imports_no_torch_and_is_silent_where_nothing_is_built(install: Callable[[str], Any]) -> None:
     code = "import runpy, sys; sys.argv = ['setup.py', '--version']; runpy.run_path('setup.py'); print('torch' in sys.modules)"
     bare = install("bare")
     assert bare.run("-c", code, cwd=bare.checkout).split() == ["0.1.0", "False"]
 
 
-def test_transformers_does_not_take_our_folder_for_the_kernels_package() -> None:
+def test_transformers_does_not_take_our_folder_for_the_kernels_package(in_this_environment: Callable[..., Any]) -> None:
     # In the root of the checkout transformers finds our folder when it looks for Hugging Face's package. Without an
     # __init__.py it is an empty namespace, which transformers counts as absent; none of our modules may be loaded under that name.
     code = (
@@ -169,7 +113,7 @@ def test_transformers_does_not_take_our_folder_for_the_kernels_package() -> None
         "loaded = [getattr(m, '__file__', None) for n, m in sys.modules.items() if n.split('.')[0] == 'kernels']; "
         "print(json.dumps([found, 'kernels' in packages_distributions(), [f for f in loaded if f]]))"
     )
-    here = Installation(Path(sys.executable), ROOT, {"PYTHONPATH": str(ROOT)})
+    here = in_this_environment(ROOT, PYTHONPATH=str(ROOT))
     found, installed, files = json.loads(here.run("-c", code, cwd=ROOT))
     assert found == installed
     assert not [file for file in files if Path(file).is_relative_to(ROOT / "kernels")]
