@@ -9,6 +9,8 @@
 #           make test TORCH=/path/to/torch-2.13.0+cpu.whl
 #   JOBS    test processes
 #   DEMO    where the demo writes
+#   LMMBLOCKS_CUDA_ARCHS, LMMBLOCKS_REQUIRE_CUDA, ...  how the CUDA kernels are built: csrc/README.md
+# make demo installs without the CUDA kernels, which it doesn't use: nvcc takes a minute or two. make test builds them where nvcc is found.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -21,6 +23,7 @@ bin := $(VENV)/bin
 key   := $(shell printf '%s' '$(CURDIR) $(TORCH)' | cksum | cut -d ' ' -f 1)
 stamp := $(VENV)/.installed-$(key)
 setup_files := pyproject.toml setup.py
+kernels     := $(shell find csrc -path csrc/simt -prune -o -type f ! -name '*.pyc' ! -name '*.md' -print)
 
 .PHONY: help demo test lint clean
 .DELETE_ON_ERROR:
@@ -38,11 +41,13 @@ lint: $(stamp)-dev
 	$(bin)/python -m ruff check .
 	$(bin)/python -m mypy
 
+$(stamp)-demo: export LMMBLOCKS_SKIP_CUDA = 1
+$(stamp)-demo: export LMMBLOCKS_REQUIRE_CUDA =
 $(stamp)-demo: $(setup_files) | $(bin)/python
 	$(call install,demo)
 	touch $@
 
-$(stamp)-dev: $(setup_files) | $(bin)/python
+$(stamp)-dev: $(setup_files) $(kernels) | $(bin)/python
 	$(call install,dev)
 	touch $(stamp)-demo $@
 
@@ -63,7 +68,7 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info lmmblocks/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	if [ -f "$(DEMO)/results.json" ]; then rm -rf "$(DEMO)"; fi
 	find lmmblocks kernels examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -68,7 +68,7 @@ def _listed(facts: list[tuple[str, str]], width: int) -> list[str]:
 
 def _verified(report: Report, width: int) -> list[str]:
     if not report.verified:
-        what = "none: auto takes no kernel of ours, each can be asked for by name (backend='triton')"
+        what = "none: auto takes no kernel of ours, each can be asked for by name (backend='triton' or 'cuda')"
         return _wrapped(what, "Kernels proven on a GPU: ", "  ", width)
     return [
         "Kernels proven on a GPU, by compute capability:",
