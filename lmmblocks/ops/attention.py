@@ -2,7 +2,7 @@
 
 ``reference`` is the formula in fp32, one segment at a time. ``torch`` gives each run of equal-length segments to
 ``scaled_dot_product_attention``; behind a window, one chunk of queries at a time with only the keys that the chunk may see. Both walk
-host lengths, so neither asks the device for anything. The Triton kernels stand in ``attention_triton.py``.
+host lengths, so neither asks the device for anything. The kernels stand in ``attention_cuda.py`` and ``attention_triton.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..spec import LmmError, Segments
 from .activations import softcapped
 from .attention_call import AttentionCall
+from .attention_cuda import attention_cuda, cuda_supports, cuda_trusted
 from .attention_triton import attention_triton, triton_supports, triton_trusted
 from .dispatch import Implementation, dispatch, register_implementation
 
@@ -214,6 +215,7 @@ def _torch_supports(call: AttentionCall) -> bool | str:
     return True
 
 
+register_implementation("attention", Implementation("cuda", attention_cuda, cuda_supports, cuda_trusted))
 register_implementation("attention", Implementation("triton", attention_triton, triton_supports, triton_trusted))
 register_implementation("attention", Implementation("torch", attention_torch, _torch_supports))
 register_implementation("attention", Implementation("reference", attention_reference))

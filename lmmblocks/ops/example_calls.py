@@ -102,10 +102,10 @@ class Examples:
 
     def _paged(self) -> Any:
         """One new token for each conversation, the cache in pages of 16 keys."""
-        pages = [self._new(-(-ROWS // 16), 16, KV_HEADS, HEAD) for _ in range(2)]
+        keys, values = (self._new(-(-ROWS // 16), 16, KV_HEADS, HEAD) for _ in range(2))
         table = torch.zeros(len(LENGTHS), -(-ROWS // 16), dtype=torch.int32, device=self._device)
         lengths = torch.zeros(len(LENGTHS), dtype=torch.int32, device=self._device)
-        return paged_attention(self._new(len(LENGTHS), HEADS, HEAD), *pages, table, lengths)
+        return paged_attention(self._new(len(LENGTHS), HEADS, HEAD), keys, values, table, lengths)
 
     def _scores(self) -> Any:
         """Of the last row of each conversation, which FastV prunes by."""

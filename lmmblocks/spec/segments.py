@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from .errors import LmmError
@@ -76,11 +77,14 @@ class Segments:
 
 def boundaries(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Return the int32 ``(S+1,)`` running sum of host ``lengths``, starting at 0; the copy to a CUDA device waits for nothing."""
+    return on_device([0, *accumulate(lengths)], device)
+
+
+def on_device(numbers: Sequence[int], device: torch.device | str) -> Tensor:
+    """Return host numbers as int32 ``(len(numbers),)``; the copy to a CUDA device waits for nothing."""
     import torch
 
-    cu = torch.zeros(len(lengths) + 1, dtype=torch.int32)
-    if len(lengths):
-        cu[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
+    host = torch.tensor(numbers, dtype=torch.int32)
     if torch.device(device).type == "cuda":  # from memory that isn't pinned it would wait for the device
-        cu = cu.pin_memory()
-    return cu.to(device, non_blocking=True)
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)

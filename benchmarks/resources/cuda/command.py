@@ -50,7 +50,8 @@ def run(write: bool, widen: bool) -> int:
     if write or widen:
         BUDGETS.write(found, tools.version, stale, widen=widen)
     problems = unlaunched if write or widen else unlaunched + BUDGETS.problems(found, stale)
-    print("\n".join(problems) or f"\n{len(found)} kernels of csrc/ {'written' if write or widen else 'within their budgets'} (nvcc {tools.version})", file=sys.stderr)
+    outcome = "written" if write or widen else "within their budgets"
+    print("\n".join(problems) or f"\n{len(found)} kernels of csrc/ {outcome} (nvcc {tools.version})", file=sys.stderr)
     return int(bool(problems))
 
 
@@ -61,15 +62,16 @@ def measured(tools: Toolchain) -> tuple[dict[str, Resources], list[str]]:
     each = {file.name: figures(file, tools) for file in files}
     names = readable((one.kernel for found in each.values() for one in found), enums_of([*headers(), *kernel_files()]))
     measured_: dict[str, Resources] = {}
-    unlaunched = {}
+    unlaunched: dict[str, None] = {}
     for file, found in each.items():
         for one in sorted(found, key=lambda figure: (names[figure.kernel], figure.arch)):
             key = f"{file} / {names[one.kernel]} / sm_{one.arch}"
             if one.kernel in asked:
                 _add(measured_, key, one, asked[one.kernel])
             else:
-                unlaunched[f"{file} / {names[one.kernel]}"] = "is compiled, but no case in benchmarks/resources/cuda/launches launches it: add one, or delete it"
-    return measured_, [f"{key}: {text}" for key, text in unlaunched.items()]
+                unlaunched[f"{file} / {names[one.kernel]}"] = None
+    advice = "is compiled, but no case in benchmarks/resources/cuda/launches launches it: add one, or delete it"
+    return measured_, [f"{key}: {advice}" for key in unlaunched]
 
 
 def _add(found: dict[str, Resources], key: str, one: Figures, asked: list[Launch]) -> None:

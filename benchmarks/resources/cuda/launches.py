@@ -1,7 +1,7 @@
 """What launchers ask for, without a GPU: threads and dynamic shared memory of every kernel, from the launchers' own compiled host code.
 
-The objects that nvcc made are linked with ``recorder.cpp`` in place of the CUDA runtime, and the cases of ``launches/*.cpp`` call the launchers. There
-is no second table of sizes that must agree with the first.
+The objects that nvcc made are linked with ``recorder.cpp`` in place of the CUDA runtime, and the cases of ``launches/*.cpp`` call the launchers.
+There is no second table of sizes that must agree with the first.
 """
 
 from __future__ import annotations

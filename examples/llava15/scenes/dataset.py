@@ -117,8 +117,8 @@ def _train_record(
         first, second, turn = _comparison(rng, "train")
         images = [pictures.add(first), pictures.add(second)]
         others = (compare(first, second, rng) for _ in range(wanted - 1))
-        turns = {other.question: other for other in (turn, *others) if other is not None}
-        return {"image": images, "conversations": _as_conversation(list(turns.values()), images=2)}
+        compared = {other.question: other for other in (turn, *others) if other is not None}
+        return {"image": images, "conversations": _as_conversation(list(compared.values()), images=2)}
     while True:
         scene = sample_scene(rng, "train")
         asked = sample_turns(scene, rng, about_one, wanted)
