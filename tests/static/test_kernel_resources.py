@@ -30,23 +30,23 @@ def test_every_kernel_has_a_budget():
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
     }
-    from benchmarks.resources.budgets import read
+    from benchmarks.resources.ahead_of_time import BUDGETS
 
-    budgeted = {key.split(" / ")[2] for key in read()}
+    budgeted = {key.split(" / ")[2] for key in BUDGETS.read()}
     assert kernels == budgeted, {"without a budget": kernels - budgeted, "budget without a kernel": budgeted - kernels}
 
 
-def test_exceeding_a_budget_is_an_error_that_names_the_kernel(tmp_path):
-    from benchmarks.resources.budgets import exceeded, widened
+def test_exceeding_a_budget_is_an_error_that_names_the_kernel():
+    from benchmarks.resources.ahead_of_time import BUDGETS
     from benchmarks.resources.compile import Resources
 
     found = Resources(40, 0, 1024, 4, 10, 4, 4, 0, 0)
-    budget = widened(None, found, "3.6.0")
-    assert list(exceeded("op / case", budget, found)) == []
+    budget = BUDGETS.entry(found, "3.6.0")
+    assert list(BUDGETS.exceeded("op / case", budget, found)) == []
     worse = Resources(48, 8, 1024, 4, 10, 2, 4, 0, 0)
-    assert [line.split(": ")[1] for line in exceeded("op / case", budget, worse)] == [
+    assert [line.split(": ")[1] for line in BUDGETS.exceeded("op / case", budget, worse)] == [
         "registers 48, budget at most 40",
         "spill_bytes 8, budget at most 0",
         "loads_128 2, budget at least 4",
     ]
-    assert "has no budget" in next(iter(exceeded("op / case", None, found)))
+    assert "has no budget" in next(iter(BUDGETS.exceeded("op / case", None, found)))
