@@ -46,7 +46,7 @@ def tiny_stage1() -> Stage:
 def tiny_stage2() -> Stage:
     """Connector and decoder learn from conversations."""
     return stage2(
-        batch_size=8, train={"projector": 2e-3, "decoder": 4e-4}, clip_norm=1.0, micro_batch_rows=2048, checkpoint_every_steps=400
+        batch_size=8, train={"projector": 1e-3, "decoder": 1e-4}, clip_norm=1.0, micro_batch_rows=2048, checkpoint_every_steps=400
     )
 
 
