@@ -17,9 +17,9 @@
 //     key warps     dq += ds k (block before)   dp^T = v dO^T  |  ds^T = p^T (dp^T - delta)   dk += ds^T q
 //                 ^ rows are there, ds is there             ^ p is there                        ^ next block
 //
-// Two barriers a block. A warp has 32 keys and all rows of the block, or 32 rows and 64 columns of dq, so that each fragment from shared memory is used
-// twice or four times. Bytes between shared memory and tensor cores per block, at 128 | 64 columns (KiB): scores and dp 192 | 160, dv and dk 128 | 128, dq 96 |
-// 96, p and ds 48 | 96, copies 32 | 32; in all 496 | 512 for 2560 products of 4096 FLOP, 3968 | 4096 of the 5120 clocks that an A100 multiplies for.
+// Two barriers a block. A warp has 32 keys and all rows of the block, or 32 rows and half the columns of dq, so that each fragment from shared memory is used
+// twice or more. Bytes between shared memory and tensor cores per block, at 128 | 64 columns (KiB): scores and dp 192 | 96, dv and dk 128 | 64, dq 96 | 64, p and
+// ds 48 | 48, copies 32 | 16; in all 496 | 288 for 2560 | 1280 products of 4096 FLOP, 3968 | 2304 of the 5120 | 2560 clocks that an A100 multiplies for.
 #pragma once
 
 #include "attention/backward_turns.cuh"

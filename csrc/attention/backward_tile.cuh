@@ -16,7 +16,7 @@ template <int WIDTH>
 struct BackwardTile {
     static constexpr int kWidth = WIDTH;
     static constexpr int kKeys = 128;
-    static constexpr int kRows = 8192 / WIDTH;  // 128 at 64, 64 at 128: the registers that a gradient needs less, scores may have more
+    static constexpr int kRows = 64;
     static constexpr int kRoleWarps = 4;
     static constexpr int kRoleThreads = kRoleWarps * 32;
     static constexpr int kThreads = 2 * kRoleThreads;
@@ -31,15 +31,15 @@ struct BackwardTile {
     // First key of a warp's atom within the tile.
     static constexpr __host__ __device__ int atom_row(int warp, int atom) { return (atom * kRoleWarps + warp) * kAtom; }
 
-    // Of dq, a warp adds up 32 rows x 64 columns.
+    // Of dq, a warp adds up 32 rows x half the columns.
     static constexpr int kPartRows = 32;
-    static constexpr int kPartColumns = 64;
+    static constexpr int kPartColumns = WIDTH / 2;
     static constexpr int kColumnParts = WIDTH / kPartColumns;
     static constexpr __host__ __device__ int part_row(int warp) { return warp / kColumnParts * kPartRows; }
     static constexpr __host__ __device__ int part_column(int warp) { return warp % kColumnParts * kPartColumns; }
     static_assert(kRows / kPartRows * kColumnParts == kRoleWarps, "each part of dq is one warp's");
 
-    // Shared memory: the tile; two stages of rows, gradients and three numbers a row; weights of two blocks. All that an A100 has, to the byte at 64.
+    // Shared memory: the tile; two stages of rows, gradients and three numbers a row; weights of two blocks.
     static constexpr int kStages = 2;
     static constexpr int kKeysAt = 0;
     static constexpr int kValuesAt = kKeysAt + Keys::kBytes;

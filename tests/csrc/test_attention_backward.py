@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lmmblocks import ops
 from lmmblocks.spec import Segments
@@ -52,7 +54,7 @@ def launch(cuda_emulation):
         rows, heads, width = q.shape
         out, lse_TN = _exact(tensors, segments, mask, kv_end, scale=scale)[1]
         lse = lse_TN.t().float().contiguous()
-        out, used = out.to(q.dtype), sum(segments.lengths_q)
+        out, used = out.to(q.dtype).contiguous(), sum(segments.lengths_q)
         out[used:], lse[:, used:] = float("nan"), float("nan")
         gradients = [torch.full(x.shape, float("nan"), dtype=x.dtype) for x in (q, k, v)]
         count = len(segments.lengths_q)
@@ -91,3 +93,70 @@ def test_gradients_are_as_exact_as_those_of_torch(launch, mask, width, dtype, as
     inputs = _inputs([150, 33], [150, 33], 2, 1, width, dtype=dtype)
     own = _autograd(*inputs, mask, backend="torch")[0]
     as_exact_as_torch(launch(*inputs, mask), own, _exact(*inputs, mask)[0])
+
+
+def _image(rows):
+    """Ends of rows of one segment: an image's rows 20 to 59 see all of it, the others up to themselves."""
+    kv_end = torch.arange(1, rows + 1, dtype=torch.int32)
+    kv_end[20:60] = 60
+    return kv_end
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("width", [64, 128])
+def test_one_row_more_and_less_than_blocks_and_tiles(launch, rows, width):
+    inputs = _inputs([rows], [rows], 2, 1, width)
+    _close(launch(*inputs), _exact(*inputs)[0])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 150), st.integers(0, 150)), min_size=1, max_size=3),
+    mask=st.sampled_from([FULL, CAUSAL, KV_END]),
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
+    width=st.sampled_from([64, 128]),
+    dtype=st.sampled_from(DTYPES),
+    slack=st.sampled_from([0, 5, 70]),
+    of_lse=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_every_mask_equals_the_formula(launch, lengths, mask, heads, width, dtype, slack, of_lse, seed):
+    """Segments without rows or keys, more queries than keys, ends of rows that fall and lie outside of the segment; slack is NaN."""
+    lengths_q, lengths_k = zip(*lengths)
+    tensors, segments = _inputs(lengths_q, lengths_k, *heads, width, slack=slack, dtype=dtype, seed=seed)
+    rows = tensors[0].shape[0]
+    kv_end = torch.randint(-5, sum(lengths_k) + 6, (rows,), dtype=torch.int32) if mask == KV_END else None
+    call = (tensors, segments, mask, kv_end)
+    if not of_lse:
+        return _close(launch(*call), _exact(*call)[0])
+    grad_lse_TN = torch.randn(heads[0], rows).t()
+    grad_lse_TN[sum(lengths_q) :] = 0.0  # the formula has no way to leave slack out
+    _close(launch(*call, grad_lse=grad_lse_TN), _exact(*call, grad_lse=grad_lse_TN)[0])
+
+
+def test_every_order_of_threads_gives_the_same_bits(launch, simt_seed, monkeypatch):
+    """Several tiles of keys add to the same rows of dq, and take turns."""
+    call = (*_inputs([150, 70], [150, 70], 4, 2, seed=1), KV_END, torch.cat([_image(150), _image(70) + 150]))
+    found = launch(*call)
+    monkeypatch.setenv("LMM_SIMT_SEED", "0")
+    assert all(torch.equal(a, b) for a, b in zip(found, launch(*call)))
+
+
+def test_keys_that_no_row_sees_and_rows_that_see_no_key_have_gradients_of_zero(launch):
+    tensors, segments = _inputs([6, 4, 3], [2, 0, 140], slack=9)
+    dq, dk, dv = launch(tensors, segments, KV_END, torch.tensor([0] * 4 + [2] * 2 + [7] * 4 + [2 + 130] * 3 + [9] * 9, dtype=torch.int32))
+    assert not dq[:4].any() and not dq[6:10].any() and not dq[13:].any() and dq[4:6].any() and dq[10:13].any()
+    for gradient in (dk, dv):
+        assert gradient[:132].any(-1).all() and not gradient[132:].any()
+
+
+def test_a_workspace_one_byte_too_small_is_refused_and_what_it_holds_does_not_matter(launch, cuda_emulation):
+    inputs = _inputs([70], [70])
+    needed = cuda_emulation.attention_backward_workspace(70, 1, 2, 64)
+    code = launch(*inputs, workspace_bytes=needed - 1)
+    assert isinstance(code, int) and "workspace" in cuda_emulation.error_message(code)
+    found = launch(*inputs)
+    for filler in (0, 127):
+        space = torch.full((needed,), filler, dtype=torch.uint8)
+        assert all(torch.equal(a, b) for a, b in zip(found, launch(*inputs, workspace=space.data_ptr())))
+    assert cuda_emulation.attention_backward_workspace(70, 1, 2, 96) == 0
