@@ -22,7 +22,7 @@ SHAPE = {"dim": DIM, "layers": 1, "heads": HEADS, "kv_heads": 1, "ffn_dim": 24, 
 
 BROKEN_SINCE = "2.15"
 BROKEN = ("test_a_block_with_every_option_is_one_graph", "test_the_whole_loss_is_one_graph")
-"""With interpreted kernels and torch 2.15: an error inside Dynamo in a block with every option, and a second graph of the loss; not with 2.13 and 2.14."""
+"""With interpreted kernels and torch 2.15: an error inside Dynamo in a block with every option, and a second graph of the loss; 2.14 takes both."""
 
 
 @pytest.fixture(params=["auto", "triton"])

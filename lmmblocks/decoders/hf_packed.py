@@ -22,6 +22,7 @@ from .. import ops
 from ..spec import LayerHook, LmmError
 from .cache import KVCache
 from .context import LayerContext
+from .hf_padded import cache_argument
 from .hooks import enter_layer
 
 IMPLEMENTATION = "lmmblocks_packed"
@@ -31,7 +32,7 @@ PASS = "lmmblocks_pass"
 """Name of the keyword argument that carries a :class:`PackedPass` to the attention."""
 
 _WITHOUT_EFFECT = frozenset(
-    "cache_position is_causal output_attentions output_hidden_states output_router_logits past_key_values position_embeddings "
+    "cache cache_position is_causal output_attentions output_hidden_states output_router_logits past_key_values position_embeddings "
     "position_ids return_dict use_cache".split()
 )
 """Keyword arguments of attention functions that don't change what is computed here; any other one is refused."""
@@ -93,9 +94,8 @@ def run_packed(trunk: nn.Module, embeds_TD: Tensor, run: PackedPass) -> Tensor:
     outputs = trunk(
         inputs_embeds=embeds_TD[None],
         position_ids=run.context.positions.long()[None],
-        past_key_values=None if cache is None else _cache_class()(run, cache),
         use_cache=cache is not None,
-        **{PASS: run},
+        **{cache_argument(trunk) or "past_key_values": None if cache is None else _cache_class()(run, cache), PASS: run},
     )
     if cache is not None:
         cache.advance(new_lengths)

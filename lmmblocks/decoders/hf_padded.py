@@ -7,7 +7,9 @@ makes it: the only way that fits every kind of state and sequences of any length
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +19,19 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..spec import LmmError, Segments
 
-_CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")
+_CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
+"""What transformers' models call their cache, the newest name first: ``cache`` since 5.24."""
+
+
+def cache_argument(trunk: nn.Module) -> str | None:
+    """Return what a model of transformers calls its cache, or None where it has none."""
+    return _first_cache_argument(type(trunk).forward)
+
+
+@functools.cache
+def _first_cache_argument(forward: Callable[..., Any]) -> str | None:
+    parameters = inspect.signature(forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
 
 
 def run_padded(trunk: nn.Module, embeds_TD: Tensor, positions_T: Tensor, segments: Segments) -> Tensor:
@@ -92,7 +106,7 @@ class SequenceCaches:
         return torch.cat(hidden)
 
     def _step(self, trunk: nn.Module, sequence: int, embeds_TD: Tensor, positions_T: Tensor, behind: int) -> Tensor:
-        name = next((name for name in _CACHE_ARGUMENTS if name in inspect.signature(trunk.forward).parameters), None)
+        name = cache_argument(trunk)
         places = _positions(trunk, [positions_T], [behind])
         cached = {} if name is None or self._states[sequence] is None else {name: self._states[sequence]}
         outputs = trunk(inputs_embeds=embeds_TD[None], use_cache=True, **cached, **places)

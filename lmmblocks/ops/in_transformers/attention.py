@@ -15,7 +15,7 @@ from ..attention import attention
 from .rows import AttentionRows
 
 WITHOUT_EFFECT = frozenset(
-    "cache_position cu_seq_lens_k cu_seq_lens_q max_length_k max_length_q num_items_in_batch output_hidden_states output_router_logits "
+    "cache cache_position cu_seq_lens_k cu_seq_lens_q max_length_k max_length_q num_items_in_batch output_hidden_states output_router_logits "
     "past_key_values position_embeddings position_ids return_dict seq_idx use_cache".split()
 )
 """Keyword arguments that change nothing here, or are read by name; any other one is refused."""
