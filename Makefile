@@ -35,7 +35,7 @@ demo: $(stamp)-demo
 	$(bin)/python -m examples.llava15.demo --out $(DEMO)
 
 test: $(stamp)-dev lint
-	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(stamp)-dev
 	$(bin)/python -m ruff check .

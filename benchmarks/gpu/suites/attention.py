@@ -105,8 +105,8 @@ def _check(
     case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, slack: int = 0, **options: Any
 ) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
-        small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:3])) if toy else lengths
-        found = _tensors(small, heads if not toy else 2 * heads // kv_heads, kv_heads if not toy else 2, width, device, slack)
+        small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:2])) if toy else lengths
+        found = _tensors(small, heads if not toy else heads // kv_heads, kv_heads if not toy else 1, width, device, slack)
         place = (3, 9) if toy else (IMAGE_START, IMAGE_ROWS)
         ends = F.pad(kv_ends(small, device, place), (0, slack), value=ENDLESS)
         return found | ({"kv_end": ends} if image else {})

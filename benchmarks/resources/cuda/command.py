@@ -57,7 +57,7 @@ def run(write: bool, widen: bool) -> int:
 
 def measured(tools: Toolchain) -> tuple[dict[str, Resources], list[str]]:
     """Return the resources of every kernel by ``"file / kernel / sm_80"``, and a complaint about each kernel that no case launches."""
-    files = compiled(tools)
+    files = compiled()
     asked = launches(files, tools)
     each = {file.name: figures(file, tools) for file in files}
     names = readable((one.kernel for found in each.values() for one in found), enums_of([*headers(), *kernel_files()]))

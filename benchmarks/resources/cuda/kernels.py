@@ -79,7 +79,7 @@ class Figures:
 def figures(file: Compiled, tools: Toolchain) -> list[Figures]:
     """Return the figures of every kernel of a file, counted once for each content."""
     here = Path(__file__)
-    kept = place(f"{file.object.stem.rsplit('-', 1)[0]}-figures", [here, here.with_name("sass.py")], [file.object.name], "json")
+    kept = place(f"{file.name.replace('/', '-')}-figures", [here, here.with_name("sass.py")], [file.object.name], "json")
     if not kept.exists():
         text = subprocess.run([tools.cuobjdump, "-sass", file.object], capture_output=True, text=True, check=True).stdout
         counts = {(code.kernel, code.arch): _counts(code) for code in read_code(text)}

@@ -1,7 +1,6 @@
-"""Compile the files of ``csrc/`` once for each content, and keep what was found in ``build/resources/``.
+"""The objects of ``csrc/`` as the build makes them, in ``build/csrc/``, and what was found in them, kept in ``build/resources/``.
 
-What a file is compiled from is its text, that of every header it includes, the compiler and the flags: the name of a kept result is their hash. So a
-second run compiles nothing, and a changed header compiles what includes it.
+The name of a kept result is the hash of all it was made from, so that a second run does nothing again.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from .toolchain import ARCHITECTURES, CSRC, ROOT, Toolchain
+from .toolchain import ARCHITECTURES, CSRC, ROOT
 
 KEPT = ROOT / "build" / "resources"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -55,23 +55,32 @@ def headers() -> list[Path]:
     return sorted(path for suffix in ("*.h", "*.cuh") for path in CSRC.rglob(suffix) if "simt" not in path.relative_to(CSRC).parts)
 
 
-def compiled(tools: Toolchain) -> list[Compiled]:
-    """Compile every kernel file, as many at once as there are cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda source: _compiled(source, tools), kernel_files()))
+def compiled() -> list[Compiled]:
+    """Return every kernel file as the build of ``lmmblocks._C`` compiles it for these GPUs; what that has compiled already is taken as it is.
 
+    Raises:
+        CompileError: a compiler is missing, or refuses a file.
+    """
+    from lmmblocks import __version__
 
-def _compiled(source: Path, tools: Toolchain) -> Compiled:
-    generate = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-    options = [*tools.flags, *generate, "-Xptxas", "-v", "-I", str(CSRC)]
-    stem = source.relative_to(CSRC).with_suffix("").as_posix().replace("/", "-")
-    target = place(stem, [source], [tools.version, *options], "o")
-    log = target.with_suffix(".log")
-    if not (target.exists() and log.exists()):
-        partial = target.with_suffix(f".{os.getpid()}.o")
-        log.write_text(run([tools.nvcc, "-c", source, "-o", partial, *options], source), encoding="utf-8")
-        partial.replace(target)
-    return Compiled(source, target, log.read_text(encoding="utf-8"))
+    sys.path.insert(0, str(CSRC))
+    try:
+        build, problem = import_module("build_extension"), import_module("cuda_toolkit").BuildError
+    finally:
+        sys.path.remove(str(CSRC))
+    asked = os.environ.get("LMMBLOCKS_CUDA_ARCHS")
+    os.environ["LMMBLOCKS_CUDA_ARCHS"] = ";".join(map(str, ARCHITECTURES))
+    try:
+        objects = build.compile_all(ROOT / "build" / "csrc", __version__)
+    except problem as error:
+        raise CompileError(f"{error}\n{error.output}".strip()) from error
+    finally:
+        os.environ.pop("LMMBLOCKS_CUDA_ARCHS")
+        if asked is not None:
+            os.environ["LMMBLOCKS_CUDA_ARCHS"] = asked
+    of_source = {path.relative_to(ROOT / "build" / "csrc").as_posix().split(".", 1)[0]: path for path in objects}
+    found = [(source, of_source[source.relative_to(CSRC).with_suffix("").as_posix()]) for source in kernel_files()]
+    return [Compiled(source, made, made.with_suffix(".log").read_text(encoding="utf-8")) for source, made in found]
 
 
 def place(stem: str, sources: Iterable[Path], with_: Iterable[str], suffix: str) -> Path:

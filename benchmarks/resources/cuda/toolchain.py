@@ -1,8 +1,7 @@
-"""The tools: nvcc with the flags of the real build, and cuobjdump wherever one lies."""
+"""The tools: nvcc, and cuobjdump wherever one lies."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shutil
@@ -28,13 +27,11 @@ class Toolchain:
         nvcc: the compiler.
         cuobjdump: the disassembler.
         version: of the compiler, ``"13.0.88"``.
-        flags: how the library itself is compiled, without architectures.
     """
 
     nvcc: Path
     cuobjdump: Path
     version: str
-    flags: tuple[str, ...]
 
 
 def toolchain() -> Toolchain:
@@ -47,7 +44,7 @@ def toolchain() -> Toolchain:
     if nvcc is None:
         raise MissingTool("no nvcc: looked in CUDA_HOME, the PATH and /usr/local/cuda; install the CUDA toolkit or set CUDA_HOME")
     said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return Toolchain(nvcc, _cuobjdump(nvcc), re.search(r"\bV(\d+\.\d+\.\d+)", said)[1], build_flags())  # type: ignore[index]
+    return Toolchain(nvcc, _cuobjdump(nvcc), re.search(r"\bV(\d+\.\d+\.\d+)", said)[1])  # type: ignore[index]
 
 
 def find_nvcc() -> Path | None:
@@ -75,12 +72,3 @@ def _cuobjdump(nvcc: Path) -> Path:
         f"no cuobjdump to read machine code with: looked in {looked}, the PATH and Triton's wheel; "
         "install the toolkit's cuobjdump (package cuda-cuobjdump) or Triton in this environment"
     )
-
-
-def build_flags() -> tuple[str, ...]:
-    """Return the ``NVCC_FLAGS`` of the build, read without running it: what is measured is what is built."""
-    build = CSRC / "build_extension.py"
-    for node in ast.parse(build.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id == "NVCC_FLAGS" for target in node.targets):
-            return tuple(ast.literal_eval(node.value))
-    raise MissingTool(f"{build.relative_to(ROOT)} has no NVCC_FLAGS any more: name its list of flags so, or change build_flags here")
