@@ -137,16 +137,24 @@ class _Chunked(torch.autograd.Function):
             slope_rV[torch.arange(slope_rV.shape[0], device=slope_rV.device), targets_R[rows].clamp_min(0)] -= 1
             if ctx.softcap is not None:
                 slope_rV *= 1 - (logits_rV / ctx.softcap).square()
-            slope_rV = slope_rV * grad_R[rows, None]
+            slope_rV *= grad_R[rows, None]
             if bias_grad is not None:
                 bias_grad += slope_rV.sum(0)
             slope_rV = slope_rV.to(ctx.compute)
             if hidden_grad is not None:
                 hidden_grad[rows] = slope_rV @ head_VD
             if weight_grad is not None:
-                weight_grad += slope_rV.T @ hidden_rD
+                _add_product(weight_grad, slope_rV.T, hidden_rD)
         weight_grad = None if weight_grad is None else weight_grad.to(weight_VD.dtype)
         return hidden_grad, weight_grad, None, None, None if bias_grad is None else bias_grad.to(bias_V.dtype)
+
+
+def _add_product(total_VD: Tensor, left_Vr: Tensor, right_rD: Tensor) -> None:
+    """Add a product to a sum in place; in one dtype without a second ``V x D``."""
+    if total_VD.dtype == left_Vr.dtype:
+        total_VD.addmm_(left_Vr, right_rD)
+    else:
+        total_VD += left_Vr @ right_rD
 
 
 def compute_dtype(hidden_RD: Tensor) -> torch.dtype:

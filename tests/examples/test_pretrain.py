@@ -14,6 +14,7 @@ from examples.llava15.pretrain.contrastive import ContrastiveTask, draw_scenes, 
 from examples.llava15.pretrain.documents import heldout_questions, sample_document
 from examples.llava15.pretrain.drills import scene_facts
 from examples.llava15.pretrain.export import export_language, export_vision
+from examples.llava15.pretrain.feature_scale import with_unit_features
 from examples.llava15.pretrain.language import LanguageTask, answer_weights, document_rows, plan_documents
 from examples.llava15.pretrain.optimizer import make_optimizers, orthogonal
 from examples.llava15.pretrain.phrases import box_weights, scene_regions
@@ -30,6 +31,7 @@ from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.plan import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Segments
+from lmmblocks.weights.sources import load_encoder
 
 TINY_VISION = CLIPConfig(dim=32, layers=3, heads=2, mlp_dim=64, image_size=112, patch=14)
 TINY_LANGUAGE = TransformerConfig(
@@ -183,10 +185,16 @@ def test_a_renamed_document_says_the_same_in_other_words(tokenizer) -> None:
 def test_rows_are_sums_of_embeddings(tokenizer_folder: Path) -> None:
     table = LanguageTask(tokenizer_folder, TINY_LANGUAGE).decoder.table.detach()
     torch.manual_seed(0)
-    rows = embed_rows([(5, 9), (), (7,)] * 200, table)
-    spread = (rows.view(200, 3, -1) - torch.stack([table[5] + table[9], table[0] * 0, table[7]])).flatten()
-    assert spread.std() == pytest.approx(0.5 * table.std().item(), rel=0.02)
-    assert abs(spread.mean()) < 0.01 * table.std()
+    scenes = [((5, 9), (), (7,)) * 100] * 300
+    rows = embed_rows(scenes, table).view(300, 100, 3, -1)
+    wanted = torch.stack([table[5] + table[9], table[0] * 0, table[7]])
+    lengths = (rows.mean(1)[:, 0] @ wanted[0]) / wanted[0].square().sum()
+    assert 0.9 < lengths.min() < 1.2 and 7 < lengths.max() < 8.5
+    rest = rows / lengths[:, None, None, None] - wanted
+    noise = rest.std(1).mean(-1) / table.std()
+    assert 0.2 < noise.min() < 0.4 and 1.1 < noise.max() < 1.4
+    shared = rest.mean(1).norm(dim=-1) / table.std() / table.shape[1] ** 0.5
+    assert shared[:, [0, 2]].max() < 0.35 and shared[:, 1].max() > 1.5
     assert embed_rows([], table).shape == (0, 32)
 
 
@@ -240,6 +248,21 @@ def test_exported_vision_tower_equals_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(found[layer], states[layer], rtol=1e-5, atol=1e-5)
     processor = AutoImageProcessor.from_pretrained(str(tmp_path / "vision"), local_files_only=True)
     assert processor.crop_size["height"] == 112
+
+
+def test_exported_features_have_the_size_of_one_and_the_tower_computes_the_same() -> None:
+    torch.manual_seed(0)
+    ours, pixels = TINY_VISION.build(), torch.randn(4, 3, 112, 112)
+    for name, parameter in ours.named_parameters():
+        if ".fc2." in name:
+            parameter.data *= 200
+    scaled = with_unit_features(ours, pixels)
+    before, after = (tower(pixels).patches for tower in (ours, scaled))
+    assert before.std() > 2 and 0.7 < after.std() < 1.42
+    factor = 2.0 ** torch.log2(after.std() / before.std()).round()
+    torch.testing.assert_close(after, before * factor)
+    last = [tower.vision_model.post_layernorm(tower.vision_model.hidden_states(pixels, frozenset({3}))[3]) for tower in (ours, scaled)]
+    torch.testing.assert_close(*last)
 
 
 def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -351,15 +374,11 @@ def test_shipped_weights_are_whole_and_small() -> None:
 
 
 def test_shipped_vision_tower_computes_what_transformers_computes() -> None:
-    from safetensors.torch import load_file
     from transformers import CLIPVisionModel
 
-    from examples.llava15.pretrain.contrastive import VISION
-
-    ours = VISION.build().eval()
-    ours.load_state_dict(
-        {k: v.float() for k, v in load_file(str(WEIGHTS / "vision" / "model.safetensors")).items()}
-    )
+    config, state, _ = load_encoder(WEIGHTS / "vision")
+    ours = config.build().eval()
+    ours.load_state_dict({name: value.float() for name, value in state.items()})
     theirs = CLIPVisionModel.from_pretrained(str(WEIGHTS / "vision"), dtype=torch.float32)
     pixels = torch.randn(1, 3, 112, 112)
     states = theirs(pixels, output_hidden_states=True).hidden_states

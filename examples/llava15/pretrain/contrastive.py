@@ -30,6 +30,7 @@ from ..scenes.describe import caption
 from ..scenes.draw import draw_scene
 from ..scenes.scene import Scene, Split, sample_scene
 from .export import export_vision
+from .feature_scale import with_unit_features
 from .initialise import initialise
 from .phrases import GROUPS, SIDES, SPELLING, Region, Words, box_weights, scene_regions
 
@@ -206,8 +207,9 @@ class ContrastiveTask:
         return evaluate_vision(self)
 
     def export(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Write the tower alone."""
-        export_vision(self.encoder, folder, metrics)
+        """Write the tower alone, its features as large as a projector expects them."""
+        pixels = self.pixels(draw_scenes(random.Random("features"), "train", 32))
+        export_vision(with_unit_features(self.encoder, pixels), folder, metrics)
 
 
 def pool(map_IPC: Tensor, weights_BP: Tensor, regions: list[Region]) -> Tensor:

@@ -112,7 +112,7 @@ class LanguageTask:
     def hidden(self, plan: SplicePlan, documents: list[Document]) -> Tensor:
         """Hidden rows `(T, D)` of planned documents."""
         table_VD = self.decoder.table
-        rows_MD = embed_rows([bag for document in documents for rows in document.scenes for bag in rows], table_VD)
+        rows_MD = embed_rows([rows for document in documents for rows in document.scenes], table_VD)
         embeds_TD = ops.splice(table_VD, rows_MD, plan)
         return self.decoder(embeds_TD, positions=plan.positions, segments=plan.segments)
 

@@ -1,14 +1,14 @@
 """Scenes as rows of words: what a decoder will one day get from a projector, without a picture or an encoder.
 
-A row stands where an image row would, and is the sum of the embeddings of a few words: those that hold of the
-item under that patch ("red", "circle", "top", "left"), in most rows with some left out at random, and noise. A decoder that was
-trained on them can look an item up in rows that name several things at once; what is left for the projector
-to learn is to turn features into words.
+A row stands where an image row would, and is the sum of the embeddings of a few words: those that hold of the item under that patch ("red",
+"circle", "top", "left"), in most rows with some left out at random, and noise, at a length of its scene's own. A decoder that was trained on
+them can look an item up in rows that name several things at once; what is left for the projector to learn is to turn features into words.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ Bag = tuple[int, ...]
 _SIDES = (4, 5, 6, 8)
 _KEPT = 0.85
 _LEAST_COVER = 0.3
-_NOISE = 0.5
+_NOISE, _SHARED, _LOG2_LENGTH = (0.3, 1.2), (0.0, 2.0), (0.0, 3.0)
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,28 @@ def word_rows(scene: Scene, rng: random.Random, tokenizer: Any) -> tuple[Bag, ..
     return tuple(rows)
 
 
-def embed_rows(bags: list[Bag], table_VD: Tensor) -> Tensor:
-    """Rows `(M, D)`: sums of embeddings, with noise of half the table's spread."""
-    ids = torch.tensor([token for bag in bags for token in bag], dtype=torch.long)
-    lengths = torch.tensor([0] + [len(bag) for bag in bags], dtype=torch.long)
-    if not len(bags):
+def embed_rows(scenes: Sequence[Sequence[Bag]], table_VD: Tensor) -> Tensor:
+    """Rows `(M, D)` of scenes: sums of embeddings, as unlike them as a projector's rows are.
+
+    What a projector will do isn't known, so each scene draws how: its rows are up to eight times as long, hold 0.3 to 1.2 of the table's spread
+    in noise, and those of its background share a vector that says nothing.
+
+    Args:
+        scenes: for each scene its rows, each a bag of token ids.
+        table_VD: the embeddings.
+    """
+    bags = [bag for rows in scenes for bag in rows]
+    if not bags:
         return table_VD.new_zeros(0, table_VD.shape[1])
-    rows_MD = F.embedding_bag(ids, table_VD, lengths.cumsum(0)[:-1], mode="sum")
-    return rows_MD + torch.randn_like(rows_MD) * (_NOISE * table_VD.detach().std())
+    ids = torch.tensor([token for bag in bags for token in bag], dtype=torch.long)
+    lengths_M = torch.tensor([len(bag) for bag in bags])
+    scene_M = torch.repeat_interleave(torch.tensor([len(rows) for rows in scenes]))
+    words_MD = F.embedding_bag(ids, table_VD, F.pad(lengths_M.cumsum(0)[:-1], (1, 0)), mode="sum")
+    spread = table_VD.detach().std()
+    noise_S, shared_S, length_S = (low + (high - low) * torch.rand(len(scenes)) for low, high in (_NOISE, _SHARED, _LOG2_LENGTH))
+    shared_SD = torch.randn(len(scenes), table_VD.shape[1]) * shared_S[:, None]
+    other_MD = torch.randn_like(words_MD) * noise_S[scene_M, None] + shared_SD[scene_M] * (lengths_M == 0)[:, None]
+    return (words_MD + other_MD * spread) * length_S.exp2()[scene_M, None]
 
 
 def _words(item: Item, tokenizer: Any) -> list[Bag]:
