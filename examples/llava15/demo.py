@@ -40,10 +40,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -90,23 +89,29 @@ class _Clock:
 
 
 def _data(options: argparse.Namespace) -> Path:
-    """Draw the data, or use what an earlier run with the same numbers drew."""
+    """Draw the data, or use what an earlier run drew; one with other numbers is left alone."""
     from .scenes.__main__ import main as draw
 
-    folder: Path = options.out / "data"
+    folder, note = options.out / "data", options.out / "data.json"
     asked = {"captions": options.captions, "conversations": options.conversations, "questions": options.questions, "seed": options.seed}
-    note = options.out / "data.json"
-    if folder.is_dir() and note.is_file() and json.loads(note.read_text()) == asked:
-        return folder
+    if options.out.exists() and not options.out.is_dir():
+        raise LmmError(f"--out {options.out} is a file: name a folder")
     if folder.exists() and not note.is_file():
         raise LmmError(f"{folder} exists but no earlier demo wrote it: remove it, or choose another --out")
-    shutil.rmtree(folder, ignore_errors=True)
-    note.unlink(missing_ok=True)
+    drawn = json.loads(note.read_text()) if note.is_file() else asked
+    if drawn != asked:
+        raise LmmError(f"{options.out} holds a run with {_listed(drawn)}, asked is {_listed(asked)}: choose another --out, or remove it")
+    if folder.is_dir():
+        return folder
     numbers = ("--pretrain", options.captions, "--train", options.conversations, "--heldout", options.questions, "--seed", options.seed)
     if draw(["--out", str(folder), *map(str, numbers)]):
         raise LmmError(f"the data could not be drawn into {folder}")
     note.write_text(json.dumps(asked) + "\n")
     return folder
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in numbers.items())
 
 
 def _save(model: Any, folder: Path) -> None:

@@ -74,6 +74,22 @@ def test_foreign_folder_is_not_touched(tmp_path, capsys):
     assert (tmp_path / "data" / "mine.txt").read_text() == "keep"
 
 
+def test_other_numbers_leave_an_earlier_run_alone(tmp_path, capsys):
+    earlier = {"captions": 8, "conversations": 8, "questions": 8, "seed": 0}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data.json").write_text(json.dumps(earlier))
+    assert demo.main(["--out", str(tmp_path), *SMALL]) == 2
+    message = capsys.readouterr().err
+    assert "holds a run with captions 8" in message and "asked is captions 70" in message and "another --out" in message
+    assert json.loads((tmp_path / "data.json").read_text()) == earlier and not list((tmp_path / "data").iterdir())
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert demo.main(["--out", str(tmp_path / "out"), *SMALL]) == 2
+    assert "is a file: name a folder" in capsys.readouterr().err
+
+
 def test_running_mean_weighs_the_past():
     values = [4.0, 2.0, 2.0]
     expected = [4.0, (0.5 * 4 + 2) / 1.5, (0.25 * 4 + 0.5 * 2 + 2) / 1.75]

@@ -98,10 +98,11 @@ def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
             f"<tr><td>{escape(task)}</td><td>{_SCORES[row['kind']]}</td><td>{row['questions']}</td><td><b>{row['score']:.2f}</b></td>"
             f"<td>{blind}</td><td>{row['majority']:.2f}</td><td class='bars'>{bars}</td></tr>"
         )
+    heads = ("task", "counts when", "questions", "score", "blind", "majority", "")
     return (
-        "<section><h2>Held-out questions</h2><p>Score with the picture; <i class='key blind'></i> blind: the picture greyed out; "
-        "<i class='key majority'></i> majority: always the task's most frequent answer.</p><table><thead><tr><th>task</th><th>counts when"
-        f"</th><th>questions</th><th>score</th><th>blind</th><th>majority</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
+        "<section><h2>Held-out questions</h2><p><i class='key score'></i> score with the picture; <i class='key blind'></i> blind: the picture "
+        "greyed out; <i class='key majority'></i> majority: always the task's most frequent answer.</p><table><thead><tr>"
+        f"{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead><tbody>{''.join(rows)}</tbody></table></section>"
     )
 
 
@@ -112,8 +113,8 @@ def _contact_sheet(seen: Sequence[Any]) -> str:
             shown[result.question.task].append(result)
     cards = "".join(_card(result) for task in sorted(shown) for result in shown[task])
     return (
-        f"<section><h2>The first {_PER_TASK} held-out questions of each task</h2><p>Not chosen: the first of the file, right or wrong."
-        f"</p><div class='sheet'>{cards}</div></section>"
+        f"<section><h2>The first {_PER_TASK} held-out questions of each task</h2><p>Not chosen: the first of the file, <i class='key good'></i> "
+        f"right, <i class='key part'></i> partly right or <i class='key bad'></i> wrong.</p><div class='sheet'>{cards}</div></section>"
     )
 
 
