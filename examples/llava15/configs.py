@@ -39,8 +39,13 @@ MODELS: dict[str, Callable[..., LMMConfig]] = {"7b": llava15_7b, "13b": llava15_
 
 
 def tiny_stage1() -> Stage:
-    """The connector alone learns from captions, as in LLaVA-1.5; the pictures are padded because a crop would lose signs at their edges."""
-    return stage1(batch_size=8, train={"projector": 4e-3}, image_fit="pad", micro_batch_rows=2048, checkpoint_every_steps=400)
+    """The connector alone learns from captions, as in LLaVA-1.5; the pictures are padded because a crop would lose signs at their edges.
+
+    The weight decay keeps its rows about as long as the embeddings of words, which the decoder was trained with.
+    """
+    return stage1(
+        batch_size=8, train={"projector": 4e-3}, weight_decay=1.0, image_fit="pad", micro_batch_rows=2048, checkpoint_every_steps=400
+    )
 
 
 def tiny_stage2() -> Stage:
