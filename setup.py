@@ -10,7 +10,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
-from build_extension import BuildCuda, extensions
+from build_extension import BuildCuda, BuildPython, extensions
 
 setup(
     packages=[*find_packages(include=["lmmblocks", "lmmblocks.*"]), "lmmblocks.kernels"],
@@ -18,5 +18,5 @@ setup(
     package_data={"lmmblocks": ["py.typed"], "lmmblocks.kernels": ["*.json"]},
     include_package_data=False,
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildCuda},
+    cmdclass={"build_py": BuildPython, "build_ext": BuildCuda},
 )

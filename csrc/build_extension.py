@@ -5,11 +5,15 @@ Imported by ``setup.py``; imports no torch and looks for no GPU. What it reads f
 - ``LMMBLOCKS_CUDA_ARCHS``: compute capabilities without the dot, joined by ``;``. Default ``80;90``. The lowest is kept as PTX too, which newer
   GPUs compile when they first run it.
 - ``LMMBLOCKS_SKIP_CUDA=1``: nothing is built.
-- ``LMMBLOCKS_REQUIRE_CUDA=1``: whatever prevents the build is an error. Otherwise it is one printed line, and lmmblocks installs without ``_C``.
+- ``LMMBLOCKS_REQUIRE_CUDA=1``: whatever prevents the build is an error, as it is where ``build_ext`` is on the command line. Otherwise it is one
+  printed line, lmmblocks installs without ``_C``, and ``_C.reason.txt`` in the package says why, for ``lmmblocks doctor``.
 - ``CUDA_HOME``, ``CXX``: where the toolkit lies, and the C++ compiler, if not those of the PATH.
 
 Objects lie in ``build/csrc``; the hash in the name of one is of all it was made from: compilers, flags, the source and what it includes of
 ours. So what has not changed is not compiled again, wherever the checkout lies. Beside each is what its compiler said: registers and spills.
+
+The build ID of ``_C`` is a hash of the sources. When an install in place builds none, an earlier ``_C`` of the same sources stays in the checkout,
+whatever prevented the build; one of other sources is removed, as nothing else would tell that it isn't of these.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from pathlib import Path
 from cuda_toolkit import BuildError, Toolkit, find_compilers, find_toolkit, run
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 CSRC = Path(__file__).resolve().parent
 NAME = "lmmblocks._C"
@@ -37,11 +42,13 @@ BYTES_PER_JOB = 2 << 30
 COMMANDS = {"bdist_wheel", "build", "build_ext", "develop", "editable_wheel", "install"}
 """Of setup.py, those that build; pip calls it for metadata too."""
 
-IN_PLACE = {"develop", "editable_wheel", "--inplace", "-i"}
-"""Words of a command that puts ``_C`` into the checkout."""
+REASON = "_C.reason.txt"
+"""In the package, where there is no ``_C``: why the last build made none. Read by ``lmmblocks/ops/cuda_gate.py``."""
+
+SKIPPED = "LMMBLOCKS_SKIP_CUDA was set"
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-HASH_LENGTH = 16
+HASH_LENGTH, BUILD_ID_LENGTH = 16, 40
 NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fPIC,-fvisibility=hidden")
 CXX_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall")
 
@@ -56,53 +63,100 @@ class Compilation:
 
 
 def extensions() -> list[Extension]:
-    """Return what ``setup`` shall build: ``_C``, or nothing, after saying why."""
+    """Return what ``setup`` shall build: ``_C``, or nothing where that is impossible; an error where it was asked for."""
     if not COMMANDS & set(sys.argv) or not (CSRC / "bind.cpp").is_file():
         return []
     archs()
     skip, require = flag("LMMBLOCKS_SKIP_CUDA"), flag("LMMBLOCKS_REQUIRE_CUDA")
     if skip and require:
         sys.exit("error: LMMBLOCKS_SKIP_CUDA and LMMBLOCKS_REQUIRE_CUDA are both set: unset one of them")
+    reason = obstacle()
+    if reason is None:
+        return [Extension(NAME, [os.path.relpath(CSRC / "bind.cpp", CSRC.parent)])]
+    if reason != SKIPPED:
+        insist(reason)
+    return []
+
+
+def obstacle() -> str | None:
+    """Return why nothing will be compiled, as far as that is known before."""
+    if flag("LMMBLOCKS_SKIP_CUDA"):
+        return SKIPPED
     try:
-        if not skip:
-            find_compilers()
+        find_compilers()
     except BuildError as error:
-        give_up(error)
-        skip = True
-    if skip:
-        forget_older()
-        return []
-    return [Extension(NAME, [os.path.relpath(CSRC / "bind.cpp", CSRC.parent)])]
+        return str(error)
+    return None
+
+
+class BuildPython(build_py):
+    """Copies the modules; setuptools runs no ``build_ext`` where it knows of no extension, so why there is none is told here."""
+
+    def run(self) -> None:
+        """Copy them, and tell."""
+        super().run()
+        reason = None if self.distribution.ext_modules else obstacle()
+        if reason:
+            do_without(reason, _package(self), self.editable_mode, str(self.distribution.get_version()))
 
 
 class BuildCuda(build_ext):
-    """Compiles and links ``_C``; when that fails, the rest of the package is installed all the same."""
+    """Compiles and links ``_C``; when that fails, the rest of the package is installed all the same, unless ``_C`` was asked for."""
+
+    def run(self) -> None:
+        """Build it, and record why not, or that there is nothing to record."""
+        package, in_place, version = _package(self), bool(self.inplace), str(self.distribution.get_version())
+        reason = None if self.extensions else obstacle()
+        try:
+            super().run()
+        except BuildError as error:
+            if error.output:
+                print(error.output, file=sys.stderr)
+            reason = str(error)
+            insist(reason)
+            self.inplace, self.extensions, self.distribution.ext_modules = in_place, [], []
+        if reason:
+            do_without(reason, package, in_place, version)
+        else:
+            (package / REASON).unlink(missing_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
         """Build the one extension there is."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.unlink(missing_ok=True)
-        forget_older()
-        try:
-            link(compile_all(CSRC.parent / "build" / "csrc", str(self.distribution.get_version())), target)
-        except BuildError as error:
-            give_up(error)
-            self.extensions = self.distribution.ext_modules = []
+        version = str(self.distribution.get_version())
+        link(compile_all(CSRC.parent / "build" / "csrc", version), target, build_id(version))
 
 
-def forget_older() -> None:
-    """Remove the ``_C`` of an earlier editable install before this one: it may not be that of these sources."""
-    if IN_PLACE & set(sys.argv):
-        (CSRC.parent / "lmmblocks" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+def _package(command: BuildPython | BuildCuda) -> Path:
+    """Return where a command puts what belongs to the package: into the checkout, or into the folder that becomes a wheel."""
+    in_place = command.editable_mode or getattr(command, "inplace", False)
+    return (CSRC.parent if in_place else Path(command.build_lib)) / "lmmblocks"
 
 
-def give_up(error: BuildError) -> None:
-    """Say why there is no ``_C``, or end with it where it is required."""
-    if error.output:
-        print(error.output, file=sys.stderr)
+def insist(reason: str) -> None:
+    """End with an error where ``_C`` was asked for; nothing in the checkout has changed."""
     if flag("LMMBLOCKS_REQUIRE_CUDA"):
-        sys.exit(f"error: LMMBLOCKS_REQUIRE_CUDA is set, but {error}")
-    say(f"lmmblocks: installed without its CUDA kernels, as {error}; everything else works")
+        sys.exit(f"error: LMMBLOCKS_REQUIRE_CUDA is set, but {reason}")
+    if "build_ext" in sys.argv:
+        sys.exit(f"error: build_ext was asked for, but {reason} (to build no {NAME}, set LMMBLOCKS_SKIP_CUDA=1)")
+
+
+def do_without(reason: str, package: Path, in_place: bool, version: str) -> None:
+    """Say and record why no ``_C`` was built; an earlier one in the checkout stays if it is of these sources, and is removed otherwise."""
+    module, record = package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", package / REASON
+    older = in_place and module.is_file()
+    if older and bytes.fromhex(build_id(version)) in module.read_bytes():
+        record.unlink(missing_ok=True)
+        if reason != SKIPPED:
+            say(f"lmmblocks: its CUDA kernels were not built again, as {reason}; {module.name}, built earlier of the same sources, stays")
+        return
+    module.unlink(missing_ok=True)
+    package.mkdir(parents=True, exist_ok=True)
+    record.write_text(f"{reason}\n", encoding="utf-8")
+    gone = f"; {module.name} of an earlier build is removed: it is of other sources" if older else ""
+    if gone or reason != SKIPPED:
+        say(f"lmmblocks: installed without its CUDA kernels, as {reason}; everything else works{gone}")
 
 
 def say(line: str) -> None:
@@ -195,6 +249,13 @@ def sources(*suffixes: str) -> list[Path]:
     return sorted(path for path in CSRC.rglob("*") if path.suffix in suffixes and path.relative_to(CSRC).parts[0] != "simt")
 
 
+def build_id(version: str) -> str:
+    """Return the hash of what ``_C`` is made of, whatever compiles it, as the hexadecimal digits that the linker writes into it."""
+    facts = (version, *NVCC_FLAGS, *CXX_FLAGS)
+    hashes = [_hash_of(source, *facts) for source in (CSRC / "bind.cpp", *sources(".cu"))]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:BUILD_ID_LENGTH]
+
+
 def jobs() -> int:
     """Return how many compilers may run at once."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -231,12 +292,12 @@ def _compile(one: Compilation) -> None:
         partial.unlink(missing_ok=True)
 
 
-def link(objects: Sequence[Path], target: Path) -> None:
-    """Link objects and the static runtime to a module that exports nothing but its initialisation."""
+def link(objects: Sequence[Path], target: Path, identity: str) -> None:
+    """Link objects and the static runtime to a module that exports nothing but its initialisation, with ``identity`` as its build ID."""
     nvcc, compiler = find_compilers()
     target.parent.mkdir(parents=True, exist_ok=True)
     runtime = find_toolkit(nvcc).library / "libcudart_static.a"
-    options = ["-shared", "-Wl,--exclude-libs,ALL", f"-Wl,--version-script={CSRC / 'exports.map'}"]
+    options = ["-shared", "-Wl,--exclude-libs,ALL", f"-Wl,--version-script={CSRC / 'exports.map'}", f"-Wl,--build-id=0x{identity}"]
     partial = target.with_suffix(f".{os.getpid()}.partial")
     try:
         run([*compiler, *options, *map(str, objects), str(runtime), "-ldl", "-lrt", "-lpthread", "-o", str(partial)], "linking failed")

@@ -44,7 +44,7 @@ def find_compilers() -> tuple[str, list[str]]:
     if shutil.which(compiler[0]) is None:
         raise BuildError(f"the C++ compiler {compiler[0]} was not found")
     if find_spec("pybind11") is None:
-        raise BuildError("pybind11 is not installed, which a build without isolation needs")
+        raise BuildError("pybind11 is not installed, which a build without isolation needs: pip install pybind11")
     return nvcc, compiler
 
 

@@ -16,6 +16,7 @@ from lmmblocks.kernels.verified import Verification
 from lmmblocks import cli, doctor
 from lmmblocks.doctor import Choice, examine
 from lmmblocks.doctor_command import text
+from lmmblocks.ops import cuda_gate
 from lmmblocks.ops.dispatch import ENVIRONMENT, backend, consider, ladders, select
 from lmmblocks.ops.example_calls import Examples
 
@@ -106,6 +107,27 @@ def test_proven_kernels_are_listed_with_their_device(monkeypatch):
     monkeypatch.setattr(doctor, "load", lambda: (run,))
     shown = " ".join(text(examine(), 100).split())
     assert "rms_norm.triton 8.0 (NVIDIA A100-SXM4-80GB, 2026-01-31, largest error 1.5e-03)" in shown
+
+
+@pytest.mark.parametrize("recorded", ["LMMBLOCKS_SKIP_CUDA was set\n", "nvcc failed on csrc/a.cu: a.cu(1): error: no\n", "\n", None])
+def test_an_extension_that_is_not_built_is_told_with_the_reason_of_the_last_build(monkeypatch, tmp_path, recorded):
+    def missing():
+        raise ModuleNotFoundError("none", name=cuda_gate.NAME)
+
+    if recorded:
+        (tmp_path / cuda_gate.REASON).write_text(recorded)
+    monkeypatch.delenv(cuda_gate.EMULATION, raising=False)
+    monkeypatch.setattr(cuda_gate, "_loaded", missing)
+    monkeypatch.setattr(cuda_gate, "PACKAGE", tmp_path)
+    cuda_gate.extension_problem.cache_clear()
+    try:
+        shown = " ".join(text(examine(), 100).split())
+    finally:
+        cuda_gate.extension_problem.cache_clear()
+    reason = (recorded or "").strip()
+    told = f"was not built when lmmblocks was installed: {reason}. Change that" if reason else "is not built: install lmmblocks from its sources"
+    assert f"lmmblocks._C lmmblocks._C {told}" in shown
+    assert f"cuda: lmmblocks._C {told}" in shown  # the refusal of an op
 
 
 def processor_seconds(code):

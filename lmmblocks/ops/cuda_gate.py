@@ -1,9 +1,9 @@
 """When a CUDA kernel of ``lmmblocks._C`` can run, when ``auto`` may choose it, and what every launch of one needs.
 
 The same two questions as in ``triton_gate``: :func:`cuda_refusal` is about this call and binds everyone, :func:`cuda_distrust` is about proof and
-binds ``auto`` only. ``lmmblocks._C`` is built by ``setup.py`` where nvcc is found; without it every call is refused with the reason. Importing it
-needs no driver. Tests set ``LMMBLOCKS_CUDA_EMULATION`` to an extension that g++ made of the same sources: it runs on CPU tensors, when a backend
-is forced, and on nothing else.
+binds ``auto`` only. ``lmmblocks._C`` is built by ``setup.py`` where nvcc is found; without it every call is refused with the reason, which the build
+left in ``_C.reason.txt``. Importing it needs no driver. Tests set ``LMMBLOCKS_CUDA_EMULATION`` to an extension that g++ made of the same sources:
+it runs on CPU tensors, when a backend is forced, and on nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from .triton_gate import layout_refusal, scattered, unverified
 
 EMULATION = "LMMBLOCKS_CUDA_EMULATION"
 NAME = "lmmblocks._C"
+PACKAGE = Path(__file__).parents[1]
+REASON = "_C.reason.txt"
+"""What ``csrc/build_extension.py`` leaves in the package when it builds no extension: why, in one line."""
+
 DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -118,10 +122,21 @@ def _import_problem(error: ImportError) -> str:
         return f"{EMULATION}: {error}"
     if not isinstance(error, ModuleNotFoundError) or error.name != NAME:
         return f"{NAME} can't be imported ({error}): install lmmblocks again"
-    others = sorted(path.name for path in Path(__file__).parents[1].glob("_C.*.so"))
+    reason = _recorded_reason()
+    if reason:
+        return f"{NAME} was not built when lmmblocks was installed: {reason}. Change that and install it again (csrc/README.md)"
+    others = sorted(path.name for path in PACKAGE.glob("_C.*.so"))
     if others:
         return f"{NAME} is not built for this Python, only as {', '.join(others)}: install lmmblocks again"
     return f"{NAME} is not built: install lmmblocks from its sources where nvcc is found (csrc/README.md)"
+
+
+def _recorded_reason() -> str:
+    """Return why the last build made no extension; empty where none was tried, or it can't be read."""
+    try:
+        return " ".join((PACKAGE / REASON).read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return ""
 
 
 @constant

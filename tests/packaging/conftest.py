@@ -59,7 +59,7 @@ def _copy_checkout(target: Path) -> Path:
     target.mkdir(parents=True)
     for name in PACKAGED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "_C.*"))
         else:
             shutil.copy(ROOT / name, target / name)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ from typing import Any
 import pytest
 
 BUILD = ("setup.py", "-q", "build_ext", "--build-lib", "out")
+"""Asks for the module itself."""
+
+IN_PLACE = ("setup.py", "-q", "build_ext", "--inplace")
+INSTALL = ("setup.py", "-q", "build", "--build-lib", "out")
+"""What an install does: the module is one part of it."""
+
+EDITABLE = ("setup.py", "-q", "editable_wheel", "--dist-dir", "wheels")
+"""What pip calls for an editable install."""
+
 KEPT = ("build_extension.py", "cuda_toolkit.py", "exports.map")
 SOURCES = {
     "bind.cpp": """
@@ -84,7 +94,14 @@ def _objects(checkout: Path) -> dict[str, str]:
 
 
 def _modules(checkout: Path) -> list[Path]:
-    return [path for path in checkout.rglob("_C*") if path.is_file()]
+    return [path for path in checkout.rglob("_C*") if path.is_file() and path.name != "_C.reason.txt"]
+
+
+def _reason(checkout: Path) -> str | None:
+    """What the build recorded, in the one place where it recorded anything."""
+    found = [path.read_text() for path in checkout.rglob("_C.reason.txt")]
+    assert len(found) < 2
+    return found[0] if found else None
 
 
 def test_a_second_build_compiles_nothing(compiled: Path, build: Callable[..., Any]) -> None:
@@ -119,11 +136,13 @@ def _break(csrc: Path) -> None:
 
 
 def test_a_kernel_that_does_not_compile_is_one_line_and_no_module(compiled: Path, build: Callable[..., Any]) -> None:
-    done, checkout = build(compiled, _break)
+    done, checkout = build(compiled, _break, words=INSTALL)
     assert done.returncode == 0, done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith("lmmblocks: installed")]
     assert len(ours) == 1 and "nvcc failed on csrc/twice/twice.cu" in ours[0] and 'identifier "unknown" is undefined' in ours[0]
     assert _modules(checkout) == [] and _objects(checkout) == _objects(compiled)
+    recorded = (checkout / "out" / "lmmblocks" / "_C.reason.txt").read_text()
+    assert recorded.endswith("\n") and f", as {recorded[:-1]}; everything else works" in ours[0]
 
 
 def test_it_is_an_error_where_kernels_are_required(compiled: Path, build: Callable[..., Any]) -> None:
@@ -138,26 +157,94 @@ def test_a_compiler_that_stops_half_way_leaves_no_object(compiled: Path, build: 
     stops.parent.mkdir(parents=True)
     stops.write_text(f'#!/bin/sh\ncase "$*" in *.cu*) for last; do :; done; echo half > "$last"; kill -9 $$ ;; esac\nexec {nvcc} "$@"\n')
     stops.chmod(0o755)
-    done, checkout = build(compiled, LMMBLOCKS_CUDA_ARCHS="86", CUDA_HOME=str(stops.parents[1]))
+    done, checkout = build(compiled, words=INSTALL, LMMBLOCKS_CUDA_ARCHS="86", CUDA_HOME=str(stops.parents[1]))
     assert done.returncode == 0 and "nvcc failed on csrc/once/once.cu: exit status -9" in done.stderr
     assert not {name for name in ("once", "twice") if _objects(checkout)[name] != _objects(compiled)[name]}
     assert not list(checkout.rglob("*partial*")) and _modules(checkout) == []
 
 
 def test_a_link_that_fails_leaves_no_module(compiled: Path, build: Callable[..., Any]) -> None:
-    done, checkout = build(compiled, lambda csrc: (csrc / "exports.map").unlink())
+    done, checkout = build(compiled, lambda csrc: (csrc / "exports.map").unlink(), words=INSTALL)
     assert done.returncode == 0 and "as linking failed: " in done.stderr and "exports.map" in done.stderr
     assert _modules(checkout) == []
 
 
-def test_an_editable_install_without_kernels_leaves_no_older_module(compiled: Path, build: Callable[..., Any]) -> None:
-    in_place = ("setup.py", "-q", "build_ext", "--inplace")
-    done, checkout = build(compiled, words=in_place, LMMBLOCKS_REQUIRE_CUDA="1")
-    assert done.returncode == 0 and any(path.parent.name == "lmmblocks" for path in _modules(checkout))
+@pytest.fixture(scope="module")
+def in_place(compiled: Path, in_this_environment: Callable[..., Any]) -> Path:
+    """A checkout with the module in it, and the record of an earlier failure that the build removed."""
+    checkout = compiled.parent / "in_place"
+    shutil.copytree(compiled, checkout)
     shutil.rmtree(checkout / "out")
+    (checkout / "lmmblocks" / "_C.reason.txt").write_text("nvcc was not found\n")
+    in_this_environment(checkout).run(*IN_PLACE, cwd=checkout, LMMBLOCKS_CUDA_ARCHS="80")
     shutil.rmtree(checkout / "build")
-    done, again = build(shutil.move(checkout, checkout.parent / "before"), words=in_place, LMMBLOCKS_SKIP_CUDA="1")
-    assert done.returncode == 0 and _modules(again) == []
+    (module,) = _modules(checkout)
+    assert module.parent == checkout / "lmmblocks" and _reason(checkout) is None
+    return checkout
+
+
+def _without_pybind11(folder: Path) -> dict[str, str]:
+    """Variables that hide pybind11, as in an environment that lacks it."""
+    hide = "import importlib.util as u; found = u.find_spec; u.find_spec = lambda name, *rest: None if name == 'pybind11' else found(name, *rest)"
+    (folder / "sitecustomize.py").write_text(hide)
+    return {"PYTHONPATH": str(folder)}
+
+
+NO_CUDA = {"pybind11": "pybind11 is not installed", "CXX": "the C++ compiler does not run", "LMMBLOCKS_SKIP_CUDA": "LMMBLOCKS_SKIP_CUDA was set"}
+"""What prevents a build -> how the reason begins."""
+
+
+def _prevented(by: str, folder: Path) -> dict[str, str]:
+    return _without_pybind11(folder) if by == "pybind11" else {by: {"CXX": "/bin/false", "LMMBLOCKS_SKIP_CUDA": "1"}[by]}
+
+
+@pytest.mark.parametrize("by", NO_CUDA)
+def test_an_editable_install_that_builds_nothing_keeps_a_module_of_these_sources(
+    in_place: Path, build: Callable[..., Any], tmp_path: Path, by: str
+) -> None:
+    done, checkout = build(in_place, words=EDITABLE, **_prevented(by, tmp_path))
+    assert done.returncode == 0, done.stderr
+    (module,), (before,) = _modules(checkout), _modules(in_place)
+    assert module.read_bytes() == before.read_bytes() and _reason(checkout) is None
+    ours = [line for line in done.stderr.splitlines() if line.startswith("lmmblocks: ") and "compiling" not in line]
+    if by == "LMMBLOCKS_SKIP_CUDA":
+        assert ours == []
+    else:
+        assert len(ours) == 1 and ours[0].startswith(f"lmmblocks: its CUDA kernels were not built again, as {NO_CUDA[by]}")
+        assert ours[0].endswith(f"; {module.name}, built earlier of the same sources, stays")
+
+
+@pytest.mark.parametrize("by", NO_CUDA)
+def test_an_editable_install_that_builds_nothing_removes_a_module_of_other_sources(
+    in_place: Path, build: Callable[..., Any], tmp_path: Path, by: str
+) -> None:
+    def edit(csrc: Path) -> None:
+        (csrc / "factor.cuh").write_text("#define FACTOR 3\n")
+
+    done, checkout = build(in_place, edit, words=EDITABLE, **_prevented(by, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert _modules(checkout) == [] and _reason(checkout).startswith(NO_CUDA[by])
+    ours = [line for line in done.stderr.splitlines() if line.startswith("lmmblocks: installed")]
+    assert len(ours) == 1 and ours[0].endswith("of an earlier build is removed: it is of other sources")
+
+
+def test_a_module_of_another_version_is_one_of_other_sources(in_place: Path, build: Callable[..., Any]) -> None:
+    def edit(csrc: Path) -> None:
+        package = csrc.parent / "lmmblocks" / "__init__.py"
+        package.write_text(package.read_text().replace('__version__ = "', '__version__ = "9.'))
+
+    done, checkout = build(in_place, edit, words=EDITABLE, LMMBLOCKS_SKIP_CUDA="1")
+    assert done.returncode == 0 and _modules(checkout) == [], done.stderr
+
+
+@pytest.mark.parametrize("by", ["pybind11", "CXX"])
+def test_a_build_that_was_asked_for_and_fails_is_an_error_and_changes_nothing(
+    in_place: Path, build: Callable[..., Any], tmp_path: Path, by: str
+) -> None:
+    done, checkout = build(in_place, words=IN_PLACE, **_prevented(by, tmp_path))
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: build_ext was asked for, but {NO_CUDA[by]}")
+    (module,), (before,) = _modules(checkout), _modules(in_place)
+    assert module.read_bytes() == before.read_bytes() and _reason(checkout) is None
 
 
 def test_a_checkout_whose_kernels_do_not_compile_installs_all_the_same(new_installation: Callable[..., Any], nvcc: str, tmp_path: Path) -> None:
@@ -167,14 +254,23 @@ def test_a_checkout_whose_kernels_do_not_compile_installs_all_the_same(new_insta
     broken.install("--log", str(log), str(broken.checkout), LMMBLOCKS_CUDA_ARCHS="80")
     assert "lmmblocks: installed without its CUDA kernels, as nvcc failed on csrc/twice/twice.cu: " in log.read_text()
     code = "from lmmblocks import ops; from lmmblocks.ops.cuda_gate import extension_problem; print(extension_problem())"
-    assert broken.run("-c", code, cwd=tmp_path).startswith("lmmblocks._C is not built: ")
+    told = "lmmblocks._C was not built when lmmblocks was installed: nvcc failed on csrc/twice/twice.cu: "
+    assert broken.run("-c", code, cwd=tmp_path).startswith(told)
 
 
 def test_without_nvcc_it_says_so_in_one_line(uncompiled: Path, build: Callable[..., Any], tmp_path: Path) -> None:
-    done, checkout = build(uncompiled, CUDA_HOME=str(tmp_path))
+    done, checkout = build(uncompiled, words=INSTALL, CUDA_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == f"lmmblocks: installed without its CUDA kernels, as nvcc was not found in {tmp_path}/bin; everything else works\n"
-    assert _modules(checkout) == []
+    ours = [line for line in done.stderr.splitlines() if line and "byte-compiling" not in line]
+    assert ours == [f"lmmblocks: installed without its CUDA kernels, as nvcc was not found in {tmp_path}/bin; everything else works"]
+    assert _modules(checkout) == [] and _reason(checkout) == f"nvcc was not found in {tmp_path}/bin\n"
+
+
+@pytest.mark.parametrize("words", [BUILD, IN_PLACE, (*IN_PLACE, "build")])
+def test_without_nvcc_it_is_an_error_where_the_module_is_asked_for(uncompiled: Path, build: Callable[..., Any], tmp_path: Path, words: Any) -> None:
+    done, checkout = build(uncompiled, words=words, CUDA_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: build_ext was asked for, but nvcc was not found in {tmp_path}/bin (") and _reason(checkout) is None
 
 
 def test_without_nvcc_it_is_an_error_where_kernels_are_required(uncompiled: Path, build: Callable[..., Any], tmp_path: Path) -> None:
@@ -186,6 +282,17 @@ def test_kernels_that_are_not_wanted_are_not_mentioned(uncompiled: Path, build: 
     done, checkout = build(uncompiled, LMMBLOCKS_SKIP_CUDA="1", CXX="no-such-compiler")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert _modules(checkout) == [] and not (checkout / "build" / "csrc").exists()
+    assert _reason(checkout) == "LMMBLOCKS_SKIP_CUDA was set\n"
+
+
+def test_a_wheel_without_kernels_holds_the_reason(uncompiled: Path, build: Callable[..., Any]) -> None:
+    words = ("setup.py", "-q", "bdist_wheel", "--dist-dir", "wheels")
+    done, checkout = build(uncompiled, words=words, LMMBLOCKS_SKIP_CUDA="1")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (checkout / "wheels").glob("*-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("lmmblocks/_C.reason.txt") == b"LMMBLOCKS_SKIP_CUDA was set\n"
+    assert not (checkout / "lmmblocks" / "_C.reason.txt").exists(), "it is of the wheel, not of the checkout"
 
 
 @pytest.mark.parametrize(
