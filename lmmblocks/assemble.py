@@ -106,6 +106,15 @@ def build(
     ).eval()
 
 
+def random_parts(config: LMMConfig) -> list[str]:
+    """Return which of encoder and decoder :func:`build` makes with random weights, as the config says nowhere to read them from.
+
+    What connects them is always new.
+    """
+    encoder = config.encoder_source is None and not getattr(config.encoder, "pretrained", None)
+    return [name for name, new in (("encoder", encoder), ("decoder", config.decoder_source is None)) if new]
+
+
 def _start(model: Any) -> LMMConfig:
     if isinstance(model, LMMConfig):
         return model

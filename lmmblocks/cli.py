@@ -13,6 +13,7 @@ import argparse
 import importlib
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -78,25 +79,56 @@ def _run(words: list[str]) -> int:
     name, rest = _command_of(top, words[first:])
     command = COMMANDS[name]
     module: Any = importlib.import_module(command.module) if command.module else None
-    args = _arguments(f"{top.prog} {name}", command, module, rest)
+    parser = _parser(f"{top.prog} {name}", command, module)
+    args = parser.parse_args(rest)
     run = command.run or module.run
-    code = run(args) or 0
+    try:
+        code = run(args) or 0
+    except LmmError as error:
+        said = in_options(str(error), parser)
+        if said == str(error):
+            raise
+        raise LmmError(said) from error
     sys.stdout.flush()
     return code
 
 
-def _arguments(name: str, command: Command, module: Any, words: list[str]) -> argparse.Namespace:
-    """Parse the words behind a command. One of a group adds itself to the group's subparsers, any other is given its parser."""
-    group, _, last = name.rpartition(" ")
+def _parser(name: str, command: Command, module: Any) -> argparse.ArgumentParser:
+    """Return the parser of a command. One of a group adds itself to the group's subparsers, any other is given its parser."""
+    group, _, _ = name.rpartition(" ")
     if module is not None and " " in group:
-        parent = argparse.ArgumentParser(prog=group, allow_abbrev=False)
-        _add_debug(module.add_cli(parent.add_subparsers()))
-        return parent.parse_args([last, *words])
-    parser = argparse.ArgumentParser(prog=name, description=command.help, allow_abbrev=False)
-    if module is not None:
-        module.add_cli(parser)
+        parser = module.add_cli(argparse.ArgumentParser(prog=group, allow_abbrev=False).add_subparsers())
+    else:
+        parser = argparse.ArgumentParser(prog=name, description=command.help, allow_abbrev=False)
+        if module is not None:
+            module.add_cli(parser)
     _add_debug(parser)
-    return parser.parse_args(words)
+    return parser
+
+
+def in_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """Return what the library says about its arguments in words of the command line: those of a parser's options become these.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> action = parser.add_argument("--format", metavar="NAME")
+    >>> in_options("save with format='native'; base='x' stays", parser), in_options("give save(..., format=...)", parser)
+    ("save with --format native; base='x' stays", 'give --format NAME')
+    """
+    options = {action.dest: action for action in parser._actions if action.option_strings and action.nargs != 0}
+    return _ARGUMENT.sub(lambda found: _as_option(found, options.get(found["name"])), message)
+
+
+_ARGUMENT = re.compile(
+    r"""(?P<call>\w+\(\.\.\., )?(?<![\w.-])(?P<name>[a-z]\w*)=(?P<value>\.\.\.|'[^']*'|"[^"]*"|-?\d+)(?(call)\)|(?: to \w+\(\))?)"""
+)
+"""How messages write an argument: ``format='native'``, ``tokenizer=... to build()``, ``load(..., base=...)``."""
+
+
+def _as_option(found: re.Match[str], action: argparse.Action | None) -> str:
+    if action is None:
+        return found[0]
+    placeholder = action.metavar or action.dest.upper()
+    return f"{action.option_strings[0]} {placeholder if found['value'] == '...' else found['value'].strip(chr(34) + chr(39))}"
 
 
 def _command_of(top: argparse.ArgumentParser, words: list[str]) -> tuple[str, list[str]]:
@@ -140,12 +172,6 @@ def _command_lines(names: Sequence[str] | dict[str, Command]) -> list[str]:
     return [f"  {name:<{width}}  {COMMANDS[name].help}" for name in names]
 
 
-def _run_explain(args: argparse.Namespace) -> None:
-    from .ops import backend
-
-    print(backend.explain())
-
-
 def _run_version(args: argparse.Namespace) -> None:
     print(f"lmmblocks {__version__}\npython {platform.python_version()} on {platform.platform()}")
     for package in ("torch", "transformers", "safetensors", "numpy", "pillow"):
@@ -160,7 +186,7 @@ COMMANDS = {
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
     "doctor": Command("say what this machine has, and what each op would run on it", "lmmblocks.doctor_command"),
     "eval": Command("score a model's answers to questions with known answers", "lmmblocks.eval.command"),
-    "explain": Command("print which implementation each op uses, and why", run=_run_explain),
+    "explain": Command("print which implementation each op would use here, and why not a faster one", "lmmblocks.explain_command"),
     "inspect": Command("say what a model folder holds, without loading it", "lmmblocks.inspect_command"),
     "train": Command("train one stage of a model, or resume it", "lmmblocks.train.command"),
     "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version),

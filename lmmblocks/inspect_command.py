@@ -7,6 +7,8 @@ import json
 import textwrap
 from typing import TYPE_CHECKING
 
+from .spec import LmmError
+
 if TYPE_CHECKING:
     from .weights.inspection import Inspection, Part
 
@@ -25,11 +27,14 @@ def run(args: argparse.Namespace) -> int:
     """Print what was found; 1 when the model can't be loaded as it is.
 
     Raises:
-        LmmError: nothing there, or a damaged file.
+        LmmError: nothing there, a damaged file, or a base for what needs none.
     """
+    from .weights.checkpoint import Layout
     from .weights.inspect import inspect
 
     report = inspect(args.path, base=args.base, vision_tower=args.vision_tower)
+    if args.base is not None and report.layout not in (Layout.PROJECTOR.value, Layout.LORA.value):
+        raise LmmError(f"{report.path} ({report.layout}) lies over no base, as a projector or a LoRA adapter does: leave --base {args.base!r} out")
     print(json.dumps(report.to_dict(), indent=2) if args.json else text(report))
     return 1 if report.problems else 0
 

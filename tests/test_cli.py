@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,11 +80,50 @@ def test_version_is_the_packages() -> None:
     assert lmmblocks("version").stdout.startswith(f"lmmblocks {package.__version__}\npython 3.")
 
 
-def test_explain_prints_the_dispatch_table(capsys: pytest.CaptureFixture[str]) -> None:
-    from lmmblocks.ops import backend
+def test_explain_says_what_each_op_would_run_here_and_why_not_a_faster_one(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    from lmmblocks.doctor import examine
 
+    monkeypatch.delenv("LMMBLOCKS_BACKEND", raising=False)
+    choices = examine().choices
     assert cli.main(["explain"]) == 0
-    assert capsys.readouterr().out == backend.explain() + "\n"
+    shown = capsys.readouterr().out
+    assert "nothing has run" in shown.splitlines()[0]
+    for choice in choices:
+        assert re.search(rf"^{re.escape(choice.call)} +auto +{choice.taken} ", shown, re.MULTILINE), choice
+    words = " ".join(shown.split())
+    for choice in choices:
+        before = choice.ladder[: choice.ladder.index(choice.taken)]
+        assert all(" ".join(choice.refused[name].split()) in words for name in before), choice
+
+
+def test_explain_shows_what_is_forced_and_refuses_a_wrong_name(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("LMMBLOCKS_BACKEND", "rms_norm=torch")
+    assert cli.main(["explain"]) == 0
+    assert re.search("^rms_norm +torch ", capsys.readouterr().out, re.MULTILINE)
+    monkeypatch.setenv("LMMBLOCKS_BACKEND", "rms_norm=torhc")
+    assert cli.main(["explain"]) == 2
+    assert "did you mean 'torch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("save with format='native'", "save with --format native"),
+        ('save with format="native", or leave it', "save with --format native, or leave it"),
+        ("no tokenizer: pass tokenizer=... to build(), or", "no tokenizer: pass --tokenizer X, or"),
+        ("give the base with load(..., base=...)", "give the base with --base BASE"),
+        ("found max_tokens=-3, expected 1", "found --max-tokens -3, expected 1"),
+        ("template='auto', weights='x' and my_format='y'", "template='auto', weights='x' and my_format='y'"),
+        ("self.format='y' and debug=...", "self.format='y' and debug=..."),
+    ],
+)
+def test_advice_about_arguments_names_the_options_of_the_command(said: str, shown: str) -> None:
+    parser = argparse.ArgumentParser()
+    for option, metavar in (("--format", None), ("--tokenizer", "X"), ("--base", None), ("--max-tokens", "N")):
+        parser.add_argument(option, metavar=metavar)
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("template")
+    assert cli.in_options(said, parser) == shown
 
 
 @pytest.mark.parametrize(

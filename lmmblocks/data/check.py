@@ -58,10 +58,10 @@ def check_file(
         raise LmmError(
             f"unknown problem code {unknown[0]!r}{closest(unknown[0], PROBLEM_KINDS)}; known: {', '.join(PROBLEM_KINDS)}"
         )
-    if limit < 0 or (max_tokens is not None and max_tokens < 1):
-        raise LmmError(
-            f"expected limit >= 0 and max_tokens >= 1, found limit={limit}, max_tokens={max_tokens}"
-        )
+    if limit < 0:
+        raise LmmError(f"found limit={limit}, expected 0 or more")
+    if max_tokens is not None and max_tokens < 1:
+        raise LmmError(f"found max_tokens={max_tokens}, expected 1 or more")
     name, folder = os.fspath(json_path), os.fspath(images_dir)
     try:
         records = read_records(name)
@@ -135,7 +135,7 @@ def _places(records: Sequence[Any], found: Mapping[int, list[Problem]]) -> Itera
 
 
 def add_cli(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the ``check`` command to the subparsers of ``lmmblocks data``; ``args.run(args)`` gives the exit code."""
+    """Add the ``check`` command to the subparsers of ``lmmblocks data``, and return its parser."""
     parser = subparsers.add_parser(
         "check",
         help="find what is wrong with a data file before training",
@@ -174,30 +174,27 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="CODE",
-        help="report this problem as a note; may be repeated",
+        help=f"report this problem as a note; may be repeated; codes: {', '.join(PROBLEM_KINDS)}",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run ``lmmblocks data check`` and return its exit code."""
-    try:
-        report = check_file(
-            args.file,
-            args.images if args.images is not None else os.path.dirname(args.file) or ".",
-            max_tokens=args.max_tokens,
-            count_tokens=_counter(args),
-            limit=args.limit,
-            allow=args.allow,
-            progress=_show_progress if sys.stderr.isatty() else None,
-        )
-    except LmmError as error:
-        if getattr(args, "debug", False):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Run ``lmmblocks data check`` and return its exit code, 0 or 1.
+
+    Raises:
+        LmmError: the check can't run.
+    """
+    report = check_file(
+        args.file,
+        args.images if args.images is not None else os.path.dirname(args.file) or ".",
+        max_tokens=args.max_tokens,
+        count_tokens=_counter(args),
+        limit=args.limit,
+        allow=args.allow,
+        progress=_show_progress if sys.stderr.isatty() else None,
+    )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.render())
     return 0 if report.ok else 1
 

@@ -27,7 +27,7 @@ def find_problems(
         progress: see ``check_images``.
 
     Raises:
-        LmmError: the images folder does not exist although a record names an image.
+        LmmError: the images folder does not exist, or is a file, although a record names an image.
     """
     found = {index: problems for index, record in enumerate(records) if (problems := record_problems(record))}
     users: dict[str, list[int]] = {}
@@ -40,9 +40,8 @@ def find_problems(
             except LmmError as error:
                 found.setdefault(index, []).append(Problem("path_escape", str(error)))
     if users and not os.path.isdir(images_dir):
-        raise LmmError(
-            f"images folder {os.fspath(images_dir)} does not exist: give the folder the image paths are relative to"
-        )
+        what = "is a file" if os.path.exists(images_dir) else "does not exist"
+        raise LmmError(f"images folder {os.fspath(images_dir)} {what}: give the folder the image paths are relative to")
     for path, problems in check_images(list(users), depth=images, progress=progress).items():
         for index in users[path]:
             found.setdefault(index, []).extend(problems)

@@ -156,5 +156,6 @@ def _refusal(name: str, images_dir: str | os.PathLike, skipped: Sequence[Skipped
     more = f"\n  and {len(skipped) - _FIRST_OFFENDERS} more" if len(skipped) > _FIRST_OFFENDERS else ""
     return (
         f"{name}: {len(skipped)} of {total} records cannot be used:\n  {first}{more}\n"
-        f"mend them (lmmblocks data check {name} --images {os.fspath(images_dir)} lists all kinds), or load with policy='skip'"
+        f"mend them (lmmblocks data check {name} --images {os.fspath(images_dir)} lists all kinds), "
+        f"or leave them out with bad_samples=skip of the stage, which is policy='skip' of load_records"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 from ..spec import IMAGE_TOKEN, LmmError, Sample
 
@@ -38,13 +39,10 @@ def token_counter(
     return count
 
 
-def _load_tokenizer(folder: str):
+def _load_tokenizer(folder: str) -> Any:
     if not os.path.isdir(folder):
-        raise LmmError(f"tokenizer folder {folder} does not exist: give a local folder with tokenizer.json")
-    from transformers import AutoTokenizer
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise LmmError(f"tokenizer folder {folder} {what}: give a local folder with tokenizer.json")
+    from ..weights.sources import load_tokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LmmError(f"no tokenizer could be loaded from {folder}: {first_line}") from error
+    return load_tokenizer(folder)

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..cli_options import add_device, device_of, require_tokenizer
 from ..spec import LmmError
 
 
@@ -19,6 +20,7 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write answers and scores as JSON")
     parser.add_argument("--batch-size", type=int, default=32, help="questions answered side by side (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,7 +41,9 @@ def run(args: argparse.Namespace) -> None:
     from . import evaluate, read_questions, summarise
 
     questions = read_questions(load_records(args.file, args.images))
-    results = evaluate(load(args.model), questions, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
+    model = load(args.model, device=device_of(args.device))
+    require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
+    results = evaluate(model, questions, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
     summary = summarise(results)
     print(table(summary))
     if out is not None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from ..cli_options import add_device, add_dtype, device_of, dtype_of, require_tokenizer
 from ..spec import LmmError
 
 if TYPE_CHECKING:
-    import torch
-
     from ..lmm import LMM
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -57,8 +56,8 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end an answer in front of this text; may be repeated",
     )
-    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are stored)")
+    add_device(parser)
+    add_dtype(parser, DTYPES, "of the weights (default: as they are stored)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,21 +94,8 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace) -> LMM:
-    import torch
-
     from .. import load
 
-    dtype = None if args.dtype is None else getattr(torch, args.dtype)
-    return load(args.model, dtype=dtype, device=_device(args.device))
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device after placing a tensor on it."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
-        reason = str(error).splitlines()[0]
-        raise LmmError(f"--device {name!r} can't be used ({reason}): leave it out, or give cpu") from error
+    model = load(args.model, dtype=dtype_of(args.dtype), device=device_of(args.device))
+    require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
+    return model

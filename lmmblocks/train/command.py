@@ -6,18 +6,26 @@ import argparse
 import json
 import os
 import shutil
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli_options import add_device, add_dtype, device_of, dtype_of, require_tokenizer
 from ..spec import LmmError, closest
+from .stage_checks import PARTS
 
 if TYPE_CHECKING:
     from ..lmm import LMM
     from .stage import Stage
 
+SWAPS = ("encoder", "projector", "decoder", "tokenizer")
+
 
 def add_cli(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    from .stage import Stage
+
     parser.add_argument("--model", required=True, help="name of a preset, folder of a saved model, or hub id")
     parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA-format JSON or .jsonl")
     parser.add_argument(
@@ -35,14 +43,11 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", default="hf", help="of the trained model: hf or native (default: %(default)s)"
     )
-    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
-    parser.add_argument(
-        "--dtype",
-        default="fp32",
-        choices=["fp32", "bf16"],
-        help="frozen weights; trained ones are fp32 (default: %(default)s)",
+    add_device(parser)
+    add_dtype(
+        parser, ("float32", "bfloat16"), "frozen weights; trained ones are float32 (default: %(default)s)", "float32"
     )
-    for part in ("encoder", "projector", "decoder", "tokenizer"):
+    for part in SWAPS:
         parser.add_argument(
             f"--{part}", metavar="X", help=f"swap the preset's {part}: a name, a folder or a hub id"
         )
@@ -52,6 +57,8 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a setting of the stage, such as batch_size=32 or train.projector=5e-4",
     )
+    keys = ", ".join(field.name for field in fields(Stage) if field.name != "train")
+    parser.epilog = f"KEY is train.PART (the learning rate of {', '.join(PARTS)}), {keys}; lmmblocks.train.Stage explains them."
 
 
 def run(args: argparse.Namespace) -> None:
@@ -69,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         raise LmmError(f"--out {args.out!r} is a file: give a folder")
     records = load_records(args.data, args.images, policy=stage.bad_samples)  # type: ignore[arg-type]
     model = _model(args)
+    _warn_of_random(model, stage, new=_is_preset(args.model))
     _rehearse_saving(model, out, args.format)
     result = train(model, stage, records, out)
     model.save(out / "model", format=args.format)
@@ -92,7 +100,10 @@ def read_stage(name: str, settings: list[str] | None = None) -> Stage:
     if name in STAGES:
         values = STAGES[name]().to_dict()
     elif Path(name).is_file():
-        values = Stage.from_json(Path(name).read_text(encoding="utf-8")).to_dict()
+        try:
+            values = Stage.from_json(Path(name).read_text(encoding="utf-8")).to_dict()
+        except (LmmError, UnicodeDecodeError) as error:
+            raise LmmError(f"{name}: {error}") from error
     else:
         raise LmmError(
             f"unknown stage {name!r}{closest(name, STAGES)}; known: {', '.join(STAGES)}, or the path of a JSON file"
@@ -116,17 +127,21 @@ def _value(text: str) -> Any:
         return text
 
 
-def _model(args: argparse.Namespace) -> LMM:
-    import torch
+def _is_preset(name: str) -> bool:
+    from ..presets import PRESETS
 
+    return name in PRESETS
+
+
+def _model(args: argparse.Namespace) -> LMM:
     from .. import build, load
     from ..presets import PRESETS
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    swaps = {part: getattr(args, part) for part in ("encoder", "projector", "decoder", "tokenizer")}
-    swaps = {part: value for part, value in swaps.items() if value is not None}
-    if args.model in PRESETS:
+    dtype, device = dtype_of(args.dtype), device_of(args.device)
+    swaps = {part: getattr(args, part) for part in SWAPS if getattr(args, part) is not None}
+    if _is_preset(args.model):
         model = build(args.model, dtype=dtype, **swaps)
+        require_tokenizer(model, args.model, "give --tokenizer X, a folder or a hub id")
     elif not os.path.isdir(args.model) and "/" not in args.model:
         raise LmmError(
             f"unknown model {args.model!r}{closest(args.model, PRESETS)}; presets: {', '.join(PRESETS)}; or give a folder or a hub id"
@@ -137,20 +152,39 @@ def _model(args: argparse.Namespace) -> LMM:
         )
     else:
         model = load(args.model, dtype=dtype)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
     try:
-        return model.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise LmmError(f"--device {device!r} can't be used: {error}") from error
+        return model.to(device)
+    except RuntimeError as error:
+        raise LmmError(f"the model can't be put on --device {str(device)!r}: {error}") from error
+
+
+def _warn_of_random(model: LMM, stage: Stage, *, new: bool) -> None:
+    """Say on stderr which parts of a new model stay as random as they are made."""
+    from ..assemble import random_parts
+
+    read = {name for name in ("encoder", "decoder") if model.config is None or name not in random_parts(model.config)}
+    for name, part in model.parts.items() if new else ():
+        if name in read or name in stage.train or next(part.parameters(), None) is None:
+            continue
+        source = f"--{name} X (a name that brings weights, a folder or a hub id)"
+        give = source if name in ("encoder", "decoder") else "--model FOLDER of a trained one"
+        print(
+            f"warning: the weights of the {name} are random and stage {stage.name!r} keeps them so: give {give}, or train it: train.{name}=1e-3",
+            file=sys.stderr,
+        )
 
 
 def _rehearse_saving(model: LMM, out: Path, format: str) -> None:
     """Save the untrained model once and remove it: what would fail after hours of training fails now."""
+    from .traces import no_traces
+
     folder = out / "model-rehearsal"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        model.save(folder, format=format)
-    except OSError as error:
-        raise LmmError(f"can't write to {out}: {error}: make room, or choose another folder") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with no_traces(out):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            model.save(folder, format=format)
+        except OSError as error:
+            raise LmmError(f"can't write to {out}: {error}: make room, or choose another folder") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ from .schedule import lr_factor
 from .settings import effective_settings, run_conditions, settings_text, use_bf16
 from .stage import Stage
 from .step import StepOutcome, Stepper, non_finite_samples
+from .traces import WRITTEN, no_traces
 
 
 def train(
@@ -55,9 +56,12 @@ def train(
 
     Raises:
         LmmError: settings, data or checkpoint don't fit; a sample can't be used; a loss or gradient isn't finite (no update is made then).
+            Before the first checkpoint, which the first step writes, nothing is left in ``out_dir`` that wasn't there.
     """
-    with run_conditions(stage):
-        run = _Run(model, stage, records, Path(out_dir), on_step)
+    out = Path(out_dir)
+    started = CheckpointStore(out / "checkpoints").latest
+    with run_conditions(stage), no_traces(out, WRITTEN, keep=lambda: started() is not None):
+        run = _Run(model, stage, records, out, on_step)
         run.restore(resume)
         try:
             run.steps()

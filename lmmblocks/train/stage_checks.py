@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from ..plan import TRUNCATE
 from ..spec import closest
 
 if TYPE_CHECKING:
@@ -19,7 +18,9 @@ PARTS = ("encoder", "projector", "decoder", "reducers", "hooks")
 
 def stage_problems(stage: Stage) -> Iterator[str]:
     """Yield everything that is wrong with a stage, as what was expected and what was found."""
-    for name, (holds, expected) in _CHECKS.items():
+    from ..plan import TRUNCATE  # needs torch, which listing the settings in --help must not load
+
+    for name, (holds, expected) in {**_CHECKS, "truncate": _one_of(*TRUNCATE)}.items():
         value = getattr(stage, name)
         if not holds(value):
             yield f"{name} must be {expected}, found {value!r}"
@@ -99,7 +100,6 @@ _CHECKS: dict[str, Check] = {
     "clip_norm": _or_none(_ABOVE_ZERO),
     "seed": _at_least(0),
     "sampler": _one_of("packed", "modality_length_grouped"),
-    "truncate": _one_of(*TRUNCATE),
     "max_length": _or_none(_at_least(1)),
     "bad_samples": _one_of("error", "skip"),
     "image_fit": _or_none(_one_of("pad", "crop", "squash")),

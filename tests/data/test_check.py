@@ -1,6 +1,5 @@
 """The check finds every fault that is planted, at its place, and nothing else."""
 
-import argparse
 import json
 import random
 import struct
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmmblocks.data.check import add_cli, check_file
+from lmmblocks.cli import main
+from lmmblocks.data.check import check_file
 from lmmblocks.data.record_rules import PROBLEM_KINDS
 from lmmblocks.spec import LmmError
 
@@ -224,10 +224,7 @@ def test_every_length_a_jpeg_is_cut_to_is_found(write, images):
 
 
 def cli(*arguments):
-    parser = argparse.ArgumentParser()
-    add_cli(parser.add_subparsers())
-    args = parser.parse_args(["check", *map(str, arguments)])
-    return args.run(args)
+    return main(["data", "check", *map(str, arguments)])
 
 
 def test_exit_code_0_when_fit_and_the_table_says_so(write, images, capsys):
@@ -265,10 +262,13 @@ def test_exit_code_2_without_traceback_for_what_cannot_run(write, images, capsys
         (tmp_path, "--images", images): "cannot be opened",
         (sound, "--images", tmp_path / "nowhere"): "images folder",
         (sound, "--images", images, "--allow", "duplicate_ids"): "did you mean 'duplicate_id'",
-        (sound, "--images", images, "--max-tokens", 0): "max_tokens >= 1",
+        (sound, "--images", sound): "is a file: give the folder",
+        (sound, "--images", images, "--max-tokens", 0): "error: found --max-tokens 0, expected 1 or more\n",
+        (sound, "--images", images, "--limit", -1): "error: found --limit -1, expected 0 or more\n",
         (sound, "--images", images, "--tokenizer", tmp_path): "add --max-tokens N",
         (sound, "--images", images, "--max-tokens", 9, "--tokenizer", tmp_path / "no"): "tokenizer folder",
-        (sound, "--images", images, "--max-tokens", 9, "--tokenizer", images): "no tokenizer could be loaded",
+        (sound, "--images", images, "--max-tokens", 9, "--tokenizer", images): "holds no tokenizer: expected tokenizer.json or ",
+        (sound, "--images", images, "--max-tokens", 9, "--tokenizer", sound): "is a file: give a local folder",
     }
     for arguments, message in wrong.items():
         assert cli(*arguments) == 2, arguments
@@ -300,6 +300,12 @@ def test_exact_lengths_count_the_rendered_conversation_and_image_rows(write, ima
     assert cli(*common, "--max-tokens", length) == 0
     assert cli(*common, "--max-tokens", length - 1) == 1
     assert f"{length} tokens, allowed {length - 1}" in capsys.readouterr().out
+
+
+def test_help_lists_the_codes(capsys):
+    with pytest.raises(SystemExit):
+        cli("--help")
+    assert set(PROBLEM_KINDS) <= {word.strip(",") for word in capsys.readouterr().out.split()}
 
 
 def test_the_check_imports_neither_torch_nor_transformers():

@@ -146,6 +146,20 @@ def test_mistakes_end_with_one_line_and_exit_code_2(talk, arguments, message):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("word", ["bf16", "bfloat16"])
+def test_both_spellings_of_a_dtype_are_accepted(talk, word):
+    short, long = (talk([], "--prompt", "Is it asleep?", "--dtype", name) for name in (word, "bfloat16"))
+    assert short == long and short[0] == 0
+
+
+def test_a_model_without_a_tokenizer_says_what_to_copy(talk, model, tmp_path):
+    from lmmblocks import build
+
+    build(model.config, weights="random").save(tmp_path / "bare", format="native")
+    code, out, error = talk([], "--prompt", "a", model=str(tmp_path / "bare"))
+    assert (code, out) == (2, "") and "copy the language model's tokenizer files into its folder" in error
+
+
 def test_a_missing_model_folder_is_a_mistake(talk, tmp_path):
     code, out, error = talk([], "--prompt", "a", model=str(tmp_path / "nowhere"))
     assert (code, out) == (2, "") and "nowhere" in error

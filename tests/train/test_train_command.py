@@ -1,14 +1,17 @@
 """``lmmblocks train``: from a saved model to a trained one; every mistake is one line and exit code 2."""
 
+import argparse
 import json
+from dataclasses import fields
 
 import pytest
+import torch
 
 import lmmblocks as lb
 from lmmblocks.cli import main
 from lmmblocks.spec import LmmError
-from lmmblocks.train.command import read_stage
-from lmmblocks.train.stage import stage1, stage2
+from lmmblocks.train.command import add_cli, read_stage
+from lmmblocks.train.stage import Stage, stage1, stage2
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +111,97 @@ def test_mistakes_in_the_stage_are_named(name, settings, expected):
         ({}, ["template=vicunna_v1"], "unknown template 'vicunna_v1'; did you mean 'vicuna_v1'?"),
         ({}, ["max_length=30", "truncate=error"], "max_length is 30"),
         ({}, ["precision=fp8"], "precision must be one of auto, fp32, bf16, found 'fp8'"),
+        ({"model": "llava15-tiny"}, [], "model 'llava15-tiny' has no tokenizer, which turns the text into ids: give --tokenizer X"),
     ],
 )
-def test_mistakes_end_with_one_line_and_leave_no_model(folder, tmp_path, capsys, changes, more, expected):
+def test_mistakes_end_with_one_line_and_leave_no_folder(folder, tmp_path, capsys, changes, more, expected):
     assert train_command(folder, tmp_path / "run", *more, **changes) == 2
     output = capsys.readouterr().err
     assert expected in output and output.startswith("error: ") and "Traceback" not in output
-    assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / "model-rehearsal").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("there", [[], ["settings.json", "mine.txt"]])
+def test_a_first_batch_that_fails_leaves_a_folder_as_it_was(folder, tmp_path, there):
+    (tmp_path / "run").mkdir()
+    for name in there:
+        (tmp_path / "run" / name).write_text("before")
+    assert train_command(folder, tmp_path / "run", "max_length=30", "truncate=error") == 2
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(there)
+
+
+def test_folders_above_a_refused_run_go_too_but_not_those_that_were_there(folder, tmp_path):
+    assert train_command(folder, tmp_path / "new" / "newer" / "run", "template=vicunna") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_later_failure_keeps_the_checkpoint_and_the_log(folder, tmp_path, capsys):
+    records = json.loads((folder / "data.json").read_text())
+    short, long = records[0], json.loads(json.dumps(records[0]))
+    long["conversations"][0]["value"] += " Really?" * 300
+    (tmp_path / "data.json").write_text(json.dumps([short] * 4 + [long] * 4))
+    for seed in range(8):  # until one begins with a short sample
+        out, settings = tmp_path / f"run{seed}", [f"seed={seed}", "batch_size=1", "max_steps=8", "max_length=200", "truncate=error"]
+        assert train_command(folder, out, *settings, data=tmp_path / "data.json") == 2
+        if out.exists():
+            break
+    assert list((out / "checkpoints").iterdir()) and len((out / "losses.csv").read_text().splitlines()) > 1
+
+
+def test_a_stage_file_that_is_broken_is_named(folder, tmp_path, capsys):
+    (tmp_path / "bad.json").write_text('{"name": "x",\n oops}')
+    assert train_command(folder, tmp_path / "run", stage=tmp_path / "bad.json") == 2
+    assert f"error: {tmp_path / 'bad.json'}: stage is not JSON: line 2, column 2" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text('{"name": "x"}')
+    with pytest.raises(LmmError, match="bad.json: stage: missing keys train, batch_size"):
+        read_stage(str(tmp_path / "bad.json"))
+
+
+def test_frozen_parts_of_random_weights_are_warned_of(folder, tmp_path, tokenizer, capsys):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    new = {"model": "llava15-tiny", "tokenizer": tmp_path / "tokenizer", "format": "native"}
+
+    def warnings(*settings, **changes):
+        out = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        assert train_command(folder, out, *settings, "max_steps=1", "batch_size=1", **changes) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+
+    encoder, decoder = warnings(**new)
+    assert encoder.startswith("warning: the weights of the encoder are random and stage 'own' keeps them so: give --encoder X")
+    assert "--decoder X" in decoder and decoder.endswith("train.decoder=1e-3")
+    (projector,) = warnings('train={"encoder": 1e-3, "decoder": 1e-3}', **new)
+    assert "the projector" in projector and "--model FOLDER" in projector
+    assert warnings('train={"encoder": 1e-3, "decoder": 1e-3, "projector": 1e-3}', **new) == []
+    assert warnings() == [], "a saved model has its weights"
+
+
+def test_a_model_folder_without_a_tokenizer_says_what_to_copy(folder, tmp_path, capsys):
+    lb.build(lb.load(folder / "model").config, weights="random").save(tmp_path / "bare", format="native")
+    assert train_command(folder, tmp_path / "run", model=tmp_path / "bare") == 2
+    said = capsys.readouterr().err
+    assert "copy the language model's tokenizer files into its folder" in said and "build()" not in said
+
+
+def test_records_that_cannot_be_used_name_the_setting_that_leaves_them_out(folder, tmp_path, capsys):
+    (tmp_path / "data.json").write_text(json.dumps([*json.loads((folder / "data.json").read_text()), {"id": "bad"}]))
+    assert train_command(folder, tmp_path / "run", data=tmp_path / "data.json") == 2
+    assert "bad_samples=skip" in capsys.readouterr().err
+    assert train_command(folder, tmp_path / "run", "bad_samples=skip", data=tmp_path / "data.json") == 0
+
+
+@pytest.mark.parametrize("word", ["bf16", "bfloat16"])
+def test_both_spellings_of_a_dtype_are_accepted(folder, tmp_path, word):
+    assert train_command(folder, tmp_path / "run", "max_steps=1", dtype=word) == 0
+    before, after = (lb.load(path).decoder.lm_head.weight for path in (folder / "model", tmp_path / "run" / "model"))
+    assert after.float().equal(before.to(torch.bfloat16).float()) and not after.equal(before)
+
+
+def test_help_lists_the_settings():
+    parser = argparse.ArgumentParser()
+    add_cli(parser)
+    shown = parser.format_help().split()
+    assert {f.name for f in fields(Stage)} - {"train"} <= {word.strip(",;") for word in shown}
+    assert "train.PART" in shown
 
 
 def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_read(folder, tmp_path, capsys):
@@ -132,6 +219,6 @@ def test_a_model_of_blocks_that_the_format_cannot_hold_is_refused_before_trainin
     )
     model.save(tmp_path / "linear", format="native")
     assert train_command(folder, tmp_path / "run", model=tmp_path / "linear") == 2
-    assert "native" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "losses.csv").exists()
+    assert "save with --format native" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert train_command(folder, tmp_path / "run", model=tmp_path / "linear", format="native") == 0

@@ -106,6 +106,13 @@ def test_the_command_prints_a_table_or_json(saved, capsys):
     assert capsys.readouterr().err.startswith(f"error: {folder} holds no weights: expected one of model.safetensors")
 
 
+def test_a_base_for_what_needs_none_is_refused_by_the_command(saved, capsys):
+    _, folder = saved
+    assert cli.main(["inspect", str(folder), "--base", "no/such/base"]) == 2
+    said = capsys.readouterr()
+    assert "leave --base 'no/such/base' out" in said.err and str(folder) in said.err and not said.out
+
+
 def test_a_model_that_cannot_be_loaded_exits_with_one(make_model, tmp_path, capsys, original):
     folder = original.full(make_model(), tmp_path / "llava", mm_vision_select_feature="cls_patch")
     assert cli.main(["inspect", str(folder)]) == 1
