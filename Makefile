@@ -68,7 +68,7 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf build dist *.egg-info lmmblocks/_C.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	if [ -f "$(DEMO)/results.json" ]; then rm -rf "$(DEMO)"; fi
 	find lmmblocks kernels examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
