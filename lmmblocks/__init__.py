@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from . import ops as ops
     from . import presets as presets
     from .assemble import build as build
+    from .config import Block as Block
+    from .config import LMMConfig as LMMConfig
     from .data.collate import collate as collate
     from .lmm import LMM as LMM
     from .ops import backend as backend
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .spec import Batch as Batch
     from .spec import FeatureSpec as FeatureSpec
     from .spec import Grid as Grid
+    from .spec import LmmError as LmmError
     from .spec import Sample as Sample
     from .spec import Segments as Segments
     from .spec import SplicePlan as SplicePlan
@@ -32,9 +35,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "spec",
+    "Block": "config",
     "FeatureSpec": "spec",
     "Grid": "spec",
     "LMM": "lmm",
+    "LMMConfig": "config",
+    "LmmError": "spec",
     "Sample": "spec",
     "Segments": "spec",
     "SplicePlan": "spec",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .decoders.hooks import HOOK_OFFERS
+from .ops.dispatch import check_environment
 from .spec import LmmError
 from .trial import OF_THE_MODEL, name_of, row_mismatches
 
@@ -59,7 +60,12 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def mismatches(parts: Parts) -> Iterator[str]:
-    """Yield everything that doesn't fit; parts that lack something of their contract are reported alone."""
+    """Yield everything that doesn't fit; parts that lack something of their contract are reported alone.
+
+    Raises:
+        LmmError: the environment chooses an implementation that there is not; no part is to blame.
+    """
+    check_environment()
     missing = list(_missing_attributes(parts))
     yield from missing or _disagreements(parts)
 

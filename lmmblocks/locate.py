@@ -22,21 +22,27 @@ def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
     Raises:
         LmmError: no such folder, or the hub doesn't give it.
     """
+    if not isinstance(path_or_id, (str, os.PathLike)):
+        raise LmmError(f"expected a model folder or a hub id 'owner/name', found {type(path_or_id).__name__} {path_or_id!r}")
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise LmmError(f"{path} is a file, expected the folder that holds it: give {path.parent}")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
-        beside = os.listdir(path.parent) if path.parent.is_dir() else []
         raise LmmError(
-            f"no folder {path}{closest(path.name, beside)}; expected a model folder or a hub id 'owner/name'"
+            f"no folder {path}{closest(path.name, _models_in(path.parent))}; expected a model folder or a hub id 'owner/name'"
         )
     folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES)
     adapter = (folder / "adapter_config.json").is_file()  # a LoRA run's other tensors are in a .bin whatever its adapter is in
     if weights and (adapter or not list(folder.glob("*.safetensors"))):
         folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.bin"])
     return folder
+
+
+def _models_in(folder: Path) -> list[str]:
+    """Return the names of the folders in ``folder`` that may hold a model: any other that is called alike was hardly meant."""
+    return sorted({config.parent.name for config in folder.glob("*/*.json")})
 
 
 def _from_hub(hub_id: str, patterns: list[str]) -> Path:

@@ -135,7 +135,10 @@ def resolve(kind: str, name: str) -> Any:
     plugin = _plugins(kind).get(name)
     if plugin is not None:
         return plugin.load()
-    raise LmmError(f"unknown {kind} {name!r}{closest(name, known)}; known: {known}, or 'package.module:Class'")
+    raise LmmError(
+        f"unknown {kind} {name!r}{closest(name, known)}; known: {known}, or 'package.module:Class'; if a file of your own registers {name!r}, "
+        f"import it first, or name what is in it as 'module:Class'"
+    )
 
 
 def name_of(kind: str, block: type) -> str:
@@ -155,7 +158,9 @@ def _import(kind: str, path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise LmmError(f"{kind} {path!r}: no module {error.name!r}: install it or correct the part before ':'") from error
+        own = f"{module_name}.".startswith(f"{error.name}.")  # not what the module imports in turn
+        here = "; the lmmblocks command finds a file in the current folder with PYTHONPATH=. in front of it" if own else ""
+        raise LmmError(f"{kind} {path!r}: no module {error.name!r}: install it or correct the part before ':'{here}") from error
     found = module
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -105,7 +105,9 @@ def test_a_plugin_that_cannot_be_imported_is_in_nobodys_way(plugin):
         ("projector", "mpl", "unknown projector 'mpl'; did you mean 'mlp'.; known: .'adaptive_pool',.* 'token_packer'., or 'package.module:Class'"),
         ("projector", "MLP", "unknown projector 'MLP'"),
         ("encoder", "zzz", "unknown encoder 'zzz'; known: .'blip2_vit'."),
-        ("projector", "no_such_module:A", "no module 'no_such_module': install it or correct"),
+        ("projector", "strided", "'package.module:Class'; if a file of your own registers 'strided', import it first, or .* 'module:Class'"),
+        ("projector", "no_such_module:A", "no module 'no_such_module': install it or correct .*; .* current folder with PYTHONPATH=."),
+        ("projector", "no_such_module.inner:A", "no module 'no_such_module': .*PYTHONPATH=."),
         ("projector", "lmmblocks.projectors:MPL", "lmmblocks.projectors has no 'MPL'; did you mean 'MLP'"),
         ("projector", "lmmblocks.projectors:MLP.x", "lmmblocks.projectors has no 'MLP.x'"),
         ("projector", ":MLP", "expected 'package.module:Class'"),
@@ -117,6 +119,13 @@ def test_a_plugin_that_cannot_be_imported_is_in_nobodys_way(plugin):
 def test_unknown_names_are_refused(kind, name, message):
     with pytest.raises(LmmError, match=message):
         registry.resolve(kind, name)
+
+
+def test_a_package_that_a_block_needs_is_named_without_advice_on_folders(tmp_path, monkeypatch):
+    (tmp_path / "their_needy_block.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LmmError, match="no module 'no_such_package': install it or correct the part before ':'$"):
+        registry.resolve("projector", "their_needy_block:Block")
 
 
 def test_names_that_are_taken_or_of_no_kind_are_refused(plugin):

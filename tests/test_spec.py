@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -58,6 +59,18 @@ def test_uniform_segments_are_those_of_equal_lengths(count, length):
 def test_impossible_segments_are_refused(q, k):
     with pytest.raises(LmmError, match="one non-negative key length per query length"):
         Segments.of(q, k)
+
+
+@pytest.mark.parametrize("lengths", [[3.5, 2], ["3", "2"], 5, [None], [float("nan")], [float("inf")]], ids=str)
+def test_lengths_that_are_no_whole_numbers_are_refused(lengths):
+    for arguments in ((lengths,), ([3, 2], lengths)):
+        with pytest.raises(LmmError, match="whole numbers"):
+            Segments.of(*arguments)
+
+
+def test_lengths_may_be_numbers_of_numpy_and_torch():
+    for lengths in (np.array([3, 0, 2]), torch.tensor([3, 0, 2]), (3, 0, 2), [np.int64(3), 0, True + 1]):
+        assert Segments.of(lengths).lengths_q == (3, 0, 2)
 
 
 def test_rows_of_a_grid_are_counted():

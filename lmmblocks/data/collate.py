@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,12 +40,15 @@ def collate(
         The batch, on the CPU. ``batch.plan.kept`` says which samples are in it.
 
     Raises:
-        LmmError: a conversation or an image that can't be used; the message names the sample.
+        LmmError: no list of samples, no model, or a conversation or an image that can't be used; the message names the sample.
 
     Example:
         ``loss = model.loss(lb.collate(samples, model))``
     """
-    spec = model_or_spec if isinstance(model_or_spec, InputSpec) else model_or_spec.input_spec
+    samples = _checked(samples)
+    spec = model_or_spec if isinstance(model_or_spec, InputSpec) else getattr(model_or_spec, "input_spec", None)
+    if spec is None:
+        raise LmmError(f"collate takes a list of samples and a model or its input_spec, found {type(model_or_spec).__name__} for the model")
     if template is not None:
         spec = replace(spec, template=template)
     if fit is not None:
@@ -64,6 +67,26 @@ def collate(
         names=names,
     )
     return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept), _instruction(samples, spec))
+
+
+def _checked(samples: Any) -> Sequence[Sample]:
+    """Return samples as a list; what has messages, images and an id is one, whatever its class."""
+    if isinstance(samples, Iterable) and not isinstance(samples, (str, Mapping)):
+        samples = samples if isinstance(samples, Sequence) else list(samples)
+        wrong = next(((index, sample) for index, sample in enumerate(samples) if not _is_sample(sample)), None)
+        if wrong is None:
+            return samples
+        raise LmmError(f"collate: samples[{wrong[0]}] is {_found(wrong[1])}, expected lmmblocks.Sample(messages=[...], images=[...])")
+    one = "; a single sample is given as [sample]" if _is_sample(samples) else ""
+    raise LmmError(f"collate takes a list of samples, found {_found(samples)}{one}")
+
+
+def _is_sample(found: Any) -> bool:
+    return all(hasattr(found, name) for name in ("messages", "images", "id"))
+
+
+def _found(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}" if isinstance(value, (str, int, float)) else type(value).__name__
 
 
 def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Any, tuple[Grid, ...]]:

@@ -78,7 +78,7 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Raises:
         ImageError: the file is missing, empty, truncated, not an image, a decompression bomb, or has an extreme shape.
-        TypeError: ``source`` is neither a path nor a PIL image.
+        LmmError: ``source`` is neither a path nor a PIL image.
     """
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "the given PIL image")
@@ -86,7 +86,7 @@ def load_image(source: ImageSource) -> Image.Image:
         _decode(source, name)
         return source.convert("RGB")
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"an image is a path or a PIL image, found {type(source).__name__}")
+        raise LmmError(f"an image is a path or a PIL image, found {type(source).__name__}: PIL.Image.fromarray makes one of an array")
     with open_image(source) as image:
         return image.convert("RGB")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.row_views import row_strides
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .row_refusal import rows_fit
@@ -26,8 +27,13 @@ def swiglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
         up: shape of ``gate``.
         backend: ``auto`` or the name of an implementation.
 
+    Raises:
+        LmmError: two shapes, or a forced backend that refuses.
+
     Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
     """
+    if gate.shape != up.shape:
+        raise misfit("swiglu needs gate and up of one shape", gate=gate, up=up)
     return dispatch("swiglu", gate, up, backend=backend)
 
 
@@ -37,7 +43,9 @@ def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def geglu(gate: Tensor, up: Tensor, *, backend: str = "auto") -> Tensor:
-    """``gelu(gate) * up`` with the tanh approximation of GELU, as Gemma has it; arguments and source as :func:`swiglu`."""
+    """``gelu(gate) * up`` with the tanh approximation of GELU, as Gemma has it; arguments, errors and source as :func:`swiglu`."""
+    if gate.shape != up.shape:
+        raise misfit("geglu needs gate and up of one shape", gate=gate, up=up)
     return dispatch("geglu", gate, up, backend=backend)
 
 

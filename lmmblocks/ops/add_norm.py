@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .norm import RMS_NORM_BWD, gradients_like, rms_norm, rms_norm_reference, statistics_like
@@ -36,7 +37,13 @@ def add_rms_norm(
 
     Returns:
         ``(normed, summed)``, shape and dtype of ``x``; both may be used further.
+
+    Raises:
+        LmmError: shapes that don't fit together, or a forced backend that refuses.
     """
+    if x.shape != residual.shape or weight_D.dim() != 1 or weight_D.numel() != x.shape[-1]:
+        needs = "add_rms_norm needs x (..., D), a residual of its shape and a weight (D,)"
+        raise misfit(needs, x=x, residual=residual, weight=weight_D)
     return dispatch("add_rms_norm", x, residual, weight_D, eps, offset, backend=backend)
 
 

@@ -19,6 +19,7 @@ from .activations import softcapped
 from .attention_call import AttentionCall
 from .attention_cuda import attention_cuda, cuda_supports, cuda_trusted
 from .attention_triton import attention_triton, triton_supports, triton_trusted
+from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 
 WINDOW_ROWS = 128
@@ -42,7 +43,7 @@ def attention(
     """Softmax attention within each packed segment.
 
     Args:
-        q_TNE: queries ``(T_q, N, E)``.
+        q_TNE: queries ``(T_q, N, E)``, of one floating-point dtype with keys and values (under autocast each may have its own).
         k_TKE: keys ``(T_k, K, E)`` with ``N % K == 0`` (grouped-query attention).
         v_TKE: values, shape of the keys.
         segments: boundaries; ``len_q != len_k`` is aligned bottom-right (the last query sees the last key).
@@ -60,7 +61,7 @@ def attention(
         (fp64 for fp64), ``-inf`` for rows that see no key.
 
     Raises:
-        LmmError: shapes that don't fit together, or a forced backend that refuses.
+        LmmError: shapes or dtypes that don't fit together, lengths that aren't ``Segments``, or a forced backend that refuses.
     """
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
     call = AttentionCall(q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, return_lse)
@@ -73,8 +74,11 @@ def attention(
 
 def _check(call: AttentionCall) -> None:
     q, k, v, segments = call[:4]
+    require_segments("attention", "segments", segments)
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise LmmError(f"attention needs q (T,N,E) and equal k, v (T,K,E): found {[tuple(x.shape) for x in (q, k, v)]}")
+    if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
+        _refuse_dtypes(q, k, v)
     if q.shape[1] % k.shape[1]:
         raise LmmError(f"attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads")
     compiling = torch.compiler.is_compiling()  # host lengths that are read there are guarded: every packing would be compiled anew
@@ -85,6 +89,14 @@ def _check(call: AttentionCall) -> None:
         raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(call.kv_end.shape)}")
     if (call.window is not None and call.window < 1) or (call.softcap is not None and call.softcap <= 0):
         raise LmmError(f"attention: window and softcap must be above 0 or None, found window={call.window}, softcap={call.softcap}")
+
+
+def _refuse_dtypes(*tensors: Tensor) -> None:
+    """Raise LmmError unless autocast is there to make one dtype of several."""
+    if all(x.is_floating_point() for x in tensors) and torch.is_autocast_enabled(tensors[0].device.type):
+        return
+    found = [str(x.dtype) for x in tensors]
+    raise LmmError(f"attention needs q, k, v of one floating-point dtype: found {found}: cast them to one dtype, as k.to(q.dtype)")
 
 
 def visible_keys(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.row_views import row_strides
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .row_refusal import rows_fit
@@ -27,8 +28,13 @@ def bias_gelu(x: Tensor, bias_D: Tensor, *, backend: str = "auto") -> Tensor:
     Returns:
         Shape and dtype of ``x``.
 
+    Raises:
+        LmmError: a bias that isn't as wide as the rows, or a forced backend that refuses.
+
     Source: Hendrycks and Gimpel, "Gaussian Error Linear Units", arXiv 1606.08415.
     """
+    if bias_D.dim() != 1 or bias_D.numel() != x.shape[-1]:
+        raise misfit("bias_gelu needs x (..., D) and a bias (D,)", x=x, bias=bias_D)
     return dispatch("bias_gelu", x, bias_D, backend=backend)
 
 

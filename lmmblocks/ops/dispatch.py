@@ -201,7 +201,7 @@ def find(op: str, name: str) -> Implementation:
         if entry.name == name:
             return entry
     names = [entry.name for entry in _LADDERS[op]]
-    raise LmmError(f"op {op!r} has no implementation {name!r}; it has {names}{closest(name, names)}")
+    raise LmmError(f"op {op!r} has no implementation {name!r}; it has {names}, or 'auto'{closest(str(name), names)}")
 
 
 def check_choices(asked: Mapping[str, str]) -> None:
@@ -221,15 +221,23 @@ def _forced(op: str) -> str:
     return _from_environment(text).get(op, "auto") if text else "auto"
 
 
+def check_environment() -> None:
+    """Raise LmmError when what the environment chooses is wrong: to be asked before a part is tried, which would be blamed for it."""
+    _from_environment(os.environ.get(ENVIRONMENT, ""))
+
+
 def _from_environment(text: str) -> dict[str, str]:
     if text not in _PARSED:
         parsed = {}
-        for entry in text.split(","):
+        for entry in filter(str.strip, text.split(",")):
             op, equals, name = (part.strip() for part in entry.partition("="))
             if not equals:
                 raise LmmError(f"{ENVIRONMENT}={text!r}: expected 'op=implementation' pairs joined by commas, found {entry!r}")
             parsed[op] = name
-        check_choices(parsed)
+        try:
+            check_choices(parsed)
+        except LmmError as error:
+            raise LmmError(f"{ENVIRONMENT}={text!r}: {error}") from error
         _PARSED[text] = parsed
     return _PARSED[text]
 

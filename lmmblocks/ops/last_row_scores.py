@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..spec import Segments
 from .activations import softcapped
+from .call_checks import misfit, require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .row_scores import kernel_refusal, launched
 from .triton_gate import triton_distrust
@@ -39,7 +40,13 @@ def last_row_scores(
 
     Returns:
         fp32 ``(T_k,)``, which adds up to 1 in each segment that has a query; 0 in the others. Carries no gradient.
+
+    Raises:
+        LmmError: shapes that don't fit together, or a forced backend that refuses.
     """
+    require_segments("last_row_scores", "segments", segments)
+    if q_TNE.dim() != 3 or k_TKE.dim() != 3 or q_TNE.shape[2] != k_TKE.shape[2] or q_TNE.shape[1] % k_TKE.shape[1]:
+        raise misfit("last_row_scores needs q (T,N,E) and k (T,K,E), N a multiple of K", q=q_TNE, k=k_TKE)
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
     return dispatch("last_row_scores", q_TNE, k_TKE, segments, scale, window, softcap, backend=backend)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .norm import gradients_like, statistics_like
@@ -32,8 +33,13 @@ def layer_norm(
     Returns:
         Shape and dtype of ``x``, rounded once.
 
+    Raises:
+        LmmError: a weight or a bias that isn't as wide as the rows, or a forced backend that refuses.
+
     Source: Ba, Kiros and Hinton, "Layer Normalization", arXiv 1607.06450.
     """
+    if weight_C.dim() != 1 or weight_C.shape != bias_C.shape or weight_C.numel() != x.shape[-1]:
+        raise misfit("layer_norm needs x (..., C), a weight (C,) and a bias (C,)", x=x, weight=weight_C, bias=bias_C)
     return dispatch("layer_norm", x, weight_C, bias_C, eps, backend=backend)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..spec import LmmError
 from .activations import softcapped
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 
 CHUNK_ROWS = 1024
@@ -60,6 +61,10 @@ def linear_cross_entropy(
         raise LmmError(f"linear_cross_entropy: reduction {reduction!r} is none of {REDUCTIONS}")
     if normalizer is not None and reduction != "mean":
         raise LmmError(f"linear_cross_entropy: a normalizer is what 'mean' divides by, reduction is {reduction!r}: leave one of them out")
+    if hidden_RD.dim() != 2 or weight_VD.dim() != 2 or hidden_RD.shape[1] != weight_VD.shape[1]:
+        raise misfit("linear_cross_entropy needs hidden rows (R,D) and a head (V,D)", hidden=hidden_RD, weight=weight_VD)
+    if bias_V is not None and bias_V.shape != weight_VD.shape[:1]:
+        raise misfit("linear_cross_entropy needs a head (V,D) and a bias (V,)", weight=weight_VD, bias=bias_V)
     rows = hidden_RD.shape[0]
     if targets_R.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
         raise LmmError(f"linear_cross_entropy: {rows} hidden rows need {rows} targets and weights, found {tuple(targets_R.shape)}")

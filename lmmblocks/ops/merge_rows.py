@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import LmmError, Segments
+from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .outlier_counts import equal_segments, too_long
@@ -105,6 +106,7 @@ def merge_to_nearest(
 def _check(
     op: str, x: Tensor, keys: Tensor, scores: Tensor, images: Segments, keep: int, others: int
 ) -> None:
+    require_segments(op, "images", images)
     rows = sum(images.lengths_k)
     if (
         x.dim() != 2

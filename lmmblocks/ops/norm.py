@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .row_refusal import row_refusal, rows_fit
@@ -31,9 +32,14 @@ def rms_norm(
     Returns:
         Shape and dtype of ``x``.
 
+    Raises:
+        LmmError: a weight that isn't as wide as the rows, or a forced backend that refuses.
+
     Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.07467; ``LlamaRMSNorm`` and ``Gemma2RMSNorm`` of
     transformers, and huggingface/transformers#29402 on where they round.
     """
+    if weight_D.dim() != 1 or weight_D.numel() != x.shape[-1]:
+        raise misfit("rms_norm needs x (..., D) and a weight (D,)", x=x, weight=weight_D)
     return dispatch("rms_norm", x, weight_D, eps, offset, backend=backend)
 
 

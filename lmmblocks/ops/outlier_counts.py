@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Segments
+from .call_checks import misfit, require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .triton_gate import triton_distrust, triton_refusal
@@ -34,8 +35,15 @@ def outlier_counts(scores_M: Tensor, images: Segments, *, backend: str = "auto")
     Returns:
         int64 ``(I,)``, on the device.
 
+    Raises:
+        LmmError: scores that aren't one for each row of the images.
+
     Source: Shang et al., "LLaVA-PruMerge", arXiv 2403.15388.
     """
+    require_segments("outlier_counts", "images", images)
+    compiling = torch.compiler.is_compiling()  # host lengths that are read there are guarded
+    if scores_M.dim() != 1 or (not compiling and scores_M.shape[0] != sum(images.lengths_k)):
+        raise misfit(f"outlier_counts needs scores (M,) of M = {sum(images.lengths_k)} rows of images", scores=scores_M)
     return dispatch("outlier_counts", scores_M, images, backend=backend)
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .norm import rms_norm, rms_norm_reference
-from .rope import rope, rope_reference, rope_refusal, unit_stride
+from .rope import check_turn, rope, rope_reference, rope_refusal, unit_stride
 from .triton_gate import triton_distrust, triton_refusal
 
 
@@ -36,9 +37,15 @@ def qk_norm_rope(
     Returns:
         The pair, shapes and dtypes unchanged.
 
+    Raises:
+        LmmError: shapes that don't fit together, or a forced backend that refuses.
+
     Source: Dehghani et al., "Scaling Vision Transformers to 22 Billion Parameters", arXiv 2302.05442, on norms of queries and keys;
     ``Qwen3Attention`` and ``Gemma3Attention`` of transformers.
     """
+    check_turn("qk_norm_rope", q_TNE, k_TKE, cos_TE, sin_TE)
+    if q_weight_E.dim() != 1 or q_weight_E.shape != k_weight_E.shape or q_weight_E.numel() != q_TNE.shape[2]:
+        raise misfit("qk_norm_rope needs weights (E,) for q (T,N,E)", q=q_TNE, q_weight=q_weight_E, k_weight=k_weight_E)
     return dispatch(
         "qk_norm_rope", q_TNE, k_TKE, q_weight_E, k_weight_E, cos_TE, sin_TE, eps, offset, backend=backend
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .triton_gate import triton_distrust, triton_refusal
@@ -63,8 +64,25 @@ def rope(
 
     Returns:
         The rotated pair, shapes and dtypes unchanged.
+
+    Raises:
+        LmmError: shapes that don't fit together, or a forced backend that refuses.
     """
+    check_turn("rope", q_TNE, k_TKE, cos_TE, sin_TE)
     return dispatch("rope", q_TNE, k_TKE, cos_TE, sin_TE, inplace, backend=backend)
+
+
+def check_turn(op: str, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> None:
+    """Raise LmmError where heads and table don't fit together."""
+    q, k, table = q_TNE.shape, k_TKE.shape, cos_TE.shape
+    if len(q) == 3 and len(k) == 3 and len(table) == 2 and table == sin_TE.shape:
+        rows, _, width = q
+        rows_k, _, width_k = k
+        angles, turned = table
+        if rows == rows_k == angles and width == width_k and turned <= width and not turned % 2:
+            return
+    needs = f"{op} needs q (T,N,E), k (T,K,E) and tables cos, sin (T,W) of rope_table, W even and at most E"
+    raise misfit(needs, q=q_TNE, k=k_TKE, cos=cos_TE, sin=sin_TE)
 
 
 def rope_reference(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..spec import LmmError, Segments
 from .activations import softcapped
+from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .triton_gate import misalignment, triton_distrust, triton_refusal
@@ -58,6 +59,7 @@ def row_scores(
     Raises:
         LmmError: shapes that don't fit together.
     """
+    require_segments("row_scores", "segments", segments)
     if (
         q_RNE.dim() != 3
         or k_TKE.dim() != 3

@@ -45,11 +45,14 @@ class Segments:
     ) -> Segments:
         """Build segments from host lengths (keys default to the queries). Where they are all alike nothing is copied from the host.
 
+        Raises:
+            LmmError: lengths that are no whole numbers or negative, or not as many of keys as of queries.
+
         >>> Segments.of([3, 0, 2]).cu_q.tolist()
         [0, 3, 3, 5]
         """
-        q = tuple(int(n) for n in lengths_q)
-        k = q if lengths_k is None else tuple(int(n) for n in lengths_k)
+        q = _whole(lengths_q)
+        k = q if lengths_k is None else _whole(lengths_k)
         if len(q) != len(k) or min((*q, *k), default=0) < 0:
             raise LmmError(f"segments need one non-negative key length per query length: found {q} and {k}")
         if len(set(q)) == 1 == len(set(k)):
@@ -73,6 +76,18 @@ class Segments:
         cu_k = cu_q if of_k == length else steps * of_k
         most_q, most_k = (length, of_k) if count else (0, 0)
         return Segments(cu_q, cu_k, most_q, most_k, (length,) * count, (of_k,) * count, count > 0)
+
+
+def _whole(lengths: Sequence[int]) -> tuple[int, ...]:
+    """Return lengths as a tuple of Python's own ints; a fraction is refused, not cut off."""
+    try:
+        whole = tuple(int(n) for n in lengths)
+        fits = all(n == length for n, length in zip(whole, lengths))
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise LmmError(f"segments need a list of whole numbers, the rows of each, such as [3, 2]: found {lengths!r}")
+    return whole
 
 
 def boundaries(lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:

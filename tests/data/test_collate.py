@@ -207,6 +207,43 @@ def test_as_many_marks_and_images_in_the_batch_but_not_in_each_sample_is_an_erro
 
 
 @pytest.mark.parametrize(
+    "samples, message",
+    [
+        (["x"], "samples.0. is str 'x', expected lmmblocks.Sample"),
+        ([sample("Hi"), {"messages": []}], "samples.1. is dict, expected lmmblocks.Sample"),
+        (sample("Hi"), "takes a list of samples, found Sample; a single sample is given as .sample."),
+        ("x", "takes a list of samples, found str 'x'$"),
+        ({"messages": []}, "takes a list of samples, found dict$"),
+        (3, "takes a list of samples, found int 3$"),
+    ],
+)
+def test_what_is_no_list_of_samples_is_refused(spec, samples, message):
+    with pytest.raises(LmmError, match=message):
+        collate(samples, spec)
+
+
+def test_what_is_no_model_is_refused(conversations):
+    with pytest.raises(LmmError, match="a model or its input_spec, found str for the model"):
+        collate(conversations, "llava15-7b")
+
+
+def test_samples_may_come_from_a_generator_and_be_of_any_class(conversations, spec):
+    @dataclass
+    class Theirs:
+        messages: list
+        images: list
+        id: str | None = None
+
+    batch = collate((Theirs(entry.messages, entry.images, entry.id) for entry in conversations), spec)
+    assert rows_of(batch) == rows_of(collate(conversations, spec))
+
+
+def test_an_image_that_is_none_is_an_error_of_its_sample(spec):
+    with pytest.raises(LmmError, match="sample 'a': an image is a path or a PIL image, found int"):
+        collate([sample("<image>", images=[3], id="a")], spec)
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         ({"truncate": "trun"}, "truncate='trun' is none of .*did you mean 'turn'"),

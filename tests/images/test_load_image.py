@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lmmblocks.images import ImageError, load_image
+from lmmblocks.spec import LmmError
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_every_mode_becomes_rgb_as_pil_converts_it(picture, mode):
 
 
 def test_other_types_are_refused_and_errors_cross_processes():
-    with pytest.raises(TypeError, match="path or a PIL image, found int"):
+    with pytest.raises(LmmError, match="path or a PIL image, found int: PIL.Image.fromarray"):
         load_image(3)
     error = ImageError("bomb", "too big")
     copy = pickle.loads(pickle.dumps(error))

@@ -48,6 +48,35 @@ def test_environment_forces(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "rms_norm")
     with pytest.raises(LmmError, match="op=implementation"):
         ops.rms_norm(x, weight)
+    for text in ("rms_norm=reference,", ",rms_norm=reference, ,"):
+        monkeypatch.setenv(ENVIRONMENT, text)
+        assert select("rms_norm", x, weight, 1e-5).name == "reference"
+    monkeypatch.setenv(ENVIRONMENT, ",")
+    assert select("rms_norm", x, weight, 1e-5).name == "torch"
+
+
+WRONG_IN_THE_ENVIRONMENT = (
+    ("nonsense", "expected 'op=implementation' pairs joined by commas, found 'nonsense'"),
+    ("attention=nope", "op 'attention' has no implementation 'nope'; it has "),
+    ("attn=torch", "unknown op 'attn'; known: "),
+)
+
+
+@pytest.mark.parametrize("text, message", WRONG_IN_THE_ENVIRONMENT)
+def test_a_wrong_environment_is_named_before_any_part_is_tried(monkeypatch, text, message):
+    monkeypatch.setenv(ENVIRONMENT, text)
+    with pytest.raises(LmmError, match=f"^{ENVIRONMENT}='{text}': {message}"):
+        ops.swiglu(torch.ones(2), torch.ones(2))
+    with pytest.raises(LmmError, match=f"^{ENVIRONMENT}='{text}': {message}"):
+        lmmblocks.build("llava15-tiny", weights="random", device="meta")
+
+
+@pytest.mark.parametrize("name", [3, None, "torhc"])
+def test_what_is_no_implementation_is_refused(name):
+    with pytest.raises(LmmError, match=f"op 'attention' has no implementation {name!r}; it has .*, or 'auto'"):
+        backend(attention=name)
+    with pytest.raises(LmmError, match=f"op 'swiglu' has no implementation {name!r}"):
+        ops.swiglu(torch.ones(2), torch.ones(2), backend=name)
 
 
 def test_unknown_names_are_refused_with_the_closest():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import lmmblocks
 from lmmblocks.spec import LmmError
 from lmmblocks.weights import load_decoder, load_encoder, load_tokenizer, locate
 from lmmblocks.weights.folder import write_weights
@@ -43,10 +44,24 @@ def test_a_file_is_refused_with_its_folder(tmp_path):
 
 def test_a_mistyped_folder_gets_the_closest_name(tmp_path):
     (tmp_path / "vision").mkdir()
+    (tmp_path / "vision/config.json").touch()
     with pytest.raises(LmmError, match="no folder .*visoin; did you mean 'vision'.*hub id 'owner/name'"):
         locate(tmp_path / "visoin")
     with pytest.raises(LmmError, match="expected a model folder or a hub id"):
         locate("neither/here/nor/there")
+
+
+def test_folders_without_a_model_are_not_proposed(tmp_path):
+    (tmp_path / "opt").mkdir()
+    for path in (tmp_path / "nope", "/nope", "./nope"):
+        with pytest.raises(LmmError, match="no folder [^;]*nope; expected a model folder"):
+            locate(path)
+
+
+@pytest.mark.parametrize("found", [5, None, b"model"])
+def test_what_is_no_path_is_refused(found):
+    with pytest.raises(LmmError, match=f"expected a model folder or a hub id 'owner/name', found {type(found).__name__}"):
+        lmmblocks.load(found)
 
 
 @pytest.mark.parametrize(
