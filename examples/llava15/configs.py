@@ -38,21 +38,22 @@ def _from_sources(config: LMMConfig, vision: str | None, language: str | None) -
 MODELS: dict[str, Callable[..., LMMConfig]] = {"7b": llava15_7b, "13b": llava15_13b, "tiny": llava15_tiny}
 
 
+_TWO_CORES: dict[str, int] = {"micro_batch_samples": 4, "micro_batch_rows": 2048, "micro_batch_threads": 2}
+
+
 def tiny_stage1() -> Stage:
     """The connector alone learns from captions, as in LLaVA-1.5; the pictures are padded because a crop would lose signs at their edges.
 
     The weight decay keeps its rows about as long as the embeddings of words, which the decoder was trained with.
     """
     return stage1(
-        batch_size=8, train={"projector": 4e-3}, weight_decay=1.0, image_fit="pad", micro_batch_rows=2048, checkpoint_every_steps=400
+        batch_size=8, train={"projector": 4e-3}, weight_decay=1.0, image_fit="pad", **_TWO_CORES, checkpoint_every_steps=600
     )
 
 
 def tiny_stage2() -> Stage:
     """Connector and decoder learn from conversations."""
-    return stage2(
-        batch_size=8, train={"projector": 1e-3, "decoder": 1e-4}, clip_norm=1.0, micro_batch_rows=2048, checkpoint_every_steps=400
-    )
+    return stage2(batch_size=8, train={"projector": 1e-3, "decoder": 1e-4}, clip_norm=1.0, **_TWO_CORES, checkpoint_every_steps=400)
 
 
 STAGES: dict[str, tuple[Callable[[], Stage], Callable[[], Stage]]] = {

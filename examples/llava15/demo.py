@@ -32,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.llava15.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder of the run (default %(default)s)")
-    parser.add_argument("--captions", type=_positive, default=12000, help="stage 1 captions (default %(default)s)")
-    parser.add_argument("--conversations", type=_positive, default=5700, help="stage 2 conversations (default %(default)s)")
+    parser.add_argument("--captions", type=_positive, default=24000, help="stage 1 captions (default %(default)s)")
+    parser.add_argument("--conversations", type=_positive, default=6000, help="stage 2 conversations (default %(default)s)")
     parser.add_argument("--questions", type=_positive, default=800, help="held-out questions (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the data (default %(default)s)")
     return parser

@@ -60,7 +60,7 @@ def train(
     """
     out = Path(out_dir)
     started = CheckpointStore(out / "checkpoints").latest
-    with run_conditions(stage), no_traces(out, WRITTEN, keep=lambda: started() is not None):
+    with run_conditions(stage, model.device), no_traces(out, WRITTEN, keep=lambda: started() is not None):
         run = _Run(model, stage, records, out, on_step)
         run.restore(resume)
         try:
@@ -91,7 +91,7 @@ class _Run:
         bf16 = use_bf16(stage, model.device)
         prepare_parts(model, stage, bf16=bf16)
         self.optimizer = build_optimizer(model, stage)
-        self.stepper = Stepper(model, self.optimizer, clip_norm=stage.clip_norm, bf16=bf16)
+        self.stepper = Stepper(model, self.optimizer, clip_norm=stage.clip_norm, bf16=bf16, threads=stage.micro_batch_threads)
         self.fingerprint = fingerprint(model, stage, samples)
         self.store = CheckpointStore(out / "checkpoints", stage.keep_checkpoints)
         self.totals, self.taken = Totals(), 0

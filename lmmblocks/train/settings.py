@@ -89,8 +89,10 @@ def settings_text(model: Any, stage: Stage, settings: dict[str, Any]) -> str:
 
 
 @contextmanager
-def run_conditions(stage: Stage) -> Iterator[None]:
-    """Seed every generator; for the length of the run, refuse operations that aren't deterministic if the stage says so."""
+def run_conditions(stage: Stage, device: torch.device) -> Iterator[None]:
+    """Seed every generator; for the length of the run, refuse operations that aren't deterministic if the stage says so, and give
+    micro-batches that a CPU computes side by side a thread each.
+    """
     random.seed(stage.seed)
     np.random.seed(stage.seed % 2**32)
     torch.manual_seed(stage.seed)
@@ -101,9 +103,13 @@ def run_conditions(stage: Stage) -> Iterator[None]:
     if stage.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
+    threads = torch.get_num_threads()
+    if stage.micro_batch_threads > 1 and device.type == "cpu":
+        torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 

@@ -28,6 +28,8 @@ class Stage:
         max_steps: end after this many steps, over as many epochs as that takes; None = ``epochs``.
         micro_batch_rows: most packed rows (text and image) of one forward and backward; a longer sample is a micro-batch of its own.
         micro_batch_samples: most samples of one forward and backward; None = no limit.
+        micro_batch_threads: micro-batches that a CPU computes side by side, each in one thread; 1 = one after the other,
+            each with all threads, as on other devices.
         warmup_ratio: share of all steps with rising learning rate, rounded up to whole steps.
         schedule: ``cosine`` to 0, or ``constant``, behind the warm-up.
         weight_decay: AdamW's, on weights that are neither biases nor scales of norms.
@@ -65,6 +67,7 @@ class Stage:
     max_steps: int | None = None
     micro_batch_rows: int = 8192
     micro_batch_samples: int | None = None
+    micro_batch_threads: int = 1
     warmup_ratio: float = 0.03
     schedule: str = "cosine"
     weight_decay: float = 0.0

@@ -92,6 +92,7 @@ _CHECKS: dict[str, Check] = {
     "max_steps": _or_none(_at_least(1)),
     "micro_batch_rows": _at_least(1),
     "micro_batch_samples": _or_none(_at_least(1)),
+    "micro_batch_threads": _at_least(1),
     "warmup_ratio": _SHARE,
     "schedule": _one_of("cosine", "constant"),
     "weight_decay": _NOT_NEGATIVE,

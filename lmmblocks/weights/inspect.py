@@ -19,6 +19,7 @@ from ..connect import out_grid_of
 from ..inputs import InputSpec
 from ..lmm import LMM
 from ..locate import locate
+from ..ops.dispatch import check_environment
 from ..spec import LmmError
 from . import lora
 from .checkpoint import (
@@ -66,8 +67,9 @@ def inspect(
         vision_tower: of an original checkpoint, as for ``load``.
 
     Raises:
-        LmmError: nothing there, neither a model nor a part of one, or a damaged file.
+        LmmError: nothing there, neither a model nor a part of one, a damaged file, or a ``LMMBLOCKS_BACKEND`` that can't be read.
     """
+    check_environment()
     folder = locate(path_or_id)
     if not (folder / CONFIG).is_file() and not is_lmm(folder) and other_encoder(folder) is None:
         identify(folder)  # says what was expected

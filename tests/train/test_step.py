@@ -164,6 +164,45 @@ def test_text_only_micro_batches_and_steps_train_what_they_reach(model, samples,
     assert not torch.equal(model.projector.linear_1.weight, moved)
 
 
+def test_micro_batches_side_by_side_give_the_gradients_of_one_after_the_other_and_the_same_bits_every_time(model, samples, stage):
+    stage = dataclasses.replace(stage, micro_batch_samples=2)
+    prepare_parts(model, stage)
+    inputs = step_input(0, samples, model.input_spec, stage)
+    assert len(inputs.batches) > 3
+
+    def found(threads):
+        stepper = Stepper(model, build_optimizer(model, stage), threads=threads)
+        loss = stepper.backward(inputs)
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        stepper.optimizer.zero_grad(set_to_none=True)
+        return loss, grads
+
+    expected, first = found(1), found(3)
+    assert_same((first[0].item(), first[1]), (expected[0].item(), expected[1]))
+    for _ in range(5):
+        again = found(3)
+        assert torch.equal(again[0], first[0]) and all(torch.equal(grad, first[1][name]) for name, grad in again[1].items())
+
+
+def test_text_only_micro_batches_side_by_side_reach_no_projector(model, samples, stage):
+    text = [sample for sample in samples if not sample.images]
+    only_projector = dataclasses.replace(stage, train={"projector": 1e-2}, micro_batch_samples=1)
+    prepare_parts(model, only_projector)
+    stepper = Stepper(model, build_optimizer(model, only_projector), threads=2)
+    assert torch.isfinite(stepper.backward(step_input(0, [*text, *text], model.input_spec, only_projector)))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_threads_of_a_run_are_given_back(model, samples, stage, tmp_path):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(before + 1)
+    several = dataclasses.replace(stage, micro_batch_samples=2, micro_batch_threads=2, max_steps=2, log_every=1)
+    lb.train.train(model, several, samples, tmp_path, on_step=lambda row: seen.append(torch.get_num_threads()))
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert seen == [1, 1] and found == before + 1
+
+
 def test_bf16_autocast_gives_nearly_the_same_loss(model, samples, stage):
     prepare_parts(model, stage)
     inputs = step_input(0, samples, model.input_spec, stage)
