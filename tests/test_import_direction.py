@@ -25,7 +25,13 @@ LAYERS = (
     ("assemble", ("assemble",)),
     ("whole models", ("weights", "weights.inspect", "weights.load", "weights.save", "weights.save_llava")),
     ("use", ("data", "eval", "generate", "train")),
-    ("cli", ("__main__", "cli", "doctor", "doctor_command", "eval.command", "generate.command", "inspect_command", "train.command")),
+    (
+        "cli",
+        (
+            *("__main__", "cli", "cli_options", "doctor", "doctor_command", "explain_command", "inspect_command"),
+            *("eval.command", "generate.command", "train.command"),
+        ),
+    ),
 )
 """Bottom up. A module belongs to the last entry that names it or, with the longest name, a package it is in."""
 
