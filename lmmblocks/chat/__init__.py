@@ -1,6 +1,6 @@
 """Conversations: messages -> template -> pieces -> token ids and labels."""
 
-from .answers import answer_ends, answer_margins, decode_supervised
+from .answers import answer_ends, answer_margins, decode_supervised, stop_texts
 from .built_in import TEMPLATES
 from .derive import from_tokenizer
 from .formats import FORMAT_PROMPTS, with_format
@@ -35,6 +35,7 @@ __all__ = [
     "llava15_messages",
     "load_tokenizer",
     "missing_tokens",
+    "stop_texts",
     "template_from_dict",
     "template_setting",
     "template_to_dict",

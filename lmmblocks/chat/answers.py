@@ -6,6 +6,7 @@ hold for every template, and for tokenizers that put a space of their own in fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -13,17 +14,35 @@ from ..spec import IGNORE_LABEL, LmmError
 from .lookup import get_template
 from .pieces import IMAGE_MARKER
 from .templates import ChatTemplate
-from .text_encoder import text_encoder
+from .text_encoder import special_ids, text_encoder
 from .tokenize import Mode, Tokens, encode_chat
 
 _WORD = "x"
 
 
-def answer_ends(template: ChatTemplate, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's own end token, and the template's where it has one."""
+def answer_ends(template: ChatTemplate, tokenizer: Any, stop: Sequence[str] = ()) -> frozenset[int]:
+    """Return the ids that end an answer: the tokenizer's own end token, and every stop string that is a token which text never becomes.
+
+    Args:
+        template: its stop strings.
+        tokenizer: whose special tokens are meant, besides those that the template writes.
+        stop: more stop strings.
+    """
+    tokens = _stop_tokens(template, tokenizer, stop).values()
+    return frozenset({tokenizer.eos_token_id, *tokens} - {None})
+
+
+def stop_texts(template: ChatTemplate, tokenizer: Any, stop: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the stop strings that are text, and so have to be looked for in what the model says: those that `answer_ends` has no id for."""
+    return tuple(text for text, token in _stop_tokens(template, tokenizer, stop).items() if token is None)
+
+
+def _stop_tokens(template: ChatTemplate, tokenizer: Any, stop: Sequence[str]) -> dict[str, int | None]:
     vocabulary = tokenizer.backend_tokenizer
-    own = {vocabulary.token_to_id(text) for text in template.stop if text in getattr(template, "tokens", ())}
-    return frozenset({tokenizer.eos_token_id, *own} - {None})
+    written = {vocabulary.token_to_id(text) for text in getattr(template, "tokens", ())}
+    tokens = written | special_ids(tokenizer)
+    ids = {text: vocabulary.token_to_id(text) for text in (*template.stop, *stop)}
+    return {text: token if token in tokens else None for text, token in ids.items()}
 
 
 def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "pieces") -> tuple[str, str]:

@@ -102,6 +102,12 @@ class TextEncoder:
             ) from error
 
 
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of all special tokens, added ones included."""
+    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset({*tokenizer.all_special_ids, *added})
+
+
 def _own_tokens(tokenizer: Any) -> tuple[str | None, str | None]:
     return tokenizer.bos_token, tokenizer.eos_token
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..chat import answer_ends, answer_margins
+from ..chat import answer_ends, answer_margins, stop_texts
 from ..pixels import join_pixels
 from ..plan import plan_splice
 from ..spec import Instruction, LmmError, Segments
 from .options import Options
 from .prompts import Prompt
 from .sampling import choose
-from .text import AnswerText, special_ids
+from .text import AnswerText
 
 if TYPE_CHECKING:
     from ..lmm import LMM
@@ -60,13 +60,8 @@ class Answer:
 
 def _endings(model: LMM, options: Options) -> tuple[frozenset[int], tuple[str, ...]]:
     """Return the tokens and the strings that end an answer; the string of a special token is that token, which gives no text."""
-    tokenizer = model.tokenizer
-    strings = dict.fromkeys((*model.template.stop, *options.stop))
-    own = answer_ends(model.template, tokenizer)
-    special, vocabulary = special_ids(tokenizer) | own, tokenizer.backend_tokenizer
-    tokens = {text: vocabulary.token_to_id(text) for text in strings}
-    ends = own | {token for token in tokens.values() if token in special}
-    return ends, tuple(text for text in strings if tokens[text] not in special)
+    given = model.template, model.tokenizer, options.stop
+    return answer_ends(*given), stop_texts(*given)
 
 
 def _margins(model: LMM) -> tuple[str, str]:

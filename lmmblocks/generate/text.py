@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat.text_encoder import text_encoder
+from ..chat.text_encoder import special_ids, text_encoder
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
@@ -130,12 +130,6 @@ class AnswerText:
             return ""
         text, self._start = self._start.removeprefix(self._lead), None
         return text
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of all special tokens, added ones included."""
-    added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
-    return frozenset({*tokenizer.all_special_ids, *added})
 
 
 def _overlap(text: str, stop: str, *, whole: bool = False) -> int:

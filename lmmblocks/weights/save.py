@@ -30,6 +30,7 @@ from ..lmm import LMM
 from ..spec import LmmError, closest
 from .files import CONFIG
 from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
+from .generation import token_ids, write_generation_config
 from .hf_systems import system_of
 from .instructblip import with_tokenizer_inside
 from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
@@ -132,13 +133,11 @@ def _hf(
     vocab = max(config.decoder.vocab, image_token + 1)
     stored = replace(config, decoder=replace(config.decoder, vocab=vocab))
     name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
-    ids = {key: getattr(tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = token_ids(model)
     values = system.config(model, stored, image_token)
     values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
     write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
-    write_json(
-        folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None}
-    )
+    write_generation_config(folder, model)
     system.write_processor(folder, model, config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

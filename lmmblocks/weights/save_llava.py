@@ -30,6 +30,7 @@ from ..spec import LmmError
 from .checkpoint import NATIVE_CONFIG
 from .files import CONFIG
 from .folder import write_json, write_weights
+from .generation import token_ids, write_generation_config
 from .hf_decoders import decoder_to_hf
 from .hf_encoders import encoder_to_hf
 from .maps import ORIGINAL
@@ -72,10 +73,9 @@ def write_llava(
     values = original_from_config(config, _decoder_values(config), tower=tower, tower_inside=include_vision)
     if own:
         _write_tower(config, state, folder / TOWER_FOLDER, dtype)
-    ids = {key: getattr(model.tokenizer, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     dtype_name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
-    write_json(folder / CONFIG, {**values, **ids, "torch_dtype": dtype_name})
-    write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+    write_json(folder / CONFIG, {**values, **token_ids(model), "torch_dtype": dtype_name})
+    write_generation_config(folder, model)
     source = None if include_vision else TOWER_FOLDER if own else tower
     (folder / NATIVE_CONFIG).write_text(replace(config, encoder_source=source).to_json(), encoding="utf-8")
     _write_tokenizer(model.tokenizer, folder)

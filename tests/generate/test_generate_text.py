@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmmblocks.chat.text_encoder import text_encoder
-from lmmblocks.generate.text import AnswerText, StopStrings, TokenText, special_ids
+from lmmblocks.chat.text_encoder import special_ids, text_encoder
+from lmmblocks.generate.text import AnswerText, StopStrings, TokenText
 
 SAME_FIXTURE = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
