@@ -13,6 +13,7 @@ from .prompted import PromptTemplate
 from .saving import template_from_dict, template_to_dict
 from .templates import CaptionTemplate, ChatTemplate, Template
 from .tokenize import Tokens, encode_chat, tokenize
+from .tokenizer_files import write_tokenizer
 
 __all__ = [
     "FORMAT_PROMPTS",
@@ -41,5 +42,6 @@ __all__ = [
     "template_to_dict",
     "tokenize",
     "with_format",
+    "write_tokenizer",
     "written",
 ]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..chat import write_tokenizer
 from ..config import Block, LMMConfig
 from ..encoders.blip2_vit import Blip2ViT
 from ..projectors import InstructQFormer
@@ -131,7 +132,7 @@ def write_instructblip_processor(folder: Path, model: Any, config: LMMConfig) ->
     source = model.projector.tokenizer
     tokenizer = model.tokenizer if source is None else load_tokenizer(source)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder / QFORMER_TOKENIZER)
+        write_tokenizer(tokenizer, folder / QFORMER_TOKENIZER)
 
 
 def with_tokenizer_inside(model: Any, config: LMMConfig, folder: Path) -> LMMConfig:
@@ -143,7 +144,7 @@ def with_tokenizer_inside(model: Any, config: LMMConfig, folder: Path) -> LMMCon
     source = model.projector.tokenizer if isinstance(model.projector, InstructQFormer) else None
     if source is None or not Path(source).expanduser().is_dir():
         return config
-    load_tokenizer(source).save_pretrained(folder / QFORMER_TOKENIZER)
+    write_tokenizer(load_tokenizer(source), folder / QFORMER_TOKENIZER)
     return _with_tokenizer(config, QFORMER_TOKENIZER)
 
 

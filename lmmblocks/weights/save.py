@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chat import IMAGE_MARKER, template_setting
+from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
 from ..config import LMMConfig
 from ..lmm import LMM
 from ..spec import LmmError, closest
@@ -120,7 +120,7 @@ def _native(
     model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
 ) -> dict[str, Tensor]:
     if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
+        write_tokenizer(model.tokenizer, folder)
     return state
 
 
@@ -140,9 +140,9 @@ def _hf(
     write_generation_config(folder, model)
     system.write_processor(folder, model, config)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
     if vocab > config.decoder.vocab and tokenizer is not None:
-        model.tokenizer.save_pretrained(folder / OWN_TOKENIZER)
+        write_tokenizer(model.tokenizer, folder / OWN_TOKENIZER)
     state = {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
     return {system.layout.to_file(key) or key: value for key, value in state.items()}
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..chat import write_tokenizer
 from ..config import LMMConfig
 from ..encoders.catalogue import ENCODERS
 from ..encoders.clip import CLIPConfig
@@ -117,7 +118,7 @@ def _write_tower(config: LMMConfig, state: dict[str, Tensor], folder: Path, dtyp
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     if tokenizer is None:
         return
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(tokenizer, folder)
     sentences = getattr(tokenizer, "vocab_file", None)
     if sentences and Path(sentences).name == "tokenizer.model" and Path(sentences).is_file():
         shutil.copyfile(sentences, folder / "tokenizer.model")

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmmblocks.decoders.transformer import Transformer, TransformerConfig
-from lmmblocks.encoders.clip import CLIP, CLIPConfig
+from lmmblocks.decoders.transformer import Transformer
+from lmmblocks.encoders.clip import CLIP
 from lmmblocks.images.hf_processor import to_hf
+from lmmblocks.weights.hf_decoders import decoder_to_hf
+from lmmblocks.weights.hf_encoders import encoder_to_hf
 
 
 def export_vision(
@@ -29,10 +31,9 @@ def export_vision(
         metrics: saved as `metrics.json`.
         dtype: of the weights.
     """
-    config = hf_vision_config(encoder.config)
-    config.architectures, config.dtype = ["CLIPVisionModel"], dtype
+    config = {**encoder_to_hf(encoder.config), "architectures": ["CLIPVisionModel"], "torch_dtype": _name(dtype)}
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
-        config.save_pretrained(unfinished)
+        _write_json(Path(unfinished) / "config.json", config)
         _write_json(Path(unfinished) / "preprocessor_config.json", to_hf(encoder.preprocess))
         _write_json(Path(unfinished) / "metrics.json", metrics)
         _write_weights(encoder.state_dict(), Path(unfinished), dtype)
@@ -55,15 +56,11 @@ def export_language(
         metrics: saved as `metrics.json`.
         dtype: of the weights.
     """
-    from transformers import GenerationConfig
-
-    config = hf_language_config(replace(decoder.config, tied=False))
-    config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # pad is <unk>, as LLaVA has it
+    config = {**decoder_to_hf(replace(decoder.config, tied=False)), **ids, "torch_dtype": _name(dtype)}
     with tempfile.TemporaryDirectory(dir=_parent(folder)) as unfinished:
-        config.save_pretrained(unfinished)
-        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False).save_pretrained(
-            unfinished
-        )
+        _write_json(Path(unfinished) / "config.json", {**config, "architectures": ["LlamaForCausalLM"]})
+        _write_json(Path(unfinished) / "generation_config.json", {**ids, "do_sample": False})
         for file in sorted(tokenizer_folder.glob("*token*.json")):
             (Path(unfinished) / file.name).write_bytes(file.read_bytes())
         _write_json(Path(unfinished) / "metrics.json", metrics)
@@ -71,43 +68,8 @@ def export_language(
         _move_files(Path(unfinished), folder)
 
 
-def hf_vision_config(config: CLIPConfig) -> Any:
-    """The same shape as a `transformers.CLIPVisionConfig`."""
-    from transformers import CLIPVisionConfig
-
-    return CLIPVisionConfig(
-        hidden_size=config.dim,
-        intermediate_size=config.mlp_dim,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        image_size=config.image_size,
-        patch_size=config.patch,
-        hidden_act=config.activation,
-        layer_norm_eps=config.eps,
-        projection_dim=config.dim,
-    )
-
-
-def hf_language_config(config: TransformerConfig) -> Any:
-    """The same shape as a `transformers.LlamaConfig`; pad is `<unk>`, as LLaVA has it."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        hidden_size=config.dim,
-        intermediate_size=config.ffn_dim,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_width,
-        vocab_size=config.vocab,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=config.tied,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _parent(folder: Path) -> Path:

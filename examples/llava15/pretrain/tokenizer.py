@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lmmblocks.chat import FORMAT_PROMPTS, get_template
+from lmmblocks.chat import FORMAT_PROMPTS, get_template, write_tokenizer
 
 from ..scenes.corpus import corpus_text
 
@@ -100,7 +100,7 @@ def corpus(documents: int, seed: int = 0) -> Iterator[str]:
 
 
 def save_tokenizer(tokenizer: Any, folder: str | Path, max_positions: int = 2048) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for AutoTokenizer.
+    """Write `tokenizer.json` and `tokenizer_config.json` for AutoTokenizer.
 
     Args:
         tokenizer: what `train_tokenizer` returned.
@@ -117,7 +117,4 @@ def save_tokenizer(tokenizer: Any, folder: str | Path, max_positions: int = 2048
         clean_up_tokenization_spaces=False,
         **names,
     )
-    wrapped.save_pretrained(str(folder))
-    (Path(folder) / "special_tokens_map.json").write_text(
-        json.dumps(names, indent=2) + "\n", encoding="utf-8"
-    )
+    write_tokenizer(wrapped, folder)
