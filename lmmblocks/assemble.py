@@ -15,6 +15,7 @@ from .composition import Parts, mismatches, refuse
 from .config import LMMConfig, is_config
 from .construct import Recipe, named_config, recipe, recipes
 from .decoders.hf import HFDecoder, is_hf_model
+from .dtypes import check_dtype
 from .encoders.choices import keep_choices, preprocess_for
 from .lmm import LMM
 from .presets import DECODERS, ENCODERS, PRESETS, preset
@@ -69,6 +70,7 @@ def build(
     """
     if weights not in WEIGHTS:
         raise LmmError(f"weights={weights!r} is none of {WEIGHTS}{closest(weights, WEIGHTS)}")
+    check_dtype(dtype)
     config = _start(model)
     asked = config.template if template is None else template
     template = None if asked == AUTO else get_template(asked)

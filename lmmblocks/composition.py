@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .decoders.hooks import HOOK_OFFERS
+from .dtypes import disagreement
 from .ops.dispatch import check_environment
 from .spec import LmmError
 from .trial import OF_THE_MODEL, name_of, row_mismatches
@@ -101,6 +102,9 @@ def _disagreements(parts: Parts) -> Iterator[str]:
         yield from _instruction_mismatches(parts)
     yield from _hook_mismatches(parts)
     yield from _text_mismatches(parts)
+    several = disagreement({name: part for _, name, part in parts.named})
+    if several:
+        yield several
 
 
 def _duplicates(parts: Parts) -> Iterator[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..chat import answer_ends, answer_margins, stop_texts
+from ..dtypes import disagreement
 from ..pixels import join_pixels
 from ..plan import plan_splice
 from ..spec import Instruction, LmmError, Segments
@@ -86,8 +87,9 @@ def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Opt
         ``logits_SV`` of the token after each prompt.
 
     Raises:
-        LmmError: a prompt and its answer don't fit into the decoder's positions.
+        LmmError: a prompt and its answer don't fit into the decoder's positions, or parts of the model have several dtypes or devices.
     """
+    _check_dtypes(model)
     _check_room(model, cache, prompts, options.max_new_tokens)
     plan = plan_splice(
         [p.ids for p in prompts], [p.image_rows for p in prompts], names=[p.name for p in prompts]
@@ -158,6 +160,12 @@ def new_cache(model: LMM, sequences: int) -> Any:
             f"(lmmblocks.decoders.cache) for its layers"
         )
     return make(sequences)
+
+
+def _check_dtypes(model: LMM) -> None:
+    problem = None if torch.is_autocast_enabled(model.device.type) else disagreement(model.parts)
+    if problem:
+        raise LmmError(problem)
 
 
 def _check_room(model: LMM, cache: Any, prompts: Sequence[Prompt], new_tokens: int) -> None:

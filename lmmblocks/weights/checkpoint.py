@@ -36,6 +36,7 @@ from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRA
 from .original import TOWER, check, decoder_values, fit_of, is_original, original_to_config
 from .overlay import in_dtype, of_state, overlaid, renamed
 from .sources import has_tokenizer, load_encoder
+from .stored_dtypes import decoder_dtype
 from .tower import INSIDE, locate_tower, tower_shape
 
 NATIVE_CONFIG = "lmmblocks.json"
@@ -44,7 +45,6 @@ OWN_TOKENIZER = "lmmblocks_tokenizer"
 
 PROJECTOR = "mm_projector.bin"
 TRAINABLES = "non_lora_trainables.bin"
-TABLE = "language_model.model.embed_tokens.weight"
 Open = Callable[[Collection[str], "torch.dtype | None"], WeightFiles]
 
 
@@ -188,7 +188,7 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
 
 def _upper(folder: Path, layout: Layout, model: WeightFiles, expected: Collection[str]) -> WeightFiles:
     """Put what a folder over a base holds over the base, rounded to the base's dtype."""
-    dtype = getattr(torch, model.dtypes.get(TABLE, "float32"))  # without a table the load fails, with a list
+    dtype = decoder_dtype(model) or torch.float32  # without a decoder the load fails, with a list
     if layout is Layout.PROJECTOR:
         return overlaid(model, in_dtype(renamed(open_file(folder / PROJECTOR), PROJECTOR_LAYOUTS, expected), dtype))
     if (folder / TRAINABLES).is_file():
@@ -198,8 +198,8 @@ def _upper(folder: Path, layout: Layout, model: WeightFiles, expected: Collectio
 
 def _in_one_dtype(files: WeightFiles, dtype: torch.dtype | None) -> WeightFiles:
     """Round all parts to one dtype, as the original does: the one asked for, else the language model's."""
-    stored = files.dtypes.get(TABLE)
-    return files if dtype is None and stored is None else in_dtype(files, dtype or getattr(torch, str(stored)))
+    dtype = dtype or decoder_dtype(files)
+    return files if dtype is None else in_dtype(files, dtype)
 
 
 def holds_tower(files: WeightFiles) -> bool:

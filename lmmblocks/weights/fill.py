@@ -13,6 +13,8 @@ from ..spec import LmmError
 from .files import WeightFiles, some
 from .maps import KeyMap, choose
 
+_INTEGERS = ("int64", "int32", "int16", "int8", "uint8", "bool")
+
 
 def read_parameters(
     files: WeightFiles,
@@ -117,6 +119,11 @@ def _problems(files: WeightFiles, match: _Match) -> Iterator[str]:
             f"{file_name} is {files.shapes[file_name]}, expected {match.in_file[name]}"
             for name, file_name in match.place.items()
             if files.shapes[file_name] != match.in_file[name]
+        ],
+        "of integers, expected floating-point numbers": [
+            f"{file_name} is {files.dtypes[file_name]}"
+            for name, file_name in match.place.items()
+            if name in match.owner and files.dtypes[file_name] in _INTEGERS
         ],
     }
     yield from (f"{len(entries)} {what}: {some(entries)}" for what, entries in found.items() if entries)

@@ -16,6 +16,7 @@ import torch
 from ..assemble import build
 from ..config import LMMConfig
 from ..connect import out_grid_of
+from ..dtypes import name_of
 from ..inputs import InputSpec
 from ..lmm import LMM
 from ..locate import locate
@@ -51,9 +52,9 @@ from .load import TABLES
 from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
 from .original import TOWER, decoder_values, projector_of
 from .other_encoders import other_encoder
+from .overlay import renamed
+from .stored_dtypes import ROLES, by_role, decoder_dtype, mixture
 from .tower import local_tower
-
-_PARTS = {"vision_tower": "encoder", "multi_modal_projector": "projector", "language_model": "decoder", "arrange": "tiles"}
 
 
 def inspect(
@@ -99,6 +100,7 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     else:
         _describe_model(report, config, skeleton)
         if layout is not Layout.LORA:
+            _describe_dtype(report, *inside[0], set(skeleton.state_dict()))
             _check_names(report, folder, layout, skeleton, *inside[0])
     _settings_of_files(report, folder, layout)
     _look_for_the_rest(report, folder, layout, base, vision_tower)
@@ -136,7 +138,7 @@ def _count_inside(report: Inspection, files: WeightFiles, layouts: tuple[KeyMap,
     layout = max(layouts, key=lambda each: sum(each.to_model(name) is not None for name in files.shapes))
     for file_name, shape in files.shapes.items():
         model_name = None if layout.skips(file_name) else layout.to_model(file_name)
-        role = _PARTS.get(str(model_name).split(".")[0])
+        role = ROLES.get(str(model_name).split(".")[0])
         if role is not None:
             part = report.part(role)
             part.parameters = (part.parameters or 0) + math.prod(shape)
@@ -145,7 +147,7 @@ def _count_inside(report: Inspection, files: WeightFiles, layouts: tuple[KeyMap,
 
 def _describe_model(report: Inspection, config: LMMConfig, model: LMM) -> None:
     held = {part.name: part.dtypes for part in report.parts}
-    for child, role in _PARTS.items():
+    for child, role in ROLES.items():
         module = getattr(model, child, None)
         if module is None:
             continue
@@ -163,6 +165,19 @@ def _describe_model(report: Inspection, config: LMMConfig, model: LMM) -> None:
         "preprocessing": describe_preprocess(preprocess),
     }
     report.image_tokens = _image_tokens(model, preprocess)
+
+
+def _describe_dtype(report: Inspection, files: WeightFiles, layouts: tuple[KeyMap, ...], names: set[str]) -> None:
+    """Say which dtype all parts get where some are stored in another, as ``load`` will."""
+    files = renamed(files, layouts, names)
+    try:
+        dtype = decoder_dtype(files)
+    except LmmError as error:
+        report.problems.append(str(error))
+        return
+    others = None if dtype is None else mixture(by_role(files), dtype)
+    if others is not None and dtype is not None:
+        report.settings["dtype"] = f"{name_of(dtype)} once loaded, that of most of the decoder's weights ({others} on the disk)"
 
 
 def _what(role: str, config: LMMConfig, model: LMM) -> str:

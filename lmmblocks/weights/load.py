@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
 from ..assemble import build
+from ..dtypes import check_dtype, name_of
 from ..lmm import LMM
-from ..spec import LmmError
 from .buffers import compute_buffers, copy_buffers
 from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
+from .files import WeightFiles
 from .fill import read_parameters
 from .maps import NATIVE
 from .sources import load_tokenizer
+from .stored_dtypes import by_role, decoder_dtype, mixture
 
 __all__ = ["NATIVE_CONFIG", "OWN_TOKENIZER", "TABLES", "load"]
 
@@ -41,7 +44,8 @@ def load(
         path_or_id: folder or hub id.
         base: what a projector or a LoRA adapter lies over, a language model or a LLaVA; None = what its config names.
         vision_tower: folder or hub id of an original checkpoint's tower, instead of the one it names.
-        dtype: of the weights; None = as stored. The parts of an original checkpoint all get the language model's.
+        dtype: of all weights and buffers; None = that in which most of the decoder's weights are stored. Where another part is stored in
+            another dtype, a warning says so.
         device: where they go.
 
     Returns:
@@ -50,17 +54,30 @@ def load(
     Raises:
         LmmError: nothing there, a model that the blocks can't compute, files that are damaged or don't fit their config.
     """
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise LmmError(f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None")
+    check_dtype(dtype)
     checkpoint = open_checkpoint(path_or_id, base=base, vision_tower=vision_tower)
     tokenizer = None if checkpoint.tokenizer is None else load_tokenizer(checkpoint.tokenizer)
     model = build(checkpoint.config, tokenizer=tokenizer, weights="random", device="meta")
     rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}
     files = checkpoint.weights(set(model.state_dict()), dtype)
+    dtype = _one_dtype(files) if dtype is None else dtype
     state = read_parameters(files, (NATIVE,), model, dtype=dtype, device=device, stored_rows=rows)
     model.load_state_dict(state, assign=True)
     for part, config in ((model.encoder, checkpoint.config.encoder), (model.decoder, checkpoint.config.decoder)):
         compute_buffers(part, config.build, device)
     # What connects them is made for both of them together; hardly any connector has such buffers.
     copy_buffers(model, lambda: build(checkpoint.config, weights="random"), device)
-    return model.eval()
+    return model.to(dtype=dtype).eval()  # what the files don't hold, computed buffers, as build(dtype=...) has it
+
+
+def _one_dtype(files: WeightFiles) -> torch.dtype | None:
+    """Return the decoder's dtype, which all parts get; say so where some part was stored in another."""
+    dtype = decoder_dtype(files)
+    others = None if dtype is None else mixture(by_role(files), dtype)
+    if dtype is not None and others is not None:
+        warnings.warn(
+            f"{files.folder} stores its parts in several dtypes ({others}): all are loaded in {name_of(dtype)}, that of most of the decoder's "
+            f"weights; load(..., dtype=...) chooses another",
+            stacklevel=3,
+        )
+    return dtype

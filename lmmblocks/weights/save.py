@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
 from ..config import LMMConfig
+from ..dtypes import check_dtype
 from ..lmm import LMM
 from ..spec import LmmError, closest
 from .files import CONFIG
@@ -66,10 +67,7 @@ def save(
         raise LmmError(
             f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}"
         )
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise LmmError(
-            f"dtype={dtype!r}: expected a floating-point torch dtype such as torch.bfloat16, or None"
-        )
+    check_dtype(dtype)
     known = [name for name, p in inspect.signature(FORMATS[format]).parameters.items() if p.kind is p.KEYWORD_ONLY]
     unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
     if unknown:
