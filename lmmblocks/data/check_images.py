@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
-from ..images.load import ImageError, open_image, require_bytes
+from ..images.failures import ImageError
+from ..images.load import open_image, require_bytes
+from ..images.rgb import is_deep, to_rgb
+from ..spec import MachineError
 from .record_rules import Problem
 
 ImageCheck = Literal["exists", "decode"]
@@ -49,7 +53,7 @@ def check_images(
 def _file_problems(path: str) -> list[Problem]:
     try:
         require_bytes(path)
-    except ImageError as error:
+    except (ImageError, MachineError) as error:
         return [_problem(error)]
     return []
 
@@ -57,13 +61,14 @@ def _file_problems(path: str) -> list[Problem]:
 def _decode_problems(path: str) -> list[Problem]:
     try:
         with open_image(path) as image:
+            to_rgb(image, path)
             return _notes(image, path)
-    except ImageError as error:
+    except (ImageError, MachineError) as error:
         return [_problem(error)]
 
 
-def _problem(error: ImageError) -> Problem:
-    return Problem(f"{error.kind}_image", str(error))
+def _problem(error: ImageError | MachineError) -> Problem:
+    return Problem(f"{error.kind if isinstance(error, ImageError) else 'unreadable'}_image", str(error))
 
 
 def _notes(image: Image.Image, path: str) -> list[Problem]:
@@ -75,4 +80,7 @@ def _notes(image: Image.Image, path: str) -> list[Problem]:
         notes.append(Problem("wrong_extension", f"image {path} is {actual}, its name says {expected}"))
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(Problem("animated_image", f"image {path} is an animated {actual}"))
+    if is_deep(image):
+        values = np.asarray(image)
+        notes.append(Problem("deep_image", f"image {path} has the mode {image.mode}, values {values.min():g} to {values.max():g}"))
     return notes

@@ -84,6 +84,13 @@ PROBLEM_KINDS = {
     ),
     "bomb_image": ProblemKind("more pixels than any picture needs", "scale it down, or drop the record"),
     "extreme_image": ProblemKind("an extreme shape, nothing would be visible", "crop it, or drop the record"),
+    "format_image": ProblemKind("a kind of file that isn't read", "convert it to PNG or JPEG, see the detail"),
+    "range_image": ProblemKind(
+        "values of which nobody knows what is white", "scale it to 8 bits, or to floats in [0, 1]"
+    ),
+    "unreadable_image": ProblemKind(
+        "the machine can't read the file, which may be sound", "mend the machine, see the detail; no record is dropped for it"
+    ),
     "too_long": ProblemKind(
         "more tokens than allowed", "shorten or split it, raise the limit, or train with truncate='turn'"
     ),
@@ -91,6 +98,11 @@ PROBLEM_KINDS = {
     "duplicate_id": ProblemKind("the id was used before", "make ids unique, or --allow duplicate_id"),
     "animated_image": ProblemKind(
         "several frames; the first one is used", "nothing, if the first frame is right", note=True
+    ),
+    "deep_image": ProblemKind(
+        "more than 8 bits: 16 bits or floats in [0, 1] are scaled to 8",
+        "nothing, if its values use that range; 12-bit data in 16 bits look nearly black",
+        note=True,
     ),
     "wrong_extension": ProblemKind("content and file name differ", "nothing: the content decides", note=True),
     "image_only_question": ProblemKind(

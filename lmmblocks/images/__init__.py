@@ -10,7 +10,8 @@ from .boxes import (
     to_cropped,
     to_padded,
 )
-from .load import ImageError, load_image, open_image
+from .failures import ImageError
+from .load import load_image, open_image
 from .preprocess import CLIP_MEAN, CLIP_STD, ImagePreprocess, clip_preprocess
 
 __all__ = [

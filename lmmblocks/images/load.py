@@ -1,26 +1,30 @@
-"""Open an image file safely: every way it can be broken becomes one sentence that names the file.
+"""Open an image safely: every way it can be broken becomes one sentence that names it.
 
-Like LLaVA (``train/train.py:701``), an image is ``Image.open(path).convert("RGB")`` and nothing else: the EXIF
+Like LLaVA (``train/train.py:701``), a picture of 8 bits is ``Image.open(path).convert("RGB")`` and nothing else: the EXIF
 orientation is *not* applied, transparency is dropped, and of an animation the first frame is taken. Box coordinates
-and released checkpoints were made that way; rotate such files on disk if you want them upright.
+and released checkpoints were made that way; rotate such files on disk if you want them upright. Deeper pictures: see ``rgb``.
 """
 
 from __future__ import annotations
 
+import io
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
-from ..spec import LmmError
+from ..spec import LmmError, machine_failure
+from .arrays import picture_of_array, refuse_source
+from .failures import DAMAGE, ImageError, failure
+from .rgb import to_rgb
+from .signatures import HEAD_BYTES
 
-ImageErrorKind = Literal["missing", "zero_byte", "truncated", "corrupt", "bomb", "extreme"]
-ImageSource = str | os.PathLike | Image.Image
+ImageSource = Any
+"""A path, a PIL image, the bytes of an image file (or a file object that gives them), or a numpy array ``(H, W)`` or ``(H, W, C)``."""
 
 MAX_ASPECT = 200
 """Longest side over shortest; beyond it nothing would be visible and the resized strip would fill the memory."""
@@ -28,104 +32,122 @@ MAX_ASPECT = 200
 MAX_SIDE_PX = 32_768
 """Longest side; padding to a square costs its square."""
 
-# What PIL's readers raise on damaged files, beside OSError: found by cutting and flipping bytes of every common format.
-_DAMAGE = (
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
-
-_ENDS_EARLY = ("truncated", "incomplete", "reached eof", "not enough image data")
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG": "PNG",
-    b"GIF8": "GIF",
-    b"BM": "BMP",
-    b"RIFF": "WebP",
-    b"II*\0": "TIFF",
-}
-
-
-class ImageError(LmmError):
-    """An image that cannot be used.
-
-    Attributes:
-        kind: what is wrong, for programs: ``missing, zero_byte, truncated, corrupt, bomb, extreme``.
-    """
-
-    def __init__(self, kind: ImageErrorKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.kind, str(self))  # errors cross process borders in data loader workers
-
 
 def load_image(source: ImageSource) -> Image.Image:
     """Return ``source`` fully decoded, as RGB.
 
     Args:
-        source: path of an image file, or a PIL image.
+        source: path of an image file, a PIL image, the bytes of an image file or a file object that gives them, or an array (see
+            ``picture_of_array``).
 
     Returns:
-        A PIL image of mode RGB, independent of the file.
+        A PIL image of mode RGB, independent of the file. More than 8 bits are scaled by their depth, see ``to_rgb``.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, not an image, a decompression bomb, or has an extreme shape.
-        LmmError: ``source`` is neither a path nor a PIL image.
+        ImageError: the file is missing, empty, truncated, not an image, a decompression bomb, has an extreme shape, is of a kind that
+            isn't read, or holds values of an unknown range.
+        MachineError: the machine can't read it: no permission, no file handle, no memory, a failing mount, a missing codec.
+        LmmError: ``source`` is none of these, or a PIL image that was closed.
     """
+    if isinstance(source, np.ndarray):
+        source = picture_of_array(source)
     if isinstance(source, Image.Image):
         name = str(getattr(source, "filename", "") or "the given PIL image")
         _refuse_shape(source.size, name)
+        _refuse_closed(source, name)
         _decode(source, name)
-        return source.convert("RGB")
-    if not isinstance(source, (str, os.PathLike)):
-        raise LmmError(f"an image is a path or a PIL image, found {type(source).__name__}: PIL.Image.fromarray makes one of an array")
+        return to_rgb(source, name)
     with open_image(source) as image:
-        return image.convert("RGB")
+        return to_rgb(image, image_name(source))
+
+
+def image_name(source: ImageSource) -> str:
+    """Return what to call an image that is to be opened."""
+    return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"of {type(source).__name__}"
 
 
 @contextmanager
-def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Open and fully decode an image file in its own mode; the file is closed at the end of the block.
+def open_image(source: ImageSource) -> Iterator[Image.Image]:
+    """Open and fully decode an image file, or its bytes, in its own mode; the file is closed at the end of the block.
 
     Raises:
         ImageError: as for ``load_image``.
+        MachineError: as for ``load_image``.
+        LmmError: neither a path nor bytes.
     """
-    name = os.fspath(path)
-    require_bytes(name)
-    try:
-        image = Image.open(name)
-    except Image.DecompressionBombError as error:
-        raise ImageError("bomb", f"image {name} is a decompression bomb: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("corrupt", f"image {name} {_looks_like(name)}: replace the file") from error
-    except (OSError, *_DAMAGE) as error:
-        raise _damaged(name, error) from error
-    with image:
-        _refuse_shape(image.size, name)
-        _decode(image, name)
-        yield image
+    name = image_name(source)
+    with _binary(source, name) as file:
+        head, size_bytes = b"", None
+        try:
+            head, size_bytes = _first_bytes(file)
+            image = Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise ImageError("bomb", f"image {name} is a decompression bomb: {error}") from error
+        except (OSError, MemoryError, *DAMAGE) as error:
+            raise failure(name, error, head, size_bytes) from error
+        with image:
+            _refuse_shape(image.size, name)
+            _decode(image, name, head, size_bytes)
+            yield image
 
 
 def require_bytes(name: str) -> None:
-    """Raise ``ImageError`` for a path that is missing, a folder or empty; the file is not opened."""
+    """Raise ``ImageError`` for a path that is missing, a folder or empty; the file is not opened.
+
+    Raises:
+        MachineError: the machine doesn't let us look.
+    """
     try:
         size_bytes = os.stat(name).st_size
     except (OSError, ValueError) as error:
-        web = "; download it first" if name.startswith(("http://", "https://")) else "; check the path"
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError("missing", f"image {name} cannot be opened: {reason}{web}") from error
+        raise _unopened(name, error) from error
     if Path(name).is_dir():
         raise ImageError("missing", f"image {name} is a folder; expected an image file")
     if size_bytes == 0:
         raise ImageError("zero_byte", f"image {name} is empty (0 bytes): fetch it again")
+
+
+@contextmanager
+def _binary(source: ImageSource, name: str) -> Iterator[BinaryIO]:
+    """Give the file to read from; one that the caller opened stays open."""
+    if isinstance(source, (str, os.PathLike)):
+        require_bytes(name)
+        try:
+            opened = open(name, "rb")  # noqa: SIM115  closed below; only opening it may be told as this
+        except (OSError, ValueError) as error:
+            raise _unopened(name, error) from error
+        with opened:
+            yield opened
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise ImageError("zero_byte", f"image {name} is empty (0 bytes)")
+        yield io.BytesIO(source)
+    elif hasattr(source, "read") and hasattr(source, "seek"):
+        if getattr(source, "closed", False):
+            raise LmmError(f"image {name}: the file object was closed: give it open, or its bytes")
+        yield source
+    else:
+        raise refuse_source(source)
+
+
+def _unopened(name: str, error: Exception) -> LmmError:
+    """Tell a path that names nothing from a machine that doesn't open it."""
+    if name.startswith(("http://", "https://", "data:", "s3://", "gs://")):
+        return ImageError(
+            "missing", f"image {name[:80]}: URLs aren't read: download it and give the path of the file"
+        )
+    machine = machine_failure(f"image {name} cannot be opened", error)
+    reason = error.strerror if isinstance(error, OSError) else error
+    return machine or ImageError("missing", f"image {name} cannot be opened: {reason}; check the path")
+
+
+def _first_bytes(file: BinaryIO) -> tuple[bytes, int]:
+    """Return the beginning of a file and its size; the file stands at its beginning again."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    return head, size_bytes
 
 
 def _refuse_shape(size: tuple[int, int], name: str) -> None:
@@ -147,49 +169,25 @@ def _refuse_shape(size: tuple[int, int], name: str) -> None:
         )
 
 
-def _decode(image: Image.Image, name: str) -> None:
+def _refuse_closed(image: Image.Image, name: str) -> None:
+    """Raise for a PIL image whose pixels are gone."""
+    closed = LmmError(
+        f"image {name} was closed before it was used: give it inside its `with` block, or call .load() in there, or give the path"
+    )
+    try:
+        unread = image.im is None
+    except AssertionError:  # of newer Pillows, for a picture that was not decoded yet
+        unread = True
+    except ValueError as error:
+        raise closed from error
+    file = getattr(image, "fp", None)
+    if unread and (file is None or getattr(file, "closed", False)):
+        raise closed
+
+
+def _decode(image: Image.Image, name: str, head: bytes = b"", size_bytes: int | None = None) -> None:
     """Read all pixels now, so that a damaged file fails here and not in the middle of something else."""
     try:
         image.load()
-    except (OSError, *_DAMAGE) as error:
-        raise _damaged(name, error) from error
-
-
-def _damaged(name: str, error: BaseException) -> ImageError:
-    """Tell a file that ends too early from one whose content makes no sense."""
-    reason = str(error) or type(error).__name__
-    if (
-        isinstance(error, EOFError)
-        or any(word in reason.lower() for word in _ENDS_EARLY)
-        or _riff_ends_early(name)
-    ):
-        return ImageError("truncated", f"image {name} is truncated ({reason}): fetch it again")
-    return ImageError("corrupt", f"image {name} cannot be decoded ({reason}): replace the file")
-
-
-def _riff_ends_early(name: str) -> bool:
-    """Whether a WebP file is shorter than its header says; its decoder only reports that it failed."""
-    if not os.path.isfile(name):
-        return False
-    with open(name, "rb") as file:
-        head = file.read(8)
-    return (
-        head[:4] == b"RIFF"
-        and len(head) == 8
-        and int.from_bytes(head[4:], "little") + 8 > os.path.getsize(name)
-    )
-
-
-def _looks_like(name: str) -> str:
-    """Describe a file PIL does not recognise by its first bytes."""
-    with open(name, "rb") as file:
-        head = file.read(16)
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            return f"starts like a {kind} file but has no readable header"
-    text = head.decode("ascii", errors="replace")
-    return (
-        f"is not an image (it starts with {text!r})"
-        if text.isprintable()
-        else f"is not an image (it starts with {head[:8]!r})"
-    )
+    except (OSError, MemoryError, *DAMAGE) as error:
+        raise failure(name, error, head, size_bytes) from error

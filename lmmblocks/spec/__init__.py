@@ -13,6 +13,7 @@ from .errors import LmmError, closest, some
 from .features import PATCHES, FeatureSpec, VisionFeatures
 from .grids import Grid, TileGrid, image_count
 from .instruction import Instruction
+from .machine import MachineError, machine_failure
 from .plan import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, SplicePlan
 from .protocols import Arrangement, Decoder, Encoder, LayerHook, Projector, Reducer
 from .segments import Segments, boundaries
@@ -31,6 +32,7 @@ __all__ = [
     "Instruction",
     "LayerHook",
     "LmmError",
+    "MachineError",
     "Projector",
     "Reducer",
     "Sample",
@@ -41,5 +43,6 @@ __all__ = [
     "boundaries",
     "closest",
     "image_count",
+    "machine_failure",
     "some",
 ]

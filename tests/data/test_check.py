@@ -41,6 +41,9 @@ def broken_images(images):
     (images / "page.jpg").write_text("<html>not found</html>")
     bomb(images / "bomb.png")
     Image.new("RGB", (1, 300)).save(images / "thin.png")
+    (images / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("F", (8, 8), 300.0).save(images / "float.tif")
+    Image.new("I;16", (8, 8), 300).save(images / "deep.png")
     PICTURE.save(images / "gif.jpg", format="GIF")
     PICTURE.save(images / "move.gif", save_all=True, append_images=[PICTURE.rotate(90)])
     return images
@@ -68,6 +71,9 @@ def faults(record):
         "corrupt_image": record("corrupt_image", "page.jpg"),
         "bomb_image": record("bomb_image", "bomb.png"),
         "extreme_image": record("extreme_image", "thin.png"),
+        "format_image": record("format_image", "photo.heic"),
+        "range_image": record("range_image", "float.tif"),
+        "deep_image": record("deep_image", "deep.png"),
         "too_long": record("too_long", answer="word " * 300),
         "duplicate_id": record("good"),
         "animated_image": record("animated_image", "move.gif"),
@@ -87,9 +93,9 @@ def test_every_kind_of_fault_is_found_at_its_record_and_nothing_else(write, brok
         (offender,) = finding.offenders
         assert order[offender.index - 1] == finding.code
         assert offender.id == ("good" if finding.code == "duplicate_id" else finding.code)
-        assert finding.note == (finding.code in ("animated_image", "wrong_extension", "image_only_question"))
+        assert finding.note == (finding.code in ("animated_image", "deep_image", "wrong_extension", "image_only_question"))
     assert not report.ok and report.records == len(order) + 1
-    elsewhere = {"broken_json", "no_records", "untokenisable"}
+    elsewhere = {"broken_json", "no_records", "untokenisable", "unreadable_image"}
     assert set(planted) | elsewhere == set(PROBLEM_KINDS), "every kind has its test"
 
 

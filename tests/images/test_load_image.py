@@ -94,15 +94,66 @@ def test_like_llava_orientation_is_not_applied_and_the_first_frame_is_taken(pict
     assert load_image(tmp_path / "two.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb_as_pil_converts_it(picture, mode):
-    image = Image.new("I;16", (60, 40), 300) if mode == "I;16" else picture.convert(mode)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_every_mode_of_8_bits_becomes_rgb_as_pil_converts_it(picture, mode):
+    image = picture.convert(mode)
     assert load_image(image).tobytes() == image.convert("RGB").tobytes()
 
 
 def test_other_types_are_refused_and_errors_cross_processes():
-    with pytest.raises(LmmError, match="path or a PIL image, found int: PIL.Image.fromarray"):
+    with pytest.raises(LmmError, match="an image is a path, a PIL image, .* or a numpy array .*, found int$"):
         load_image(3)
     error = ImageError("bomb", "too big")
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.kind, str(copy)) == ("bomb", "too big")
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_closed_picture_is_refused_in_words(picture, tmp_path, loaded):
+    picture.save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    if loaded:
+        image.load()
+    image.close()
+    with pytest.raises(
+        LmmError, match="a.png was closed before it was used: give it inside its `with` block"
+    ):
+        load_image(image)
+    with Image.open(tmp_path / "a.png") as left:
+        pass
+    with pytest.raises(LmmError, match="was closed before it was used"):
+        load_image(left)
+    with open(tmp_path / "a.png", "rb") as file:
+        under_it = Image.open(file)
+    with pytest.raises(LmmError, match="was closed before it was used"):
+        load_image(under_it)
+    with Image.open(tmp_path / "a.png") as read:
+        read.load()
+    assert load_image(read).tobytes() == picture.tobytes(), "what was read stays usable"
+
+
+FOREIGN = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "JPEG XL": b"\xff\x0a\xfa\x7f",
+    "SVG": b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>",
+    "PDF": b"%PDF-1.7\n",
+    "a video": b"\0\0\0\x20ftypisom\0\0\2\0isomiso2",
+    "gzip": b"\x1f\x8b\x08\0",
+    "DICOM": bytes(128) + b"DICM",
+    "a git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "a numpy array": b"\x93NUMPY\1\0",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_other_kinds_of_files_are_named_with_what_reads_them(tmp_path, kind):
+    (tmp_path / "photo.jpg").write_bytes(FOREIGN[kind] + bytes(64))
+    assert kind_of(tmp_path / "photo.jpg") == "format"
+    with pytest.raises(ImageError, match=f"is {kind}, which isn't read here: "):
+        load_image(FOREIGN[kind] + bytes(64))
+
+
+@pytest.mark.parametrize("url", ["https://example.org/cat.jpg", "data:image/png;base64,iVBORw0KGgo="])
+def test_a_url_is_no_path(url):
+    with pytest.raises(ImageError, match="URLs aren't read: download it"):
+        load_image(url)

@@ -1,0 +1,94 @@
+"""Pictures of every mode to RGB of 8 bits, so that a value always becomes the same grey, whatever else is in the picture.
+
+More bits are scaled by the depth that the file states: 16 bits keep the high byte, as Pillow does with pictures of three 16-bit channels,
+and 12 bits the highest 8. Pillow's own ``convert("RGB")`` clips them instead: all above 255 turns white. Floats are taken as 0 to 1.
+Where black and white can't be known (32-bit integers, other floats), the picture is refused: a guess from its largest value would show
+two pictures of the same thing differently.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .failures import ImageError
+
+_SHORT = ("I;16", "I;16L", "I;16B", "I;16N")
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture has one channel of more than 8 bits."""
+    return image.mode in (*_SHORT, "I", "F")
+
+
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return a decoded picture as RGB.
+
+    Args:
+        image: of any mode.
+        name: what to call it in messages.
+
+    Raises:
+        ImageError: values of an unknown range (kind ``range``), or a mode that can't be turned into RGB (``format``).
+    """
+    if is_deep(image):
+        return Image.fromarray(_bytes(image, name)).convert("RGB")
+    try:
+        if image.mode in _PREMULTIPLIED:
+            return image.convert(_PREMULTIPLIED[image.mode]).convert("RGB")
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(
+            "format",
+            f"image {name} has the mode {image.mode}, which Pillow can't turn into RGB ({error}): convert it first",
+        ) from error
+
+
+def _bytes(image: Image.Image, name: str) -> np.ndarray:
+    """Return a deep picture as uint8 ``(H, W)``."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        scaled = unit_to_bytes(values, name)
+    elif image.mode in _SHORT:
+        scaled = (values >> (_depth(image) - 8)).astype(np.uint8)
+    elif image.format in ("PNG", "PPM"):  # 16 bits in both; older Pillows open such PNGs as 32
+        scaled = (values >> 8).astype(np.uint8)
+    else:
+        raise ImageError(
+            "range",
+            f"image {name} holds 32-bit or signed integers (mode I, {values.min()} to {values.max()}), of which nobody knows what is white: "
+            f"scale them to 8 bits, or save them as unsigned 16 bits, where 65535 is white",
+        )
+    return 255 - scaled if _white_is_zero(image) else scaled
+
+
+def unit_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Return floats in [0, 1] as uint8 of the same shape.
+
+    Raises:
+        ImageError: NaN, infinity, or values outside [0, 1] (kind ``range``).
+    """
+    if not np.isfinite(values).all():
+        raise ImageError(
+            "range", f"image {name} holds NaN or infinity: replace these values by numbers in [0, 1]"
+        )
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        raise ImageError(
+            "range",
+            f"image {name} holds floats from {low:g} to {high:g}, expected 0 (black) to 1 (white): scale them, or convert them to 8 bits",
+        )
+    return (values * 255 + 0.5).astype(np.uint8)
+
+
+def _depth(image: Image.Image) -> int:
+    """Bits of a value: 12 where a TIFF says so, else 16."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE)
+    return int(bits[0]) if isinstance(bits, tuple) and bits and bits[0] in (12, 16) else 16
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    """Whether a TIFF counts from white to black: Pillow turns such pictures round only where they have 8 bits."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
