@@ -41,6 +41,15 @@ def add_dtype(parser: argparse.ArgumentParser, names: Sequence[str], help: str, 
     parser.add_argument("--dtype", type=_dtype_name, choices=names, default=default, help=f"{help}; {short} are accepted too")
 
 
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--template``, which ``load`` takes."""
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="how to talk to the model: a name such as vicuna_v1, auto for the tokenizer's own, or package.module:OBJECT (default: as its files say)",
+    )
+
+
 def dtype_of(name: str | None) -> torch.dtype | None:
     """Return torch's dtype of a name."""
     import torch

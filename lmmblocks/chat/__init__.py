@@ -1,6 +1,6 @@
 """Conversations: messages -> template -> pieces -> token ids and labels."""
 
-from .answers import answer_ends, answer_margins, decode_supervised, stop_texts
+from .answers import answer_ends, answer_margins, decode_supervised, stop_texts, with_ends
 from .built_in import TEMPLATES
 from .derive import from_tokenizer
 from .formats import FORMAT_PROMPTS, with_format
@@ -8,6 +8,7 @@ from .load import load_tokenizer
 from .lookup import get_template, missing_tokens, template_setting
 from .marked import MarkedTemplate
 from .messages import Message, llava15_messages
+from .of_model import OfModel, of_model
 from .pieces import IMAGE_MARKER, Piece, written
 from .prompted import PromptTemplate
 from .saving import template_from_dict, template_to_dict
@@ -23,6 +24,7 @@ __all__ = [
     "ChatTemplate",
     "MarkedTemplate",
     "Message",
+    "OfModel",
     "Piece",
     "PromptTemplate",
     "Template",
@@ -36,11 +38,13 @@ __all__ = [
     "llava15_messages",
     "load_tokenizer",
     "missing_tokens",
+    "of_model",
     "stop_texts",
     "template_from_dict",
     "template_setting",
     "template_to_dict",
     "tokenize",
+    "with_ends",
     "with_format",
     "write_tokenizer",
     "written",

@@ -6,7 +6,8 @@ hold for every template, and for tokenizers that put a space of their own in fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -21,7 +22,8 @@ _WORD = "x"
 
 
 def answer_ends(template: ChatTemplate, tokenizer: Any, stop: Sequence[str] = ()) -> frozenset[int]:
-    """Return the ids that end an answer: the tokenizer's own end token, and every stop string that is a token which text never becomes.
+    """Return the ids that end an answer, and no others do: every stop string that is a token which text never becomes, and the tokenizer's own end
+    token or, where the template keeps what a model states (`ends`), these.
 
     Args:
         template: its stop strings.
@@ -29,7 +31,8 @@ def answer_ends(template: ChatTemplate, tokenizer: Any, stop: Sequence[str] = ()
         stop: more stop strings.
     """
     tokens = _stop_tokens(template, tokenizer, stop).values()
-    return frozenset({tokenizer.eos_token_id, *tokens} - {None})
+    stated = [tokenizer.backend_tokenizer.token_to_id(text) for text in getattr(template, "ends", ())]
+    return frozenset({*(stated or [tokenizer.eos_token_id]), *tokens} - {None})
 
 
 def stop_texts(template: ChatTemplate, tokenizer: Any, stop: Sequence[str] = ()) -> tuple[str, ...]:
@@ -43,6 +46,42 @@ def _stop_tokens(template: ChatTemplate, tokenizer: Any, stop: Sequence[str]) ->
     tokens = written | special_ids(tokenizer)
     ids = {text: vocabulary.token_to_id(text) for text in (*template.stop, *stop)}
     return {text: token if token in tokens else None for text, token in ids.items()}
+
+
+def with_ends(template: ChatTemplate, ids: Iterable[int], tokenizer: Any, *, found: str) -> ChatTemplate:
+    """Return a template that ends answers with the tokens that a model states, and with what it writes behind an answer itself.
+
+    Args:
+        template: how the model is talked to; the same one is returned where it ends answers with these ids anyway.
+        ids: of the tokens.
+        tokenizer: the model's.
+        found: where they are stated, for messages.
+
+    Raises:
+        LmmError: an id that is none of the tokenizer's, or a template without a field `ends`.
+    """
+    stated = frozenset(ids)
+    if stated <= answer_ends(template, tokenizer):
+        return template
+    vocabulary = tokenizer.backend_tokenizer
+    unknown = sorted(token for token in stated if vocabulary.id_to_token(token) is None)
+    if unknown:
+        raise LmmError(f"{found} ends answers with {unknown}, which are no ids of the tokenizer ({len(tokenizer)} tokens): correct eos_token_id")
+    if not (is_dataclass(template) and any(field.name == "ends" for field in fields(template))):
+        raise LmmError(
+            f"{found} ends answers with {sorted(stated)}, and template {template.name!r} has no field 'ends' to keep them in: give it one, as "
+            f"MarkedTemplate has"
+        )
+    if tokenizer.eos_token_id is not None and _writes_eos(template):
+        stated |= {tokenizer.eos_token_id}
+    return replace(template, ends=tuple(vocabulary.id_to_token(token) for token in sorted(stated)))
+
+
+def _writes_eos(template: ChatTemplate) -> bool:
+    """Whether the tokenizer's own end token stands behind answers."""
+    messages = [{"role": "user", "content": IMAGE_MARKER}, {"role": "assistant", "content": _WORD}]
+    said = [piece for piece in template.render(messages) if piece.train]
+    return bool(said) and said[-1].kind == "eos"
 
 
 def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "pieces") -> tuple[str, str]:

@@ -14,6 +14,7 @@ answers: a token of an answer would be learned that is gone from the next prompt
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,19 +58,27 @@ def _derive(jinja: JinjaTemplate) -> MarkedTemplate:
     try:
         if jinja.depends_on_date(conversation(2)):
             raise Unfit("what it writes depends on today's date")
-        template = _learn(jinja)
+        template, _ = learn(jinja)
         refuse_differences(jinja, template)
     except Unfit as reason:
         tokenizer = jinja.tokenizer
         raise LmmError(
             f"the chat template of {type(tokenizer).__name__} {tokenizer.name_or_path!r} can't be taken apart into markup and contents: {reason}: "
-            f"choose a template by name ({_names_with_the_same_prompts(jinja) or ', '.join(TEMPLATES)}), or write a MarkedTemplate"
+            f"choose a template by name ({names_with_the_same_prompts(jinja) or ', '.join(TEMPLATES)}), or write a MarkedTemplate"
         ) from reason
     return template
 
 
-def _learn(jinja: JinjaTemplate) -> MarkedTemplate:
-    """Read the markup off conversations of known words."""
+def learn(jinja: JinjaTemplate, *, lend_end: bool = False) -> tuple[MarkedTemplate, str]:
+    """Read the markup off conversations of known words.
+
+    Args:
+        jinja: the chat template.
+        lend_end: where it writes no token behind an answer, the answer ends with the tokenizer's own.
+
+    Returns:
+        The template, and the text that a lent end stands for; without one "".
+    """
     whole, asked = conversation(3), conversation(1)[:1]
     opening, *between, closing = _around(jinja(whole), whole)
     to_answer = _the_same(between[0::2], "in front of answers")
@@ -77,22 +86,23 @@ def _learn(jinja: JinjaTemplate) -> MarkedTemplate:
     prompt = _around(jinja(asked, add_generation_prompt=True), asked)
     _the_same([opening, prompt[0]], "in front of the first question")
     tokens = _tokens_in(jinja, [opening, *between, closing])
-    lead = _lead(prompt[1], to_answer)
-    ending = _ending(to_question, closing, tokens)
+    lead = _lead(prompt[1], to_answer, tokens)
+    ending, end = _ending(to_question, closing, tokens, lend_end)
     template = MarkedTemplate(
         AUTO,
         opening=opening,
         to_answer=prompt[1],
         ending=ending,
-        to_question=to_question[len(ending) :],
-        close=closing[len(ending) :],
+        to_question=to_question[len(end) :],
+        close=closing[len(end) :],
         tokens=tokens,
         lead=lead,
     )
-    return _with_system(jinja, template, [*between, closing])
+    stands_for = end if ending == EOS else ""
+    return _with_system(jinja, template, [*between, closing], stands_for), stands_for
 
 
-def _with_system(jinja: JinjaTemplate, template: MarkedTemplate, expected: Sequence[str]) -> MarkedTemplate:
+def _with_system(jinja: JinjaTemplate, template: MarkedTemplate, expected: Sequence[str], end: str) -> MarkedTemplate:
     """Add what stands around a system prompt, where one can be given."""
     messages = conversation(3, SYSTEM)
     try:
@@ -106,7 +116,7 @@ def _with_system(jinja: JinjaTemplate, template: MarkedTemplate, expected: Seque
         raise Unfit("a system prompt changes what stands around questions and answers")
     tokens = tuple(dict.fromkeys((*template.tokens, *_tokens_in(jinja, [before, after]))))
     template = replace(template, around_system=(before, after), tokens=tokens)
-    without = written(template.render(conversation(1)))
+    without = written(template.render(conversation(1)), eos=end)
     return replace(template, empty_system=jinja(conversation(1, "")) != without)
 
 
@@ -135,29 +145,33 @@ def _the_same(literals: Sequence[str], where: str) -> str:
     return literals[0]
 
 
-def _lead(prompt: str, to_answer: str) -> str:
-    """Return what the model has to write between the generation prompt and its answer."""
+def _lead(prompt: str, to_answer: str, tokens: tuple[str, ...]) -> str:
+    """Return what the model has to write between the generation prompt and its answer: text, and no tokens."""
     lead = to_answer.removeprefix(prompt)
-    if not to_answer.startswith(prompt) or lead.strip():
+    if not to_answer.startswith(prompt) or any(kind == "special" for kind, _ in cut(lead, tokens)):
         raise Unfit(
             f"a generation prompt ends with {prompt!r}, but in a finished conversation {to_answer!r} stands in front of an answer"
         )
     return lead
 
 
-def _ending(to_question: str, closing: str, tokens: tuple[str, ...]) -> str:
-    """Return the beginning that both have in common, up to the token that ends an answer."""
+def _ending(to_question: str, closing: str, tokens: tuple[str, ...], lend: bool) -> tuple[str, str]:
+    """Return what ends an answer, and the text that it is written as: the beginning of both, up to the token that does."""
+    common = os.path.commonprefix([to_question, closing])
+    missing = re.match(r"\s*<[^<>\s]+>\s*", common)  # written like a token, and none of the tokenizer's
+    if lend and not any(kind == "special" for kind, _ in cut(common, tokens)) and (missing or not common.strip()):
+        return EOS, missing[0] if missing else common
     for kind, text in cut(to_question, tokens):
         if kind == "special":
             ending = to_question[: to_question.index(text) + len(text)]
             break
     else:
-        ending = os.path.commonprefix([to_question, closing])
+        ending = common
     if not ending.strip() or not closing.startswith(ending):
         raise Unfit(
             f"no token ends every answer: {to_question!r} stands behind the earlier ones and {closing!r} behind the last"
         )
-    return ending
+    return ending, ending
 
 
 def _tokens_in(jinja: JinjaTemplate, literals: Sequence[str]) -> tuple[str, ...]:
@@ -176,7 +190,7 @@ def _tokens_in(jinja: JinjaTemplate, literals: Sequence[str]) -> tuple[str, ...]
     )
 
 
-def _names_with_the_same_prompts(jinja: JinjaTemplate) -> str:
+def names_with_the_same_prompts(jinja: JinjaTemplate) -> str:
     """Return the library's templates that introduce an answer to a plain question in the same way, for a message."""
     spelled = {"bos": jinja.tokenizer.bos_token or "", "eos": jinja.tokenizer.eos_token or ""}
     messages = conversation(1)[:1]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..spec import LmmError
-from .messages import Message
 
 _DATE = "strftime_now"
 """The function by which chat templates ask for today's date."""
@@ -16,21 +15,27 @@ class Unfit(Exception):
     """A chat template is no markup around contents; the message says why."""
 
 
+class Trims(Unfit):
+    """The contents of messages are written without the whitespace around them."""
+
+
 class JinjaTemplate:
-    """The chat template of a tokenizer.
+    """A chat template.
 
     Args:
         tokenizer: a transformers tokenizer.
+        source: the program; None = the tokenizer's own.
+        parts: contents are given as lists of parts, ``[{"type": "text", "text": ...}]``, as processors do, and not as strings.
 
     Raises:
-        LmmError: it has no chat template.
+        LmmError: the tokenizer has no chat template and none is given.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.source = source_of(tokenizer)
+    def __init__(self, tokenizer: Any, source: str | None = None, *, parts: bool = False) -> None:
+        self.tokenizer, self.parts = tokenizer, parts
+        self.source = source_of(tokenizer) if source is None else source
 
-    def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def __call__(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
         """Render as `tokenizer.apply_chat_template`.
 
         Raises:
@@ -38,7 +43,10 @@ class JinjaTemplate:
         """
         return self._render(self.source, messages, add_generation_prompt)
 
-    def depends_on_date(self, messages: Sequence[Message]) -> bool:
+    def _content(self, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if self.parts and isinstance(content, str) else content
+
+    def depends_on_date(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the text of a conversation changes with the day."""
         if _DATE not in self.source:
             return False
@@ -50,10 +58,10 @@ class JinjaTemplate:
         first, second = (self._render(source, messages, False) for source in dated)
         return first != second
 
-    def _render(self, source: str, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+    def _render(self, source: str, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [{**message, "content": self._content(message["content"])} for message in messages],
                 chat_template=source,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,

@@ -47,6 +47,7 @@ class MarkedTemplate:
         system: the system prompt of a conversation that brings none; "" = none.
         empty_system: whether an empty system message is a system prompt, or none.
         image: markup in front of and behind every image.
+        ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
     Raises:
         LmmError: nothing ends an answer, or markup is not a string.
@@ -69,9 +70,10 @@ class MarkedTemplate:
     system: str = ""
     empty_system: bool = True
     image: tuple[str, str] = ("", "")
+    ends: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("around_system", "tokens", "image"):  # JSON has lists
+        for field in ("around_system", "tokens", "image", "ends"):  # JSON has lists
             if isinstance(getattr(self, field), list):
                 object.__setattr__(self, field, tuple(getattr(self, field)))
         problems = [*_problems_of_types(self)] or [*_problems_of_ending(self)]
@@ -180,6 +182,8 @@ def _problems_of_types(template: MarkedTemplate) -> list[str]:
             )
     if not _strings(template.tokens) or "" in template.tokens:
         problems.append(f"tokens must be strings that aren't empty, found {template.tokens!r}")
+    if not _strings(template.ends):
+        problems.append(f"ends must be strings, found {template.ends!r}")
     if not isinstance(template.empty_system, bool):
         problems.append(f"empty_system must be true or false, found {template.empty_system!r}")
     return problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .jinja import JinjaTemplate, Unfit
+from .jinja import JinjaTemplate, Trims, Unfit
 from .marked import MarkedTemplate
 from .messages import Message
 from .pieces import written
@@ -33,18 +33,26 @@ def conversation(turns: int, system: str | None = None) -> list[Message]:
     return messages
 
 
-def refuse_differences(jinja: JinjaTemplate, template: MarkedTemplate) -> None:
+def refuse_differences(jinja: JinjaTemplate, template: MarkedTemplate, *, end: str = "", trimmed: bool = False) -> None:
     """Render every probe with both.
+
+    Args:
+        jinja: the chat template.
+        template: what it was taken for.
+        end: what the chat template writes where the template has the tokenizer's end token.
+        trimmed: leave whitespace around contents out of the probes.
 
     Raises:
         Unfit: the first one that comes out differently, and in what way.
     """
     for messages, index in _probes(template):
+        if trimmed:
+            messages = [{**message, "content": message["content"].strip()} for message in messages]
         for shown, prompt in ((messages, False), (messages[:-1], True)):
-            ours = written(template.render(shown, add_generation_prompt=prompt))
+            ours = written(template.render(shown, add_generation_prompt=prompt), eos=end)
             found = jinja(shown, add_generation_prompt=prompt)
             if ours != found:
-                raise Unfit(_difference(jinja, messages, index, found, ours))
+                raise _difference(jinja, messages, index, found, ours)
 
 
 def _probes(template: MarkedTemplate) -> Iterator[tuple[list[Message], int | None]]:
@@ -60,16 +68,16 @@ def _probes(template: MarkedTemplate) -> Iterator[tuple[list[Message], int | Non
 
 def _difference(
     jinja: JinjaTemplate, messages: list[Message], index: int | None, found: str, ours: str
-) -> str:
+) -> Unfit:
     """Say in what way a chat template is more than markup."""
     if index is not None:
         odd, role = messages[index]["content"], messages[index]["role"]
         if odd != odd.strip() and jinja(messages) == jinja(_with_content(messages, index, odd.strip())):
-            return f"it trims the contents of the {role}'s messages"
+            return Trims(f"it trims the contents of the {role}'s messages")
         if "</think>" in odd:
-            return f"it takes reasoning out of the {role}'s messages"
-        return f"it writes {odd!r} of the {role} in a way of its own ({_excerpt(found, ours)})"
-    return f"conversations of {len(messages)} messages don't follow the markup of shorter ones ({_excerpt(found, ours)})"
+            return Unfit(f"it takes reasoning out of the {role}'s messages")
+        return Unfit(f"it writes {odd!r} of the {role} in a way of its own ({_excerpt(found, ours)})")
+    return Unfit(f"conversations of {len(messages)} messages don't follow the markup of shorter ones ({_excerpt(found, ours)})")
 
 
 def _with_content(messages: list[Message], index: int, content: str) -> list[Message]:

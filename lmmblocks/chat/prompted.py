@@ -20,6 +20,7 @@ class PromptTemplate:
     Args:
         name: the registered name, saved with a model.
         lead: text between the question and the answer, said by the model: the space where tokenizers join it to the next word.
+        ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
     Source: `blip2_vicuna_instruct.py` of LAVIS (`concat_text_input_output`), `InstructBlipProcessor` of transformers.
 
@@ -31,6 +32,7 @@ class PromptTemplate:
 
     name: str
     lead: str = " "
+    ends: tuple[str, ...] = ()
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from .pieces import IMAGE_MARKER, Piece, content_pieces
 class ChatTemplate(Protocol):
     """What the rest of the library asks of a template.
 
-    A template may have `tokens`, the special tokens that it writes besides the tokenizer's `bos` and `eos`: they are
-    looked for in the tokenizer when a model is composed, and contents that spell one never become it.
+    A template may have `ends`, the tokens that end an answer by what a model states (`with_ends`), and `tokens`, the
+    special tokens that it writes besides the tokenizer's `bos` and `eos`: they are looked for in the tokenizer when a
+    model is composed, and contents that spell one never become it.
     """
 
     @property
@@ -49,6 +50,7 @@ class Template:
         seps: what follows the system prompt and every question, and what stands between an answer and the
             next turn.
         stop: strings that end an answer besides the end-of-sequence token.
+        ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Template:
     roles: tuple[str, str] = ("USER", "ASSISTANT")
     seps: tuple[str, str] = (" ", "")
     stop: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation.
@@ -106,12 +109,14 @@ class CaptionTemplate:
     Args:
         name: the registered name, saved with a model.
         end: what ends a caption.
+        ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
     Source: `preprocess_plain`, llava/train/train.py at c121f04.
     """
 
     name: str
     end: str = "\n"
+    ends: tuple[str, ...] = ()
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..cli_options import add_device, device_of, require_tokenizer
+from ..cli_options import add_device, add_template, device_of, require_tokenizer
 from ..spec import LmmError
 
 
@@ -20,6 +20,7 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write answers and scores as JSON")
     parser.add_argument("--batch-size", type=int, default=32, help="questions answered side by side (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    add_template(parser)
     add_device(parser)
 
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from . import evaluate, read_questions, summarise
 
     questions = read_questions(load_records(args.file, args.images))
-    model = load(args.model, device=device_of(args.device))
+    model = load(args.model, template=args.template, device=device_of(args.device))
     require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
     results = evaluate(model, questions, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)
     summary = summarise(results)

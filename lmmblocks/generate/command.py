@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ..cli_options import add_device, add_dtype, device_of, dtype_of, require_tokenizer
+from ..cli_options import add_device, add_dtype, add_template, device_of, dtype_of, require_tokenizer
 from ..spec import LmmError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="answer this one question and leave; without it, questions are read line by line",
     )
+    add_template(parser)
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the template's own)")
     parser.add_argument(
         "--temperature",
@@ -96,6 +97,6 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 def _load(args: argparse.Namespace) -> LMM:
     from .. import load
 
-    model = load(args.model, dtype=dtype_of(args.dtype), device=device_of(args.device))
+    model = load(args.model, template=args.template, dtype=dtype_of(args.dtype), device=device_of(args.device))
     require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
     return model

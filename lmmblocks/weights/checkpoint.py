@@ -73,6 +73,7 @@ class Checkpoint:
         weights: from the names in the model and the dtype asked for (None = as stored) to its tensors.
         tokenizer: folder of the tokenizer, None when there is none.
         stored_vocab: token rows in the file when these may be more than the model has.
+        chat: folders whose files say how the model is talked to, in this order; none where ``lmmblocks.json`` does.
     """
 
     folder: Path
@@ -81,6 +82,7 @@ class Checkpoint:
     weights: Open
     tokenizer: Path | None
     stored_vocab: int | None = None
+    chat: tuple[Path, ...] = ()
 
 
 def identify(folder: Path) -> Layout:
@@ -130,7 +132,13 @@ def _whole(folder: Path, layout: Layout) -> Checkpoint:
         config = hf_config(folder)
     files = with_added_rows(open_weights(folder))
     return Checkpoint(
-        folder, layout, config, lambda expected, dtype: renamed(files, MODEL_LAYOUTS, expected), tokenizer_folder(folder), stored_vocab
+        folder,
+        layout,
+        config,
+        lambda expected, dtype: renamed(files, MODEL_LAYOUTS, expected),
+        tokenizer_folder(folder),
+        stored_vocab,
+        chat_folders(folder),
     )
 
 
@@ -157,7 +165,7 @@ def _original(folder: Path, vision_tower: str | os.PathLike[str] | None) -> Chec
         model = renamed(files, (ORIGINAL,), expected)
         return _in_one_dtype(model if own else overlaid(_tower_files(folder, values, vision_tower), model), dtype)
 
-    return Checkpoint(folder, Layout.ORIGINAL, config, weights, tokenizer_folder(folder))
+    return Checkpoint(folder, Layout.ORIGINAL, config, weights, tokenizer_folder(folder), chat=chat_folders(folder))
 
 
 def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.PathLike[str] | None) -> Checkpoint:
@@ -183,7 +191,9 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
         return _upper(folder, layout, _in_one_dtype(model, dtype), expected)
 
     tokenizer = tokenizer_folder(folder) or (lower.tokenizer if lower is not None else tokenizer_folder(base_folder))
-    return Checkpoint(folder, layout, config, weights, tokenizer, None if lower is None else lower.stored_vocab)
+    chat = (*chat_folders(folder), *((base_folder,) if lower is None else lower.chat))
+    said = lower is not None and not lower.chat and values is None  # by the base's lmmblocks.json
+    return Checkpoint(folder, layout, config, weights, tokenizer, None if lower is None else lower.stored_vocab, () if said else chat)
 
 
 def _upper(folder: Path, layout: Layout, model: WeightFiles, expected: Collection[str]) -> WeightFiles:
@@ -263,6 +273,11 @@ def is_lmm(folder: Path) -> bool:
         return True
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     return is_original(values) or values.get("model_type") == "llava" or is_llava_next(values) or is_instructblip(values) or is_idefics(values)
+
+
+def chat_folders(folder: Path) -> tuple[Path, ...]:
+    """Return the folder where its files are to be asked how its model is talked to, nothing where ``lmmblocks.json`` says it."""
+    return () if (folder / NATIVE_CONFIG).is_file() else (folder,)
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

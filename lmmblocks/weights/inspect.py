@@ -24,7 +24,6 @@ from ..ops.dispatch import check_environment
 from ..spec import LmmError
 from . import lora
 from .checkpoint import (
-    NATIVE_CONFIG,
     PROJECTOR,
     TRAINABLES,
     Layout,
@@ -44,9 +43,9 @@ from .describe import describe, describe_preprocess
 from .files import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
 from .fill import weight_problems
 from .hf_decoders import decoder_from_hf, knows_decoder
-from .idefics import TEMPLATES as IDEFICS_TEMPLATES
 from .idefics import with_added_rows
 from .inspect_alone import inspect_decoder, inspect_tower
+from .inspect_chat import describe_chat
 from .inspection import SIZES, Inspection, Part
 from .load import TABLES
 from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
@@ -98,6 +97,7 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     except LmmError as error:
         report.problems.append(str(error))
     else:
+        describe_chat(report, folder, config, _base_here(folder, layout, base))
         _describe_model(report, config, skeleton)
         if layout is not Layout.LORA:
             _describe_dtype(report, *inside[0], set(skeleton.state_dict()))
@@ -159,7 +159,6 @@ def _describe_model(report: Inspection, config: LMMConfig, model: LMM) -> None:
         report.parts += [Part(role, describe(block)) for block in blocks]
     preprocess = config.preprocess or model.encoder.preprocess
     report.settings |= {
-        "template": config.template if isinstance(config.template, str) else str(model.template.name),
         "token ids": config.tokenize_mode,
         "max length": f"{model.max_length} rows of a conversation, image rows included",
         "preprocessing": describe_preprocess(preprocess),
@@ -194,6 +193,15 @@ def _image_tokens(model: LMM, preprocess: Any) -> dict[str, int]:
     return {f"{width}x{height}": spec.image_rows(preprocess.grid(width, height)) for width, height in SIZES}
 
 
+def _base_here(folder: Path, layout: Layout, base: Any) -> Path | None:
+    """Return the folder of what a folder lies over, where it is on this machine."""
+    if layout not in (Layout.PROJECTOR, Layout.LORA):
+        return None
+    named = base or named_base(folder, layout, read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {})
+    found = Path(named or "").expanduser()
+    return found if named and found.is_dir() else None
+
+
 def _describe_decoder(report: Inspection, folder: Path) -> None:
     """Say what an original config alone tells."""
     values = read_json(folder / CONFIG)
@@ -218,10 +226,6 @@ def _check_names(
 
 
 def _settings_of_files(report: Inspection, folder: Path, layout: Layout) -> None:
-    if layout is not Layout.NATIVE and not (folder / NATIVE_CONFIG).is_file() and "template" in report.settings:
-        known = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
-        whose = known.get(report.settings["template"], "LLaVA-1.5's")
-        report.settings["template"] += f" ({whose}; the files don't say)"
     found = tokenizer_folder(folder)
     if found is not None:
         report.settings["tokenizer"] = "inside" if found == folder else f"inside, in {found.name}/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
 from .files import WeightFiles
 from .fill import read_parameters
 from .maps import NATIVE
+from .model_chat import model_chat
 from .sources import load_tokenizer
 from .stored_dtypes import by_role, decoder_dtype, mixture
 
@@ -29,21 +31,24 @@ def load(
     *,
     base: str | os.PathLike[str] | None = None,
     vision_tower: str | os.PathLike[str] | None = None,
+    template: Any = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> LMM:
     """Read a model of any layout, told apart by content: ours, those of transformers, and the original LLaVA's (full checkpoints,
     a projector or a LoRA adapter over a base).
 
-    A LLaVA of others doesn't say how it was talked to: it gets LLaVA-1.5's template, token ids and length. Its image processing
-    is followed; hub conversions crop where the original pads (``collate(..., fit="pad")``). An original checkpoint may hold its vision
-    tower or only name it (``mm_vision_tower``); weights inside are used, which the original's own code does only for
-    ``unfreeze_mm_vision_tower``.
+    A model of others is talked to as its files say (``chat_files.py``): their chat template becomes the model's, one of the library's where
+    that gives the same ids, and the tokens they list end an answer. Where they say nothing it gets LLaVA-1.5's template, and always its token
+    ids and length. Its image processing is followed; hub conversions crop where the original pads (``collate(..., fit="pad")``). An original
+    checkpoint may hold its vision tower or only name it (``mm_vision_tower``); weights inside are used, which the original's own code does only
+    for ``unfreeze_mm_vision_tower``.
 
     Args:
         path_or_id: folder or hub id.
         base: what a projector or a LoRA adapter lies over, a language model or a LLaVA; None = what its config names.
         vision_tower: folder or hub id of an original checkpoint's tower, instead of the one it names.
+        template: how to talk to it instead: a name, ``auto`` for the tokenizer's own, ``package.module:OBJECT``, or an object with ``render``.
         dtype: of all weights and buffers; None = that in which most of the decoder's weights are stored. Where another part is stored in
             another dtype, a warning says so.
         device: where they go.
@@ -57,7 +62,8 @@ def load(
     check_dtype(dtype)
     checkpoint = open_checkpoint(path_or_id, base=base, vision_tower=vision_tower)
     tokenizer = None if checkpoint.tokenizer is None else load_tokenizer(checkpoint.tokenizer)
-    model = build(checkpoint.config, tokenizer=tokenizer, weights="random", device="meta")
+    chat = model_chat(checkpoint.config, checkpoint.chat, tokenizer, template)
+    model = build(checkpoint.config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
     rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}
     files = checkpoint.weights(set(model.state_dict()), dtype)
     dtype = _one_dtype(files) if dtype is None else dtype

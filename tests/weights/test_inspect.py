@@ -34,7 +34,8 @@ def test_a_saved_model_is_described_whole(make_model, tmp_path, format):
     assert {part.name: part.parameters for part in found.parts} == counts(model)
     assert {part.dtypes for part in found.parts} == {("bfloat16",)}
     assert found.image_tokens == {"336x336": 4, "640x480": 4, "1000x300": 4}
-    assert found.settings["template"] == "llava_v1"
+    assert found.settings["template"] == "llava_v1 (lmmblocks.json)"
+    assert found.settings["answers end with"] == "</s> (id 2), said in template and tokenizer"
     assert found.settings["tokenizer"] == "inside"
     assert found.settings["preprocessing"].startswith("pad to a square with (122, 116, 104), bicubic to 28x28 px")
     assert (found.missing, found.problems) == ([], [])

@@ -1,0 +1,59 @@
+"""How the model of a folder is talked to, in words, each with the file that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..chat import answer_ends, stop_texts
+from ..config import LMMConfig
+from ..spec import LmmError
+from .chat_files import GENERATION, sampling
+from .checkpoint import NATIVE_CONFIG, chat_folders, tokenizer_folder
+from .idefics import TEMPLATES as IDEFICS_TEMPLATES
+from .inspection import Inspection
+from .model_chat import ModelChat, model_chat
+from .sources import load_tokenizer
+
+_LAYOUTS = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
+
+
+def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Path | None) -> None:
+    """Add template, ends of answers and what the files say about decoding to a report; what ``load`` would refuse is a problem.
+
+    Args:
+        report: gets the settings.
+        folder: of the model.
+        config: the model's.
+        base: folder of what the model lies over, None without one on this machine.
+    """
+    places = [folder] if base is None else [folder, base]
+    found = next((tokenizer for place in places if (tokenizer := tokenizer_folder(place)) is not None), None)
+    asked = [each for place in places for each in chat_folders(place)]
+    try:
+        tokenizer = None if found is None else load_tokenizer(found)
+        chat = model_chat(config, asked, tokenizer)
+    except LmmError as error:
+        report.problems.append(str(error))
+        return
+    said_in = chat.said_in or (NATIVE_CONFIG if not asked else f"{_whose(config)}; the files don't say")
+    name = "its own" if chat.template.name == said_in else chat.template.name
+    report.settings["template"] = "; ".join([f"{name} ({said_in})", *chat.notes])
+    if tokenizer is not None:
+        report.settings["answers end with"] = _ends(chat, tokenizer)
+    decoding = sampling(folder)
+    if decoding:
+        words = ", ".join(f"{key} {value}" for key, value in decoding.items())
+        report.settings["decoding"] = f"{GENERATION} says {words}: not followed, generate() takes the most likely token unless asked otherwise"
+
+
+def _whose(config: LMMConfig) -> str:
+    return _LAYOUTS.get(config.template if isinstance(config.template, str) else "", "LLaVA-1.5's")
+
+
+def _ends(chat: ModelChat, tokenizer: Any) -> str:
+    ids = sorted(answer_ends(chat.template, tokenizer))
+    tokens = ", ".join(f"{tokenizer.backend_tokenizer.id_to_token(index)} (id {index})" for index in ids)
+    strings = map(repr, stop_texts(chat.template, tokenizer))
+    where = chat.ends_in or "template and tokenizer"
+    return f"{' and the text '.join([tokens or 'no token', *strings])}, said in {where}"
