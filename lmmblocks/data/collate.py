@@ -10,7 +10,7 @@ from ..chat import Tokens, encode_chat
 from ..images.fit import with_fit
 from ..inputs import InputSpec
 from ..plan import plan_splice
-from ..spec import Batch, Grid, Instruction, LmmError, Sample
+from ..spec import Batch, Grid, Instruction, LmmError, Sample, as_sample
 
 
 def collate(
@@ -72,21 +72,10 @@ def collate(
 def _checked(samples: Any) -> Sequence[Sample]:
     """Return samples as a list; what has messages, images and an id is one, whatever its class."""
     if isinstance(samples, Iterable) and not isinstance(samples, (str, Mapping)):
-        samples = samples if isinstance(samples, Sequence) else list(samples)
-        wrong = next(((index, sample) for index, sample in enumerate(samples) if not _is_sample(sample)), None)
-        if wrong is None:
-            return samples
-        raise LmmError(f"collate: samples[{wrong[0]}] is {_found(wrong[1])}, expected lmmblocks.Sample(messages=[...], images=[...])")
-    one = "; a single sample is given as [sample]" if _is_sample(samples) else ""
-    raise LmmError(f"collate takes a list of samples, found {_found(samples)}{one}")
-
-
-def _is_sample(found: Any) -> bool:
-    return all(hasattr(found, name) for name in ("messages", "images", "id"))
-
-
-def _found(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}" if isinstance(value, (str, int, float)) else type(value).__name__
+        return [as_sample(sample, f"collate: samples[{index}]") for index, sample in enumerate(samples)]
+    one = "; a single sample is given as [sample]" if hasattr(samples, "messages") else ""
+    found = f"{type(samples).__name__} {samples!r}" if isinstance(samples, (str, int, float)) else type(samples).__name__
+    raise LmmError(f"collate takes a list of samples, found {found}{one}")
 
 
 def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object]) -> tuple[Any, tuple[Grid, ...]]:
@@ -97,7 +86,7 @@ def _pixels(samples: Sequence[Sample], spec: InputSpec, names: Sequence[object])
             try:
                 spec.preprocess.batch(sample.images)
             except LmmError as error:
-                raise LmmError(f"sample {name!r}: {error}") from error
+                raise error.at(f"sample {name!r}") from error
         raise
 
 
@@ -118,4 +107,4 @@ def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: 
             add_generation_prompt=add_generation_prompt,
         )
     except LmmError as error:
-        raise LmmError(f"sample {name!r}: {error}") from error
+        raise error.at(f"sample {name!r}") from error

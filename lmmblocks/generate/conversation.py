@@ -57,7 +57,7 @@ class Conversation:
             [] if self.system is None else [{"role": "system", "content": self.system}]
         )
         self._images: list[ImageSource] = []
-        self._pixels, self._image_rows = read_images([], self._spec)
+        self._pixels, self._image_rows = read_images([], self._spec, _NAME)
         self._cache = new_cache(self.model, 1)
         self._cached_ids: list[int] = []
         self._streaming: Answer | None = None
@@ -67,7 +67,7 @@ class Conversation:
 
         Args:
             text: the question; without ``<image>`` in it, new images go in front.
-            images: new images of this turn: a path or PIL image, or a list of them.
+            images: new images of this turn: one picture, or a list of them, see ``load_image``.
             **options: as for ``generate``.
 
         Raises:
@@ -85,7 +85,7 @@ class Conversation:
         messages = [*self.messages, user_message(text, len(new_images), "the question")]
         question = Question(_NAME, messages, [*self._images, *new_images])
         ids = question_ids(question, self._spec)
-        new_pixels, new_rows = read_images(new_images, self._spec)
+        new_pixels, new_rows = read_images(new_images, self._spec, _NAME)
         prompt = Prompt(
             _NAME,
             ids,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from ..chat import IMAGE_MARKER, Message, encode_chat
 from ..images.load import ImageSource
 from ..inputs import InputSpec
-from ..spec import IMAGE_TOKEN, LmmError
+from ..spec import IMAGE_TOKEN, LmmError, image_list
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,34 +118,25 @@ def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
 
 
 def as_images(images: Any, name: str = "the prompt") -> list[ImageSource]:
-    """Return the images of one prompt as a list; None is none, and one path or PIL image is a list of one.
+    """Return the images of one prompt as a list; None is none, and a single picture is a list of one.
 
     Raises:
-        LmmError: something else was passed.
+        LmmError: neither a picture nor a list.
     """
-    if images is None:
-        return []
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images]
-    if isinstance(images, (list, tuple)) and all(
-        isinstance(image, (str, os.PathLike, Image.Image)) for image in images
-    ):
-        return list(images)
-    found = (
-        [type(image).__name__ for image in images]
-        if isinstance(images, (list, tuple))
-        else type(images).__name__
-    )
-    raise LmmError(f"images of {name}: found {found}, expected paths or PIL images")
+    return [] if images is None else image_list(images, name)
 
 
-def read_images(images: Sequence[ImageSource], spec: InputSpec) -> tuple[Tensor, tuple[int, ...]]:
+def read_images(images: Sequence[ImageSource], spec: InputSpec, name: str) -> tuple[Tensor, tuple[int, ...]]:
     """Return the pixels of images and the decoder rows that each becomes.
 
     Raises:
         ImageError: an image that can't be used.
+        LmmError: what is no image; the message begins with ``name``.
     """
-    pixels, grids = spec.preprocess.batch(images)
+    try:
+        pixels, grids = spec.preprocess.batch(images)
+    except LmmError as error:
+        raise error.at(name) from error
     return pixels, tuple(spec.image_rows(grid) for grid in grids)
 
 
@@ -180,7 +168,7 @@ def question_ids(question: Question, spec: InputSpec) -> list[int]:
 def as_prompt(question: Question, spec: InputSpec) -> Prompt:
     """Tokenise a question and read its images."""
     ids = question_ids(question, spec)
-    return Prompt(question.name, ids, *read_images(question.images, spec), tuple(spec.instructions(question.messages)))
+    return Prompt(question.name, ids, *read_images(question.images, spec, question.name), tuple(spec.instructions(question.messages)))
 
 
 def _is_conversation(prompts: Any) -> bool:

@@ -8,7 +8,7 @@ Shape legend, used in every docstring and hot function (``q_TNE``):
 Structural typing throughout: a user's class needs no base class, only the attributes and methods named here.
 """
 
-from .batch import Batch, Sample
+from .batch import Batch
 from .errors import LmmError, closest, some
 from .features import PATCHES, FeatureSpec, VisionFeatures
 from .grids import Grid, TileGrid, image_count
@@ -16,6 +16,7 @@ from .instruction import Instruction
 from .machine import MachineError, machine_failure
 from .plan import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, SplicePlan
 from .protocols import Arrangement, Decoder, Encoder, LayerHook, Projector, Reducer
+from .sample import Sample, as_sample, image_list
 from .segments import Segments, boundaries
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "SplicePlan",
     "TileGrid",
     "VisionFeatures",
+    "as_sample",
     "boundaries",
     "closest",
     "image_count",
+    "image_list",
     "machine_failure",
     "some",
 ]

@@ -1,8 +1,8 @@
-"""What goes into a model: a conversation before tokenising, and the batch that is made of many."""
+"""What goes into a model: the batch that is made of many conversations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .grids import Grid, TileGrid
@@ -11,21 +11,6 @@ from .plan import SplicePlan
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One conversation before tokenising.
-
-    Attributes:
-        messages: ``{"role": "user" | "assistant" | "system", "content": str}``; ``<image>`` marks an image.
-        images: paths or PIL images, in the order of their markers.
-        id: names the sample in messages about it.
-    """
-
-    messages: list[dict[str, str]]
-    images: list[Any] = field(default_factory=list)
-    id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable
 
@@ -13,6 +14,16 @@ class LmmError(ValueError):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+    def at(self, place: str) -> LmmError:
+        """Return the same error, of the same class, with the place where it was met in front.
+
+        >>> print(LmmError("found 3, expected 2").at("sample 'a'"))
+        sample 'a': found 3, expected 2
+        """
+        placed = copy.copy(self)
+        placed.args = (f"{place}: {self}",)
+        return placed
 
 
 def closest(name: str, known: Iterable[str]) -> str:

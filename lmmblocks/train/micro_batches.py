@@ -17,7 +17,7 @@ import torch
 
 from ..data.collate import collate
 from ..inputs import InputSpec
-from ..spec import Batch, ImageSpan, LmmError, Sample, boundaries
+from ..spec import Batch, ImageSpan, LmmError, MachineError, Sample, boundaries
 from .stage import Stage
 
 
@@ -67,6 +67,7 @@ def step_input(step: int, samples: Sequence[Sample], spec: InputSpec, stage: Sta
 
     Raises:
         LmmError: a sample can't be used, and ``bad_samples`` is ``error``.
+        MachineError: the machine can't read a sample's image, whatever ``bad_samples`` says.
     """
     batch, usable, skipped = _collate(samples, spec, stage)
     if batch is None:
@@ -100,6 +101,8 @@ def _collate(
     options = {"max_length": stage.max_length, "truncate": stage.truncate}
     try:
         return collate(samples, spec, **options), len(samples), ()  # type: ignore[arg-type]
+    except MachineError:  # no sample is bad for it
+        raise
     except LmmError:
         if stage.bad_samples == "error":
             raise
@@ -108,6 +111,8 @@ def _collate(
         try:
             collate([sample], spec, **options)  # type: ignore[arg-type]
             usable.append(sample)
+        except MachineError:
+            raise
         except LmmError as error:
             skipped.append((sample.id, str(error)))
     batch = collate(usable, spec, **options) if usable else None  # type: ignore[arg-type]
