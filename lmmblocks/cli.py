@@ -23,6 +23,7 @@ from typing import Any
 
 from . import __version__
 from .spec import LmmError, closest
+from .versions import refuse_older_versions
 
 MISTAKE = 2
 INTERRUPTED = 130
@@ -31,11 +32,12 @@ BROKEN_PIPE = 141
 
 @dataclass(frozen=True)
 class Command:
-    """One command: a line for ``--help``, and where its ``add_cli`` and ``run`` are (None: in this file)."""
+    """One command: a line for ``--help``, where its ``add_cli`` and ``run`` are (None: in this file), and whether it runs beside older versions."""
 
     help: str
     module: str | None = None
     run: Callable[[argparse.Namespace], int | None] | None = None
+    beside_older: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,6 +84,8 @@ def _run(words: list[str]) -> int:
     parser = _parser(f"{top.prog} {name}", command, module)
     args = parser.parse_args(rest)
     run = command.run or module.run
+    if not command.beside_older:
+        refuse_older_versions()
     try:
         code = run(args) or 0
     except LmmError as error:
@@ -184,10 +188,10 @@ def _run_version(args: argparse.Namespace) -> None:
 COMMANDS = {
     "chat": Command("answer questions about pictures with a trained model", "lmmblocks.generate.command"),
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.data.check"),
-    "doctor": Command("say what this machine has, and what each op would run on it", "lmmblocks.doctor_command"),
+    "doctor": Command("say what this machine has, and what each op would run on it", "lmmblocks.doctor_command", beside_older=True),
     "eval": Command("score a model's answers to questions with known answers", "lmmblocks.eval.command"),
     "explain": Command("print which implementation each op would use here, and why not a faster one", "lmmblocks.explain_command"),
     "inspect": Command("say what a model folder holds, without loading it", "lmmblocks.inspect_command"),
     "train": Command("train one stage of a model, or resume it", "lmmblocks.train.command"),
-    "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version),
+    "version": Command("print the versions of lmmblocks and of what it runs on", run=_run_version, beside_older=True),
 }

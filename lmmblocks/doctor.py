@@ -19,10 +19,15 @@ from .ops.cuda_gate import extension_report
 from .ops.dispatch import ENVIRONMENT, backend, consider, ladders
 from .ops.example_calls import Examples
 from .spec import LmmError
+from .versions import requirements, too_old
 
 PACKAGES = (
-    "triton",
     "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "triton",
     "flash_attn",
     "flash_attn_3",
     "xformers",
@@ -90,7 +95,7 @@ def examine() -> Report:
     """Look at the machine, and consider an example call of every op; nothing runs, nothing optional is imported unless a GPU asks for it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     environment = os.environ.get(ENVIRONMENT)
-    problems = []
+    problems = _older_versions()
     try:
         forced = {op: backend.chosen(op) for op in ladders()}
     except LmmError as error:
@@ -121,6 +126,12 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def _older_versions() -> list[str]:
+    """Return what is older than lmmblocks or one of its extras declares."""
+    extras = dict.fromkeys(need.extra for need in requirements())
+    return [problem for extra in extras for problem in too_old(extra=extra)]
 
 
 def _driver() -> str:

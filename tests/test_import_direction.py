@@ -13,7 +13,7 @@ import lmmblocks
 LAYERS = (
     # The root imports nothing before it is asked for a name.
     ("root and kernels", ("", "kernels")),
-    ("spec", ("spec", "field_checks")),
+    ("spec", ("spec", "field_checks", "versions")),
     ("plans", ("plan", "plan_from_tensors", "plan_status")),
     ("ops", ("ops",)),
     ("what blocks are made with", ("chat", "connect", "images", "instruction", "locate", "pixels", "registry")),

@@ -14,6 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import LmmError
+from ..versions import too_old
 from .vit import ViTEncoder, select_problems
 
 
@@ -92,8 +93,10 @@ def optional_package(package: str, extra: str) -> Any:
     """Import a package that an optional extra of this one installs.
 
     Raises:
-        LmmError: it isn't there, or doesn't fit the torch that is.
+        LmmError: it isn't there, is older than the extra declares, or doesn't fit the torch that is.
     """
+    if problems := too_old(extra=extra):
+        raise LmmError(f"encoder {extra!r}: {'; '.join(problems)}")
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:

@@ -33,17 +33,20 @@ def register_with_transformers() -> str:
     Raises:
         LmmError: a transformers that asks for masks in another way than 5.x.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
     from transformers import __version__ as version
-    from transformers.masking_utils import sdpa_mask
+
+    older = LmmError(f"transformers {version} asks for attention masks in an older way: install transformers >= 5.0")
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+    except ImportError as error:
+        raise older from error
 
     from .attention import attention_of_transformers
     from .mask import rows_instead_of_mask
 
     if "q_offset" not in inspect.signature(sdpa_mask).parameters:
-        raise LmmError(
-            f"transformers {version} asks for attention masks in an older way: install transformers >= 5.0"
-        )
+        raise older
     AttentionInterface.register(IMPLEMENTATION, attention_of_transformers)
     AttentionMaskInterface.register(IMPLEMENTATION, rows_instead_of_mask)
     return IMPLEMENTATION
