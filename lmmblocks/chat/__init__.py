@@ -13,6 +13,7 @@ from .pieces import IMAGE_MARKER, Piece, written
 from .prompted import PromptTemplate
 from .saving import template_from_dict, template_to_dict
 from .templates import CaptionTemplate, ChatTemplate, Template
+from .to_jinja import to_jinja
 from .tokenize import Tokens, encode_chat, tokenize
 from .tokenizer_files import write_tokenizer
 
@@ -43,6 +44,7 @@ __all__ = [
     "template_from_dict",
     "template_setting",
     "template_to_dict",
+    "to_jinja",
     "tokenize",
     "with_ends",
     "with_format",

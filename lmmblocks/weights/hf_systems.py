@@ -34,6 +34,7 @@ class HFSystem:
         config: from the model, its config with the file's vocabulary, and the image token's id, to the values of ``config.json``.
         write_processor: from the folder, the model and its config: writes what ``AutoProcessor`` reads, the decoder's tokenizer aside.
         layout: how its files name the tensors.
+        images_apart: whether its processor puts images in front of the whole prompt.
     """
 
     name: str
@@ -42,6 +43,7 @@ class HFSystem:
     config: Callable[[Any, LMMConfig, int], dict[str, Any]]
     write_processor: Callable[[Path, Any, LMMConfig], None]
     layout: KeyMap
+    images_apart: bool = False
 
     def refuse_others(self, model: Any) -> None:
         """Raise an LmmError that lists everything this system has no place for."""
@@ -103,6 +105,7 @@ SYSTEMS = (
         instructblip_to_hf,
         write_instructblip_processor,
         INSTRUCTBLIP,
+        images_apart=True,
     ),
     HFSystem("LLaVA", is_tiled, _llava_problems, _llava_config, _write_llava_processor, LLAVA_NEXT_HUB),
     HFSystem("LLaVA", lambda model: True, _llava_problems, _llava_config, _write_llava_processor, HUB),

@@ -29,6 +29,7 @@ from ..config import LMMConfig
 from ..dtypes import check_dtype
 from ..lmm import LMM
 from ..spec import LmmError, closest
+from .chat_template import with_chat_template
 from .files import CONFIG
 from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
 from .generation import token_ids, write_generation_config
@@ -118,7 +119,7 @@ def _native(
     model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
 ) -> dict[str, Tensor]:
     if model.tokenizer is not None:
-        write_tokenizer(model.tokenizer, folder)
+        write_tokenizer(with_chat_template(model.tokenizer, model), folder)
     return state
 
 
@@ -138,7 +139,7 @@ def _hf(
     write_generation_config(folder, model)
     system.write_processor(folder, model, config)
     if tokenizer is not None:
-        write_tokenizer(tokenizer, folder)
+        write_tokenizer(with_chat_template(tokenizer, model, images_apart=system.images_apart), folder)
     if vocab > config.decoder.vocab and tokenizer is not None:
         write_tokenizer(model.tokenizer, folder / OWN_TOKENIZER)
     state = {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
@@ -153,10 +154,9 @@ def _with_image_token(model: LMM) -> tuple[Any, int]:
     """Return a tokenizer that knows ``<image>`` (None without a tokenizer), and its id; the model's own is left as it is."""
     if model.tokenizer is None:
         return None, model.decoder.vocab
-    found = model.tokenizer.get_vocab().get(IMAGE_MARKER)
-    if found is not None:
-        return model.tokenizer, found
-    tokenizer = copy.deepcopy(model.tokenizer)
+    if IMAGE_MARKER in model.tokenizer.get_added_vocab():
+        return model.tokenizer, model.tokenizer.get_added_vocab()[IMAGE_MARKER]
+    tokenizer = copy.deepcopy(model.tokenizer)  # one that has it as an ordinary word wouldn't find it inside a text
     tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
     return tokenizer, tokenizer.get_vocab()[IMAGE_MARKER]
 

@@ -28,6 +28,7 @@ from ..encoders.clip import CLIPConfig
 from ..images.fit import with_fit
 from ..lmm import LMM
 from ..spec import LmmError
+from .chat_template import with_chat_template
 from .checkpoint import NATIVE_CONFIG
 from .files import CONFIG
 from .folder import write_json, write_weights
@@ -79,7 +80,7 @@ def write_llava(
     write_generation_config(folder, model)
     source = None if include_vision else TOWER_FOLDER if own else tower
     (folder / NATIVE_CONFIG).write_text(replace(config, encoder_source=source).to_json(), encoding="utf-8")
-    _write_tokenizer(model.tokenizer, folder)
+    _write_tokenizer(None if model.tokenizer is None else with_chat_template(model.tokenizer, model), folder)
     kept = {key: value for key, value in state.items() if include_vision or not key.startswith(_TOWER_PREFIX)}
     return {str(ORIGINAL.to_file(key)): value for key, value in kept.items()}
 
