@@ -17,13 +17,15 @@ from ..spec import LmmError, Sample, closest
 from .check_images import Progress
 from .check_report import CheckReport, Finding, Offender, findings_of
 from .find_problems import errors_of, find_problems
-from .read_json import read_records
-from .record_rules import PROBLEM_KINDS, BrokenJson, Problem
+from .problems import PROBLEM_KINDS, Problem
+from .read_json import BrokenJson, read_records
+from .record_form import Form, form_of
+from .record_keys import other_keys
 from .records import Records
 
 __all__ = ["CheckReport", "Finding", "Offender", "add_cli", "check_file", "run"]
 
-_UNREADABLE = ("broken_json", "wrong_type", "bad_role")
+_UNREADABLE = ("broken_json", "wrong_type", "bad_role", "path_escape", "url_image")
 
 
 def check_file(
@@ -34,6 +36,7 @@ def check_file(
     count_tokens: Callable[[Sample], int] | None = None,
     limit: int = 5,
     allow: Sequence[str] = (),
+    questions: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Check every record and decode every image of a LLaVA JSON or ``.jsonl`` file.
@@ -45,6 +48,7 @@ def check_file(
         count_tokens: rows of a sample in the decoder, see ``token_count.token_counter``; None counts words and one row per
             image, which no tokenizer undercuts by much, and so finds the worst only.
         limit: offenders listed per kind; all are counted.
+        questions: whether the file is for ``lmmblocks eval``, which asks one question a record.
         allow: codes that are reported but don't make the file unfit.
         progress: called with the number of image files done and of all.
 
@@ -72,12 +76,16 @@ def check_file(
         return CheckReport(name, folder, 0, 0, 0, broken)
     found, image_files = find_problems(records, folder, images="decode", progress=progress)
     _add_duplicate_ids(records, found)
+    if questions:
+        _add_questions(records, folder, found)
     if max_tokens is not None:
         _add_lengths(records, folder, found, max_tokens, count_tokens)
     places = list(_places(records, found))
     if not records:
         places.append((Offender(None, None, f"{name} is an empty list"), Problem("no_records", "")))
-    text_only = sum(isinstance(record, dict) and not record.get("image") for record in records)
+    forms = {index: form_of(record) for index, record in enumerate(records) if isinstance(record, dict)}
+    places += _other_keys(records, forms)
+    text_only = sum(not form.images for form in forms.values())
     return CheckReport(
         name, folder, len(records), text_only, image_files, findings_of(places, limit=limit, allow=allow)
     )
@@ -95,6 +103,36 @@ def _add_duplicate_ids(records: Sequence[Any], found: dict[int, list[Problem]]) 
             found.setdefault(index, []).append(Problem("duplicate_id", f"id of record {first}"))
 
 
+def _other_keys(records: Sequence[Any], forms: Mapping[int, Form]) -> list[tuple[Offender, Problem]]:
+    """Count the keys that nobody reads, one entry a key: at the top of a record, and in its turns."""
+    counts: dict[str, int] = {}
+    first: dict[str, int] = {}
+    for index, form in forms.items():
+        for key in [*other_keys(records[index]), *(f"{key} of a turn" for key in sorted(form.turn_keys))]:
+            counts[key] = counts.get(key, 0) + 1
+            first.setdefault(key, index)
+    return [
+        (
+            Offender(None, None, f"{key}: in {count} records, the first is record {first[key]}"),
+            Problem("other_keys", ""),
+        )
+        for key, count in counts.items()
+    ]
+
+
+def _add_questions(records: Sequence[Any], images_dir: str, found: dict[int, list[Problem]]) -> None:
+    """Report what evaluation refuses of records that are sound otherwise."""
+    from ..eval.questions import question_of
+
+    for index, record in enumerate(records):
+        if errors_of(found.get(index, [])):
+            continue
+        try:
+            question_of(Records([record], images_dir)[0], record)
+        except LmmError as error:
+            found.setdefault(index, []).append(Problem("bad_question", str(error)))
+
+
 def _add_lengths(
     records: Sequence[Any],
     images_dir: str,
@@ -105,7 +143,7 @@ def _add_lengths(
     """Report records longer than allowed; those without readable turns have no length."""
     for index, record in enumerate(records):
         problems = found.get(index, [])
-        if any(problem.code in _UNREADABLE or problem.code == "path_escape" for problem in problems):
+        if any(problem.code in _UNREADABLE for problem in problems):
             continue
         sample = Records([record], images_dir)[0]
         try:
@@ -145,6 +183,11 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="list of records (.json), or one per line (.jsonl)")
     parser.add_argument(
         "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
+    )
+    parser.add_argument(
+        "--questions",
+        action="store_true",
+        help="the file is for lmmblocks eval: one question and its answer a record",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="report samples longer than this")
     parser.add_argument(
@@ -193,6 +236,7 @@ def run(args: argparse.Namespace) -> int:
         count_tokens=_counter(args),
         limit=args.limit,
         allow=args.allow,
+        questions=args.questions,
         progress=_show_progress if sys.stderr.isatty() else None,
     )
     print(json.dumps(report.to_dict(), indent=2) if args.json else report.render())

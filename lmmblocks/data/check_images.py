@@ -15,7 +15,7 @@ from ..images.failures import ImageError
 from ..images.load import open_image, require_bytes
 from ..images.rgb import is_deep, to_rgb
 from ..spec import MachineError
-from .record_rules import Problem
+from .problems import Problem
 
 ImageCheck = Literal["exists", "decode"]
 Progress = Callable[[int, int], None]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .record_rules import PROBLEM_KINDS, Problem, ProblemKind
+from .problems import PROBLEM_KINDS, Problem, ProblemKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def findings_of(
     for offender, problem in problems:
         places[problem.code].append(offender)
     findings = [
-        Finding(code, len(found), tuple(found[:limit]), kind.note or code in allow)
+        Finding(code, len(found), tuple(found if code == "other_keys" else found[:limit]), kind.note or code in allow)
         for code, kind in PROBLEM_KINDS.items()
         if (found := places[code])
     ]

@@ -7,7 +7,11 @@ import os
 from typing import Any
 
 from ..spec import LmmError
-from .record_rules import BrokenJson
+
+
+class BrokenJson(LmmError):
+    """JSON that cannot be parsed; stands in the place of its record when only one line of a ``.jsonl`` file is broken."""
+
 
 _SHOWN = 40  # characters shown from an error on
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, overload
 
-from ..spec import LmmError, Sample
+from ..spec import LmmError, MachineError, Sample
 from .check_images import ImageCheck
 from .find_problems import errors_of, find_problems
 from .read_json import read_records
-from .record_rules import ROLES, Problem, image_names, resolve_image
+from .problems import Problem
+from .record_form import form_of
+from .record_rules import image_path
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +74,9 @@ class Records(Sequence[Sample]):
         if isinstance(index, slice):
             return Records(self._raw[index], self.images_dir)
         record = self._raw[index]
-        messages = [
-            {"role": ROLES[turn["from"]], "content": turn["value"]} for turn in record["conversations"]
-        ]
+        form = form_of(record)
         return Sample(
-            messages, [resolve_image(self.images_dir, name) for name in image_names(record)], record.get("id")
+            form.messages, [image_path(self.images_dir, name) for name in form.images], record.get("id")
         )
 
     def raw(self, index: int) -> Mapping[str, Any]:
@@ -89,8 +89,11 @@ class Records(Sequence[Sample]):
 
         Source: haotian-liu/LLaVA ``train/train.py:683-690``. Image tokens are not counted.
         """
-        words = [sum(len(turn["value"].split()) for turn in record["conversations"]) for record in self._raw]
-        return [count if image_names(record) else -count for count, record in zip(words, self._raw)]
+        forms = map(form_of, self._raw)
+        words = (
+            (sum(len(message["content"].split()) for message in form.messages), form.images) for form in forms
+        )
+        return [count if images else -count for count, images in words]
 
     def skip_report(self) -> str:
         """Return one line: how many records were left out, and how often for which reason."""
@@ -110,14 +113,17 @@ def load_records(
     *,
     policy: Literal["error", "skip"] = "error",
     images: ImageCheck = "exists",
+    way_out: str = "bad_samples=skip of the stage, which is policy='skip' of load_records",
 ) -> Records:
     """Load a LLaVA JSON (or ``.jsonl``) file.
 
     Args:
-        json_path: list of ``{"id", "image", "conversations"}``; ``image`` is a path, a list of paths, or absent.
+        json_path: list of ``{"id", "image", "conversations"}``; ``image`` is a path, a list of paths, or absent. ``record_form`` says
+            what else is read.
         images_dir: folder the image paths are relative to.
         policy: ``error`` refuses a file with unusable records; ``skip`` leaves them out and logs how many and why.
         images: ``exists`` asks for each file's size; ``decode`` also reads every pixel, so that no corrupt image is met later.
+        way_out: what leaves unusable records out where this is called, for the message.
 
     Returns:
         The usable records, in the order of the file.
@@ -125,6 +131,7 @@ def load_records(
     Raises:
         LmmError: the file or the folder is missing, the JSON is broken (with line and column), a record is unusable under
             ``policy="error"``, or none is usable.
+        MachineError: the machine can't read an image, under either policy: the record may be sound.
     """
     if policy not in ("error", "skip"):
         raise LmmError(f"policy {policy!r} is unknown: expected 'error' or 'skip'")
@@ -138,8 +145,9 @@ def load_records(
             skipped.append(
                 Skipped(index, record.get("id") if isinstance(record, dict) else None, tuple(errors))
             )
+    _refuse_machine(skipped)
     if skipped and policy == "error":
-        raise LmmError(_refusal(name, images_dir, skipped, len(everything)))
+        raise LmmError(_refusal(name, images_dir, skipped, len(everything), way_out))
     left_out = {entry.index for entry in skipped}
     records = Records([r for index, r in enumerate(everything) if index not in left_out], images_dir, skipped)
     if not len(records):
@@ -150,12 +158,29 @@ def load_records(
     return records
 
 
-def _refusal(name: str, images_dir: str | os.PathLike, skipped: Sequence[Skipped], total: int) -> str:
+def _refuse_machine(skipped: Sequence[Skipped]) -> None:
+    """Raise if the machine is the reason why a record can't be used."""
+    unread = [
+        (entry, problem)
+        for entry in skipped
+        for problem in entry.problems
+        if problem.code == "unreadable_image"
+    ]
+    if unread:
+        entry, problem = unread[0]
+        raise MachineError(
+            f"record {entry.index}: {problem.detail}; {len(unread)} images can't be read by this machine, no record is left out for it"
+        )
+
+
+def _refusal(
+    name: str, images_dir: str | os.PathLike, skipped: Sequence[Skipped], total: int, way_out: str
+) -> str:
     """Name the first offenders and the two ways out."""
     first = "\n  ".join(str(entry) for entry in skipped[:_FIRST_OFFENDERS])
     more = f"\n  and {len(skipped) - _FIRST_OFFENDERS} more" if len(skipped) > _FIRST_OFFENDERS else ""
     return (
         f"{name}: {len(skipped)} of {total} records cannot be used:\n  {first}{more}\n"
         f"mend them (lmmblocks data check {name} --images {os.fspath(images_dir)} lists all kinds), "
-        f"or leave them out with bad_samples=skip of the stage, which is policy='skip' of load_records"
+        f"or leave them out with {way_out}"
     )

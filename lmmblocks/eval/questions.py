@@ -8,8 +8,13 @@ from typing import Any
 
 from ..data.records import Records
 from ..images.load import load_image
-from ..spec import LmmError
+from ..spec import LmmError, Sample, closest
 from .scorers import score
+
+
+_NAMED = 5  # refused records that one message names
+_KEYS = ("tasks", "kinds")
+_ALIKE = 0.85
 
 
 @dataclass(frozen=True)
@@ -37,23 +42,47 @@ def read_questions(records: Records) -> list[Question]:
     """Turn single-turn records into questions; ``tasks`` and ``kinds`` of a record name its one turn (default: one task, short).
 
     Raises:
-        LmmError: a record with several turns, an unknown kind, or an answer that is none of its kind.
+        LmmError: records that aren't questions, see ``question_of``; the first are named.
     """
-    questions = []
+    questions, wrong = [], []
     for index in range(len(records)):
-        sample, raw = records[index], records.raw(index)
-        if len(sample.messages) != 2:
-            raise LmmError(f"record {sample.id!r} has {len(sample.messages)} messages: evaluation asks one question and knows one answer")
-        question, answer = (message["content"] for message in sample.messages)
-        task, kind = (_only(raw, key, default) for key, default in (("tasks", "all"), ("kinds", "short")))
         try:
-            sound = score(kind, answer, answer) == 1
+            questions.append(question_of(records[index], records.raw(index)))
         except LmmError as error:
-            raise LmmError(f"record {sample.id!r}: {error}") from error
-        if not sound:
-            raise LmmError(f"record {sample.id!r}: the right answer {answer!r} doesn't score as one of kind {kind!r}: correct one of them")
-        questions.append(Question(sample.id, task, kind, question, tuple(sample.images), answer))
+            wrong.append(str(error))
+    if wrong:
+        more = f" (and {len(wrong) - _NAMED} more: lmmblocks data check --questions lists them)" if len(wrong) > _NAMED else ""
+        raise LmmError("; ".join(wrong[:_NAMED]) + more)
     return questions
+
+
+def question_of(sample: Sample, raw: Mapping[str, Any]) -> Question:
+    """Return a record as a question.
+
+    Args:
+        sample: of the record.
+        raw: the record itself, with ``tasks`` and ``kinds``.
+
+    Raises:
+        LmmError: several turns, a system message, an unknown kind, an answer that is none of its kind, or a key that is nearly one of ours.
+    """
+    name = f"record {sample.id!r}"
+    roles = [message["role"] for message in sample.messages]
+    if roles != ["user", "assistant"]:
+        system = ", the first of the system" if roles[:1] == ["system"] else ""
+        raise LmmError(f"{name} has {len(roles)} messages{system}: evaluation asks one question and knows one answer")
+    for key in raw:
+        if key not in _KEYS and (meant := closest(key, _KEYS, cutoff=_ALIKE)):
+            raise LmmError(f"{name} has the key {key!r}, which isn't read{meant}")
+    question, answer = (message["content"] for message in sample.messages)
+    task, kind = (_only(raw, key, default) for key, default in (("tasks", "all"), ("kinds", "short")))
+    try:
+        sound = score(kind, answer, answer) == 1
+    except LmmError as error:
+        raise error.at(name) from error
+    if not sound:
+        raise LmmError(f"{name}: the right answer {answer!r} doesn't score as one of kind {kind!r}: correct one of them")
+    return Question(sample.id, task, kind, question, tuple(sample.images), answer)
 
 
 def _only(raw: Mapping[str, Any], key: str, default: str) -> str:

@@ -26,13 +26,18 @@ class LmmError(ValueError):
         return placed
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, else an empty string.
+
+    Args:
+        name: what was written.
+        known: what could have been.
+        cutoff: how alike they must be, difflib's ratio.
 
     >>> closest("vicunna_v1", ["plain", "vicuna_v1"])
     "; did you mean 'vicuna_v1'?"
     """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

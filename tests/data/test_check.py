@@ -13,10 +13,13 @@ from PIL import Image
 
 from lmmblocks.cli import main
 from lmmblocks.data.check import check_file
-from lmmblocks.data.record_rules import PROBLEM_KINDS
+from lmmblocks.data.problems import PROBLEM_KINDS
 from lmmblocks.spec import LmmError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+NOTES = ("duplicate_id", "animated_image", "deep_image", "wrong_extension", "image_only_question")
 
 
 def turns(*pairs):
@@ -54,6 +57,8 @@ def faults(record):
     ask, say = ("human", "<image>\nWhat?"), ("gpt", "A cat")
     return {
         "wrong_type": record("wrong_type", conversations="hello"),
+        "unread_key": record("unread_key", video="film.mp4"),
+        "url_image": record("url_image", "https://example.org/cat.jpg"),
         "bad_text": record("bad_text", answer="half \ud83d"),
         "bad_role": record("bad_role", conversations=turns(("user", "<image>"), say)),
         "starts_with_gpt": record("starts_with_gpt", conversations=turns(say, ask, say)),
@@ -93,9 +98,9 @@ def test_every_kind_of_fault_is_found_at_its_record_and_nothing_else(write, brok
         (offender,) = finding.offenders
         assert order[offender.index - 1] == finding.code
         assert offender.id == ("good" if finding.code == "duplicate_id" else finding.code)
-        assert finding.note == (finding.code in ("animated_image", "deep_image", "wrong_extension", "image_only_question"))
+        assert finding.note == (finding.code in NOTES)
     assert not report.ok and report.records == len(order) + 1
-    elsewhere = {"broken_json", "no_records", "untokenisable", "unreadable_image"}
+    elsewhere = {"broken_json", "no_records", "untokenisable", "unreadable_image", "other_keys", "bad_question"}
     assert set(planted) | elsewhere == set(PROBLEM_KINDS), "every kind has its test"
 
 
