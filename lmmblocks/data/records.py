@@ -18,8 +18,8 @@ from typing import Any, Literal, overload
 from ..spec import LmmError, MachineError, Sample
 from .check_images import ImageCheck
 from .find_problems import errors_of, find_problems
-from .read_json import read_records
 from .problems import Problem
+from .read_json import read_records
 from .record_form import form_of
 from .record_rules import image_path
 

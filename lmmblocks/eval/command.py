@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..cli_options import add_device, add_template, device_of, require_tokenizer
 from ..spec import LmmError
@@ -21,7 +21,7 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="questions answered side by side (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
     add_template(parser)
-    parser.add_argument("--skip-bad", action="store_true", help="leave out records that can't be used, and say how many, instead of refusing the file")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out records that can't be used, and say how many")
     add_device(parser)
 
 
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
     from ..data.records import load_records
     from . import evaluate, read_questions, summarise
 
-    questions = read_questions(load_records(args.file, args.images, policy="skip" if args.skip_bad else "error", images="decode", way_out="--skip-bad"))
+    policy: Literal["skip", "error"] = "skip" if args.skip_bad else "error"
+    questions = read_questions(load_records(args.file, args.images, policy=policy, images="decode", way_out="--skip-bad"))
     model = load(args.model, template=args.template, device=device_of(args.device))
     require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")
     results = evaluate(model, questions, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)

@@ -11,7 +11,6 @@ from ..images.load import load_image
 from ..spec import LmmError, Sample, closest
 from .scorers import score
 
-
 _NAMED = 5  # refused records that one message names
 _KEYS = ("tasks", "kinds")
 _ALIKE = 0.85
