@@ -237,7 +237,7 @@ def _tokenizer(config: LMMConfig, swap: Any, read: bool) -> tuple[LMMConfig, Any
     source = config.tokenizer_source or config.decoder_source
     if source is None or not read:
         return config, None
-    from .weights.sources import load_tokenizer
+    from .chat import load_tokenizer
 
     return config, load_tokenizer(source)
 

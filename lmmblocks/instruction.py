@@ -48,9 +48,9 @@ class InstructionTokens:
     def __call__(self, text: str) -> list[int]:
         """Return the ids of a text, with the special tokens its tokenizer adds."""
         if self._loaded is None:
-            from transformers import AutoTokenizer
+            from .chat.load import load_tokenizer
 
-            self._take(AutoTokenizer.from_pretrained(self.tokenizer))
+            self._take(load_tokenizer(self.tokenizer))
         encoded = self._loaded(text, return_special_tokens_mask=True)  # not `truncation=`, which a tokenizer remembers
         return _cut(list(encoded["input_ids"]), encoded["special_tokens_mask"], self.max_length)
 

@@ -1,77 +1,226 @@
-"""Loading a tokenizer, with the merges of a SentencePiece model in SentencePiece's own order.
+"""Loading a tokenizer: the one way, for a model's, an instruction's, and one that only counts.
 
-Motivation: Vicuna and the original LLaVA checkpoints ship `tokenizer.model` alone. transformers 5 turns it
-into a BPE tokenizer whose merges are ordered by token id. In LLaMA's vocabulary the runs of spaces have the
-first ids but the lowest scores, so every text with two spaces in a row is cut differently from the way the
-model was trained: `"a  is"` must be `▁a ▁ ▁is`, not `▁a ▁▁ is`.
+Motivation: what a folder says is said twice, by its files and by the class that transformers reads them with, and the two differ between
+versions of transformers. A text has to be cut the way the model was trained, so the files win:
 
-How it works: after loading, the merges are sorted by the score of what they make; equal scores exist for runs
-of spaces only, which SentencePiece grows from the left, so there the longer left part goes first.
+- ``tokenizer.model`` without ``tokenizer.json`` (LLaMA, Vicuna, LLaVA's own folders) is converted here, see ``spm_convert.py``;
+- a ``tokenizer.json`` whose merges were written in the order of the ids gets them in SentencePiece's order, and a warning says so;
+- a class that makes its tokenizer anew instead of taking the file's gives way to the file, where the two cut differently.
+
+How it works: where the files as they are would be misread, transformers reads a folder beside them, with a ``tokenizer.json`` made right.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from os import PathLike
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from ..locate import first_line, locate
 from ..spec import LmmError
+from .merges import mended_merges
+from .spm_convert import tokenizer_spec
+from .spm_file import SentencePieces, sentencepieces_of
 
-_WHERE = ("revision", "subfolder", "cache_dir", "token", "local_files_only")
-"""The options that say which file of a repository is meant."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+
+_JSON, _CONFIG, _SPM = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
+_SPM_OF_T5 = "spiece.model"
+_SMALL = {".json", ".txt", ".model", ".jinja"}
+_TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
+"""How a vocabulary of tiktoken begins, which Llama 3 has under the same name."""
+_PROBES = (
+    "Hello world, it isn't  so:\n\n\tx = 12345.67",
+    "\n  two   blanks ",
+    "\u732b\u5728\u57ab\u5b50\u4e0a \N{CAT FACE} caf\u00e9 \ufb01\uff21",
+    "def f(a):\n        return [a  for a in (1,2)]",
+)
+"""Texts that tokenizers of different making cut differently. None begins with a space, in front of which classes and files differ by design."""
 
 
-def load_tokenizer(source: str | PathLike[str], **options: Any) -> Any:
-    """Load a tokenizer from a folder or from the hub.
+def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
+    """Return the transformers tokenizer of a folder or hub id; it cuts texts as the files say.
 
     Args:
-        source: a folder or a repository name.
-        **options: passed on to `transformers.AutoTokenizer.from_pretrained`.
-
-    Returns:
-        The transformers tokenizer.
+        path_or_id: a folder, or ``owner/name`` of the hub.
 
     Raises:
-        LmmError: there is no tokenizer that transformers can load.
+        LmmError: no tokenizer there, or one that can't be read.
     """
-    from transformers import AutoTokenizer
-    from transformers.utils import cached_file
-
-    source = str(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError) as error:
+    folder = locate(path_or_id, weights=False)
+    if not has_tokenizer(folder):
         raise LmmError(
-            f"no tokenizer can be loaded from {source!r} ({str(error).splitlines()[0]}): expected a folder or "
-            "repository with tokenizer.json, or with tokenizer.model, which needs `pip install sentencepiece protobuf`"
-        ) from error
-    where = {key: options[key] for key in _WHERE if key in options}
-    where |= {
-        "_raise_exceptions_for_missing_entries": False,
-        "_raise_exceptions_for_connection_errors": False,
-    }
-    if cached_file(source, "tokenizer.json", **where) is None:
-        model_file = cached_file(source, "tokenizer.model", **where)
-        if model_file is not None:
-            _order_merges_by_score(tokenizer, model_file)
+            f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}; pass tokenizer=... or another folder"
+        )
+    try:
+        with _readable(folder) as files:
+            tokenizer = _read(files)
+    except LmmError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise LmmError(f"the tokenizer in {folder} can't be read: {first_line(error)}: {_advice(error)}") from error
+    tokenizer.name_or_path = str(path_or_id)
+    if "legacy" not in tokenizer.init_kwargs and isinstance(getattr(tokenizer, "legacy", None), bool):
+        tokenizer.init_kwargs["legacy"] = tokenizer.legacy  # else it isn't saved
+    if (folder / _SPM).is_file():
+        tokenizer.vocab_file = str(folder / _SPM)
     return tokenizer
 
 
-def _order_merges_by_score(tokenizer: Any, model_file: str) -> None:
-    """Sort the merges of a BPE tokenizer by the scores in its SentencePiece file."""
-    from sentencepiece import SentencePieceProcessor
+def has_tokenizer(folder: Path) -> bool:
+    """Say whether a folder holds files of a tokenizer."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
-    backend = tokenizer.backend_tokenizer
-    model = json.loads(backend.to_str())["model"]
-    if model["type"] != "BPE":
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[Path]:
+    """Give the folder that transformers reads: this one, or a copy of its small files with a ``tokenizer.json`` made right."""
+    made = _made_json(folder)
+    if made is None:
+        yield folder
         return
-    pieces = SentencePieceProcessor(model_file=model_file)
-    scores = {pieces.id_to_piece(i): pieces.get_score(i) for i in range(len(pieces))}
-    merges = sorted(
-        (tuple(merge) for merge in model["merges"]),
-        key=lambda merge: (scores.get(merge[0] + merge[1], -math.inf), len(merge[0]), len(merge[1])),
-        reverse=True,
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        for path in folder.iterdir():
+            if path.suffix in _SMALL and path.is_file():
+                shutil.copyfile(path, copy / path.name)
+        (copy / _JSON).write_text(json.dumps(made), encoding="utf-8")
+        (copy / _CONFIG).write_text(json.dumps(_config_with_flags(folder)), encoding="utf-8")
+        yield copy
+
+
+def _made_json(folder: Path) -> dict[str, Any] | None:
+    """Return what ``tokenizer.json`` should hold, None if it is there and right, or can't be made here."""
+    pieces = sentencepieces_of(folder / _SPM)
+    if (folder / _JSON).is_file():
+        return _with_mended_merges(folder, pieces)
+    if pieces is None and _class_of(folder) in ("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer"):
+        pieces = sentencepieces_of(folder / _SPM_OF_T5)
+    elif pieces is None and (folder / _SPM).is_file() and not _TIKTOKEN.match((folder / _SPM).read_bytes()):
+        raise LmmError(f"the tokenizer in {folder} can't be read: {_SPM} is no SentencePiece model: copy or download it again")
+    return None if pieces is None else tokenizer_spec(pieces, legacy=_is_legacy(folder), **_around_documents(folder, pieces))
+
+
+def _around_documents(folder: Path, pieces: SentencePieces) -> dict[str, str | None]:
+    """Return the tokens that stand around a whole document; without a flag LLaMA's class adds the first, T5's the last."""
+    config, named = _read_json(folder / _CONFIG), dict(pieces.special)
+    is_t5 = "T5" in _class_of(folder)
+    added = {"bos": config.get("add_bos_token", not is_t5), "eos": config.get("add_eos_token", is_t5)}
+    return {name: _token(config, name, pieces, named) if wanted else None for name, wanted in added.items()}
+
+
+def _token(config: dict[str, Any], name: str, pieces: SentencePieces, named: dict[str, int]) -> str | None:
+    """Return the text of a token: as the config says, else the SentencePiece model."""
+    stated = config.get(f"{name}_token")
+    stated = stated.get("content") if isinstance(stated, dict) else stated
+    return stated or (pieces.pieces[named[name]][0] if name in named else None)
+
+
+def _with_mended_merges(folder: Path, pieces: SentencePieces | None) -> dict[str, Any] | None:
+    """Return the content of ``tokenizer.json`` with its merges in SentencePiece's order, None if they are or it has no such order."""
+    made = _read_json(folder / _JSON)
+    model = made.get("model")
+    merges = mended_merges(model, pieces) if isinstance(model, dict) else None
+    if merges is None:
+        return None
+    warnings.warn(
+        f"{folder / _JSON} has its merges in the order of the token ids, expected that of the scores of {_SPM if pieces else 'LLaMA'}, by which the "
+        "decoder was pretrained: texts with several spaces in a row are cut by the scores; save the model again to have them in the file",
+        stacklevel=5,
     )
-    kept = {key: model[key] for key in ("unk_token", "fuse_unk", "byte_fallback")}
-    backend.model = type(backend.model)(model["vocab"], merges, **kept)
+    assert isinstance(model, dict)
+    return {**made, "model": {**model, "merges": [list(merge) for merge in merges]}}
+
+
+def _read(files: Path) -> Any:
+    """Read a folder of tokenizer files by the class that it names, or by none where that would cut texts in another way."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    has_json = (files / _JSON).is_file()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files, **_unsaid_flags(files))
+    except Exception:  # a class that this version of transformers doesn't have, or one that can't take the file
+        if not has_json:
+            raise
+    else:
+        if not has_json or _cuts_as(tokenizer, files / _JSON):
+            return tokenizer
+    return PreTrainedTokenizerFast.from_pretrained(files)
+
+
+def _cuts_as(tokenizer: Any, file: Path) -> bool:
+    """Whether a tokenizer cuts texts as its file does."""
+    from tokenizers import Tokenizer
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return False
+    stated = Tokenizer.from_file(str(file))
+    found, expected = ([one.encode(text, add_special_tokens=False).ids for text in _PROBES] for one in (backend, stated))
+    return found == expected
+
+
+def _unsaid_flags(files: Path) -> dict[str, Any]:
+    """Return what a folder says about ``legacy`` by its ``tokenizer.json`` alone: classes have changed their default."""
+    if "legacy" in _read_json(files / _CONFIG) or not _class_of(files).startswith("LlamaTokenizer"):
+        return {}
+    stated = _read_json(files / _JSON)
+    return {"legacy": _prepends_always(stated)} if stated else {}
+
+
+def _prepends_always(stated: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json`` puts a space behind every special token: by a normalizer, or by its pre-tokenizer."""
+    text = json.dumps([stated.get("normalizer"), stated.get("pre_tokenizer")])
+    return '"Prepend"' in text or '"prepend_scheme": "always"' in text
+
+
+def _config_with_flags(folder: Path) -> dict[str, Any]:
+    """Return what ``tokenizer_config.json`` should say beside a converted file: the flag as it is meant, and all of it where there is none."""
+    config = _read_json(folder / _CONFIG)
+    if config:
+        return config if (folder / _JSON).is_file() else {"legacy": _is_legacy(folder), **config}
+    pieces = sentencepieces_of(folder / _SPM)
+    named = () if pieces is None else pieces.special
+    tokens = {f"{name}_token": pieces.pieces[index][0] for name, index in named} if pieces else {}
+    return {"tokenizer_class": "LlamaTokenizer", "legacy": True, **tokens}
+
+
+def _is_legacy(folder: Path) -> bool:
+    """Whether a tokenizer goes on with a space after a special token; files without the flag are older than it."""
+    return bool(_read_json(folder / _CONFIG).get("legacy", True))
+
+
+def _class_of(folder: Path) -> str:
+    return str(_read_json(folder / _CONFIG).get("tokenizer_class") or "")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, nothing if there is no such file."""
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise LmmError(f"{path} holds a {type(content).__name__}, expected an object: copy or download it again")
+    return content
+
+
+def _advice(error: Exception) -> str:
+    """Say what to do: install what is missing, or repair the files."""
+    packages = {"sentencepiece": "sentencepiece", "tiktoken": "tiktoken", "protobuf": "google.protobuf"}
+    missing = [name for name, module in packages.items() if name in str(error).lower() and not _is_installed(module)]
+    return f"`pip install {' '.join(missing)}`" if missing else "copy or download it again"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False

@@ -6,7 +6,7 @@ its backend in which
 
 - special tokens are not recognised: `</s>` in a question is four characters. The same holds for `bos`, `eos` and the
   tokens that a template writes, also where the tokenizer calls them ordinary;
-- no space is put in front. What the tokenizer would have done is kept as a fact (`prefix`), and the caller
+- no space is put in front, and none at the ends is taken off. What the tokenizer would have done is kept as a fact (`prefix`), and the caller
   adds the space where a document really starts;
 - decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has
   a token or bytes for every character.
@@ -18,10 +18,14 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from ..spec import LmmError
+from .merges import mended_merges
+from .spm_convert import SPACES_AT_ENDS
+from .spm_file import sentencepieces_of
 
 Prefix = Literal["never", "first", "every"]
 """Where a tokenizer puts a space in front of text: nowhere, at the start, or also after every special token.
@@ -56,6 +60,7 @@ class TextEncoder:
                 f"{type(tokenizer).__name__} can't be copied ({error}): its normalizer, pre-tokenizer and decoder must "
                 "be built-in parts of the tokenizers library"
             ) from error
+        _refuse_merges_by_id(tokenizer, spec["model"])
         reserved = {*reserved, *filter(None, _own_tokens(tokenizer))}
         for token in spec["added_tokens"]:
             token["special"] = token["special"] or token["content"] in reserved
@@ -70,6 +75,7 @@ class TextEncoder:
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         specials |= {token: backend.token_to_id(token) for token in reserved}
         self.special_tokens = frozenset(specials)
+        specials |= _bytes_that_text_spells(spec["model"])
         self._special_ids = frozenset(specials.values())
         self._inside_special = re.compile(
             "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1)
@@ -143,6 +149,25 @@ def text_encoder(tokenizer: Any, reserved: Iterable[str] = ()) -> TextEncoder:
     return made[ordinary]
 
 
+def _bytes_that_text_spells(model: dict[str, Any]) -> dict[str, int]:
+    """Return the byte tokens of a Unigram model, which finds them in text that spells one, `<0x0A>`, as any other word."""
+    if model["type"] != "Unigram" or not model.get("byte_fallback"):
+        return {}
+    ids = {text: index for index, (text, _) in enumerate(model["vocab"])}
+    return {text: ids[text] for byte in range(256) if (text := f"<0x{byte:02X}>") in ids}
+
+
+def _refuse_merges_by_id(tokenizer: Any, model: dict[str, Any]) -> None:
+    """Refuse a tokenizer that another library made of a SentencePiece file, with its merges in the order of the ids."""
+    file = getattr(tokenizer, "vocab_file", None)
+    if mended_merges(model, sentencepieces_of(Path(file)) if isinstance(file, str) else None) is not None:
+        raise LmmError(
+            f"{type(tokenizer).__name__} {tokenizer.name_or_path!r} has its merges in the order of the token ids, expected SentencePiece's, by "
+            "score: it would cut texts with several spaces in a row otherwise than the decoder was pretrained with: give the folder or hub id "
+            "(tokenizer='...'), or load it with lmmblocks.chat.load_tokenizer(...)"
+        )
+
+
 def _parts(spec: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
     """The parts of a stage of the pipeline, whether it is one part or a sequence."""
     part = spec.get(stage)
@@ -157,12 +182,16 @@ def _parts(spec: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
 
 
 def _remove_prefix(spec: dict[str, Any]) -> Prefix:
-    """Turn every part off that puts a space in front of text; return what they did together."""
+    """Turn every part off that puts a space in front of text, or takes spaces off its ends; return what they put in front together."""
     found: set[Prefix] = set()
     for part in _parts(spec, "normalizer"):
         if part["type"] == "Prepend" and part["prepend"] in (" ", "▁"):
             part["prepend"] = ""
             found.add("every")
+        elif part["type"] == "Strip":
+            part["strip_left"] = part["strip_right"] = False
+        elif part["type"] == "Replace" and part["pattern"] == {"Regex": SPACES_AT_ENDS}:
+            part["content"] = " "
     for part in _parts(spec, "pre_tokenizer"):
         if part["type"] == "Metaspace":
             found.add({"always": "every"}.get(part["prepend_scheme"], part["prepend_scheme"]))

@@ -43,6 +43,6 @@ def _load_tokenizer(folder: str) -> Any:
     if not os.path.isdir(folder):
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise LmmError(f"tokenizer folder {folder} {what}: give a local folder with tokenizer.json")
-    from ..weights.sources import load_tokenizer
+    from ..chat import load_tokenizer
 
     return load_tokenizer(folder)

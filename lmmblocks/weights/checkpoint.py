@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ..chat.load import has_tokenizer
 from ..config import LMMConfig
 from ..encoders.choices import sized
 from ..locate import locate
@@ -35,7 +36,7 @@ from .llava_next import is_llava_next, llava_next_from_hf, read_tile_preprocess
 from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
 from .original import TOWER, check, decoder_values, fit_of, is_original, original_to_config
 from .overlay import in_dtype, of_state, overlaid, renamed
-from .sources import has_tokenizer, load_encoder
+from .sources import load_encoder
 from .stored_dtypes import decoder_dtype
 from .tower import INSIDE, locate_tower, tower_shape
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..chat.idefics import END, FAKE
+from ..chat.load import has_tokenizer, load_tokenizer
 from ..chat.pieces import IMAGE_MARKER
 from ..config import Block, LMMConfig
 from ..images.preprocess import ImagePreprocess, clip_preprocess
@@ -25,7 +26,6 @@ from .files import WeightFiles, read_json
 from .hf_decoders import decoder_from_hf
 from .hf_encoders import clip_from_hf
 from .hf_values import Values, check_numbers, refuse, section
-from .sources import has_tokenizer, load_tokenizer
 
 MODEL_TYPE = "idefics"
 TEMPLATES = {True: "lmmblocks.chat.idefics:IDEFICS", False: "lmmblocks.chat.idefics:IDEFICS_BASE"}

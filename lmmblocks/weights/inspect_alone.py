@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..chat.load import has_tokenizer
 from ..spec import LmmError
 from .describe import describe, describe_preprocess
 from .encoder_shapes import encoder_shape
@@ -18,7 +19,6 @@ from .hf_encoders import HF_ENCODERS, hf_type
 from .inspection import SIZES, Inspection, Part
 from .maps import LLAMA_LAYOUTS, KeyMap
 from .other_encoders import other_encoder
-from .sources import has_tokenizer
 
 
 def inspect_decoder(folder: Path, values: Mapping[str, Any]) -> Inspection:

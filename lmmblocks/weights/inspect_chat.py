@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..chat import answer_ends, stop_texts
+from ..chat import answer_ends, load_tokenizer, stop_texts
 from ..config import LMMConfig
 from ..spec import LmmError
 from .chat_files import GENERATION, sampling
@@ -13,7 +13,6 @@ from .checkpoint import NATIVE_CONFIG, chat_folders, tokenizer_folder
 from .idefics import TEMPLATES as IDEFICS_TEMPLATES
 from .inspection import Inspection
 from .model_chat import ModelChat, model_chat
-from .sources import load_tokenizer
 
 _LAYOUTS = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
 

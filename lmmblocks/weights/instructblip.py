@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat import write_tokenizer
+from ..chat.load import has_tokenizer, load_tokenizer
 from ..config import Block, LMMConfig
 from ..encoders.blip2_vit import Blip2ViT
 from ..projectors import InstructQFormer
@@ -20,7 +21,6 @@ from .folder import write_json
 from .hf_decoders import decoder_to_hf, text_from_hf
 from .hf_encoders import encoder_from_hf, encoder_to_hf
 from .hf_values import Values, check_numbers, refuse, section
-from .sources import has_tokenizer, load_tokenizer
 
 INSTRUCTBLIP_TYPE = "instructblip"
 QFORMER_TOKENIZER = "qformer_tokenizer"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..assemble import build
+from ..chat import load_tokenizer
 from ..dtypes import check_dtype, name_of
 from ..lmm import LMM
 from .buffers import compute_buffers, copy_buffers
@@ -17,7 +18,6 @@ from .files import WeightFiles
 from .fill import read_parameters
 from .maps import NATIVE
 from .model_chat import model_chat
-from .sources import load_tokenizer
 from .stored_dtypes import by_role, decoder_dtype, mixture
 
 __all__ = ["NATIVE_CONFIG", "OWN_TOKENIZER", "TABLES", "load"]

@@ -1,4 +1,4 @@
-"""Pretrained parts of a folder or a hub id: a vision tower, a language model, a tokenizer."""
+"""Pretrained parts of a folder or a hub id: a vision tower, a language model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch import Tensor
 from ..decoders.hf_read import is_causal_lm, load_causal_lm
 from ..images.fit import with_fit
 from ..images.preprocess import Fit
-from ..locate import first_line, locate
-from ..spec import LmmError
+from ..locate import locate
 from .encoder_shapes import encoder_shape
 from .files import CONFIG, open_weights, read_json
 from .fill import read_parameters
@@ -25,8 +24,6 @@ from .maps import CLIP_LAYOUTS, LLAMA_LAYOUTS
 from .original import TOWER, decoder_values, fit_of, is_original, select_of
 from .other_encoders import other_encoder
 from .tower import INSIDE, locate_tower, tower_shape
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
 def load_encoder(
@@ -81,32 +78,6 @@ def load_decoder(path_or_id: str | os.PathLike[str]) -> tuple[Any, dict[str, Ten
     with torch.device("meta"):
         skeleton = config.build()
     return config, read_parameters(open_weights(folder), LLAMA_LAYOUTS, skeleton)
-
-
-def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
-    """Return the transformers tokenizer of a folder or hub id.
-
-    Raises:
-        LmmError: no tokenizer there, or one that transformers can't read.
-    """
-    folder = locate(path_or_id, weights=False)
-    if not has_tokenizer(folder):
-        raise LmmError(
-            f"{folder} holds no tokenizer: expected {' or '.join(_TOKENIZER_FILES)}; pass tokenizer=... or another folder"
-        )
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise LmmError(
-            f"the tokenizer in {folder} can't be read: {first_line(error)}: copy or download it again"
-        ) from error
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Say whether a folder holds files of a tokenizer."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def _load_original_tower(folder: Path, values: Mapping[str, Any], *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:

@@ -34,14 +34,12 @@ def test_a_tokenizer_json_is_taken_as_it_is(tiny, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_explained(tmp_path):
-    with pytest.raises(
-        LmmError, match="(?s)no tokenizer can be loaded from .*expected a folder or repository with"
-    ):
+    with pytest.raises(LmmError, match="holds no tokenizer: expected tokenizer.json or"):
         load_tokenizer(tmp_path)
 
 
 def test_a_broken_file_is_explained(tmp_path, tiny_llama):
     tiny_llama.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ')
-    with pytest.raises(LmmError, match="no tokenizer can be loaded"):
+    with pytest.raises(LmmError, match=f"the tokenizer in {tmp_path} can't be read"):
         load_tokenizer(tmp_path)
