@@ -207,7 +207,8 @@ def test_every_way_into_a_model_and_out_again_keeps_the_ids(like_llama, tmp_path
     assert answer_of(again.tokenizer) == expected
     assert again.tokenizer.bos_token_id == 1 and again.tokenizer.eos_token_id == 2
     by_transformers = read_by_transformers(tmp_path / format)
-    assert list(by_transformers(CODE, add_special_tokens=False).input_ids) == original.encode(CODE)
+    words = CODE.replace("</s>", "")  # in which it would see the token
+    assert list(by_transformers(words, add_special_tokens=False).input_ids) == original.encode(words)
 
 
 def read_by_transformers(folder):
