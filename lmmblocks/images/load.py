@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -98,12 +98,12 @@ def require_bytes(name: str) -> None:
         MachineError: the machine doesn't let us look.
     """
     try:
-        size_bytes = os.stat(name).st_size
+        found = os.stat(name)
     except (OSError, ValueError) as error:
         raise _unopened(name, error) from error
-    if Path(name).is_dir():
+    if stat.S_ISDIR(found.st_mode):
         raise ImageError("missing", f"image {name} is a folder; expected an image file")
-    if size_bytes == 0:
+    if found.st_size == 0:
         raise ImageError("zero_byte", f"image {name} is empty (0 bytes): fetch it again")
 
 

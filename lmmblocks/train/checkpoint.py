@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..spec import LmmError
+from ..spec import LmmError, machine_failure
 from .optimizer import trained_parameters
 
 TENSORS, OPTIMIZER, LOSSES, STATE = "trainable.safetensors", "optimizer.pt", "losses.csv", "state.json"
@@ -229,7 +229,11 @@ def _read(folder: Path) -> Checkpoint | None:
         state = json.loads((folder / STATE).read_text())
         whole = all((folder / name).stat().st_size == size for name, size in state["files"].items())
         return Checkpoint(folder, state["step"], state["fingerprint"], state["counts"]) if whole else None
-    except (OSError, ValueError, KeyError):
+    except OSError as error:  # a checkpoint that this machine can't read must not be passed over for an older one
+        if machine := machine_failure(f"checkpoint {folder} cannot be read", error):
+            raise machine from error
+        return None
+    except (ValueError, KeyError):
         return None
 
 

@@ -110,6 +110,14 @@ def test_broken_lines_of_jsonl_are_skipped_and_counted(write, images, tmp_path):
         ('{"a": 1}', "expected a list of records, found dict"),
         ("[" + "9" * 5000 + "]", "data.json:1:1: not records: Exceeds the limit"),
         ("[" * 100_000, "data.json:1:"),
+        ('[{"a": 1}, // why\n{"a": 2}]', "JSON has no comments: remove them"),
+        ('[{"a": 1,}]', "JSON has no comma before a closing bracket"),
+        ('[{"a": 1},]', "JSON has no comma before a closing bracket"),
+        ("[{'a': 1}]", "JSON has double quotes"),
+        ('{"data": [{"a": 1}], "version": 1}', "the list under 'data' may be meant: write it alone"),
+        ('[{"image": "a.png", "image": "b.png"}]', "an object has the key 'image' twice"),
+        ("PK\x03\x04", "the file is a zip archive, expected JSON: unpack it"),
+        ("PAR1" + "x" * 20, "the file is parquet, expected JSON: write its rows as JSON"),
     ],
 )
 def test_broken_json_is_named_by_file_line_and_column(tmp_path, content, where):
@@ -123,6 +131,30 @@ def test_bytes_that_are_not_utf8_are_named_by_line_and_column(tmp_path):
     (tmp_path / "data.json").write_bytes(b'[\n {"id": "caf\xe9"}]')
     with pytest.raises(LmmError, match=r"data\.json:2:13: not UTF-8 \(byte 0xe9\)"):
         load_records(tmp_path / "data.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x1f\x8b\x08\0", "the file is gzip, expected JSON: unpack it with gunzip"),
+        ('[{"id": 1}]'.encode("utf-16"), "the file is UTF-16, expected UTF-8: convert it with iconv"),
+        (b"(\xb5/\xfd\0", "the file is zstandard"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer, expected JSON: fetch the file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_other_kinds_of_files_are_named_with_what_reads_them(tmp_path, content, words, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LmmError, match=words):
+        load_records(tmp_path / name, tmp_path)
+
+
+def test_a_list_named_jsonl_is_told_apart_from_lines(write, images, tmp_path):
+    entry = write.record("a")
+    for text in (json.dumps([entry]), json.dumps([entry], indent=1), f"[{json.dumps(entry)},\n {json.dumps(entry)}]"):
+        (tmp_path / "list.jsonl").write_text(text)
+        with pytest.raises(LmmError, match="found a list, expected one object per line as .jsonl has it: name the file .json"):
+            load_records(tmp_path / "list.jsonl", images)
 
 
 def test_a_byte_order_mark_does_no_harm(write, images):
