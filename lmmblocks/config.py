@@ -9,7 +9,7 @@ from typing import Any
 
 from . import registry
 from .field_checks import field_problems
-from .images.kinds import preprocess_from_dict
+from .images.kinds import preprocess_from_dict, preprocess_to_dict
 from .spec import LmmError, closest
 
 FORMAT_VERSION = 1
@@ -98,7 +98,7 @@ class LMMConfig:
             "decoder": _block_to_dict("decoder", self.decoder),
             "projector": _named_to_dict(self.projector),
             **{name: [_named_to_dict(block) for block in getattr(self, name)] for name in SEVERAL},
-            "preprocess": None if self.preprocess is None else self.preprocess.to_dict(),
+            "preprocess": None if self.preprocess is None else preprocess_to_dict(self.preprocess),
         }
 
     @classmethod

@@ -55,6 +55,12 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "hf": "lmmblocks.decoders.hf_config:HFDecoderConfig",
         "transformer": "lmmblocks.decoders.transformer:TransformerConfig",
     },
+    "preprocess": {
+        "square": "lmmblocks.images.preprocess:ImagePreprocess",
+        "tiles": "lmmblocks.images.tiles:TilePreprocess",
+        "fused": "lmmblocks.images.fused:FusedPreprocess",
+        "native": "lmmblocks.images.native:NativePreprocess",
+    },
     "template": {  # objects, not classes
         "plain": "lmmblocks.chat.families:PLAIN",
         "vicuna_v1": "lmmblocks.chat.families:VICUNA_V1",
@@ -86,7 +92,7 @@ def register(kind: str, name: str) -> Callable[[Any], Any]:
     """Class decorator that makes a block known by name.
 
     Args:
-        kind: ``encoder``, ``projector``, ``reducer``, ``hook``, ``decoder`` or ``template``, which takes an object as well.
+        kind: ``encoder``, ``projector``, ``reducer``, ``hook``, ``decoder``, ``preprocess``, or ``template``, which takes an object as well.
         name: exact, case-sensitive.
 
     Raises:

@@ -82,6 +82,8 @@ def _reducer_rows(reducer: Any, features: VisionFeatures, rows: Tensor, state: A
         expected = image_count(reducer.out_count(state))
         result = _run(reducer, features, rows, (state,))
     except (RuntimeError, ValueError, LookupError) as error:
+        if needs_data(error, rows):
+            return None
         yield f"reducer {name} can't take {what} of width {rows.shape[1]}: {type(error).__name__}: {error}"
         return None
     if not _is_rows(result):
@@ -104,6 +106,8 @@ def _projector_rows(projector: Any, decoder: Any, given: VisionFeatures) -> Gene
         expected = image_count(projector.out_grid(grid))
         result = _run(projector, given)
     except (RuntimeError, ValueError, LookupError) as error:
+        if needs_data(error, given.patches):
+            return None
         yield f"projector {name} can't take {grid} patches of width {given.patches.shape[1]}: {type(error).__name__}: {error}"
         return None
     if not _is_rows(result):
@@ -139,6 +143,11 @@ def _count_mismatches(
             f"one image becomes {rows} rows, max_length is {max_length}: raise max_length, or use a projector or a reducer that gives "
             f"fewer rows"
         )
+
+
+def needs_data(error: BaseException, tried_with: Tensor) -> bool:
+    """Whether a part could not be tried because its tensors hold no values, as for rows that are found in the data: nothing is wrong with it."""
+    return tried_with.is_meta and (isinstance(error, NotImplementedError) or "meta" in str(error))
 
 
 def name_of(part: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..pixels import FusedPixels
@@ -24,7 +24,7 @@ class FusedPreprocess:
         LmmError: no tower.
     """
 
-    towers: tuple[Any, ...]
+    towers: tuple[Any, ...] = field(metadata={"block": "preprocess"})
     common: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
@@ -59,11 +59,3 @@ class FusedPreprocess:
     def resample(self) -> str:
         """The first tower's filter."""
         return self.towers[0].resample
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that survive a round trip through JSON."""
-        return {
-            "kind": "fused",
-            "towers": [tower.to_dict() for tower in self.towers],
-            "common": None if self.common is None else list(self.common),
-        }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -95,10 +95,6 @@ class NativePreprocess:
     def scaled(self, image: Image.Image, grid: Grid) -> Image.Image:
         """Return the RGB picture the encoder sees, before normalising."""
         return image.resize((grid.w * self.patch_px, grid.h * self.patch_px), FILTERS[self.resample])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that survive a round trip through JSON."""
-        return {"kind": "native", **asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_hf_processor_config(cls, config: Mapping[str, Any]) -> NativePreprocess:

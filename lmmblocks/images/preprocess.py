@@ -12,7 +12,7 @@ resize: rows of nothing but padding need no horizontal pass.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -124,23 +124,6 @@ class ImagePreprocess:
     def _grid(self) -> Grid:
         side = self.size_px // self.patch_px
         return Grid(side, side)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that survive a round trip through JSON."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ImagePreprocess:
-        """Rebuild from ``to_dict``; unknown and missing keys are refused."""
-        known = [f.name for f in fields(cls)]
-        unknown = [f"{key!r}{closest(str(key), known)}" for key in values if key not in known]
-        missing = [f.name for f in fields(cls) if f.name not in values and f.default is MISSING]
-        if unknown or missing:
-            raise LmmError(
-                f"image preprocessing: unknown keys {', '.join(unknown) or 'none'}; missing keys {', '.join(missing) or 'none'}; "
-                f"expected {', '.join(known)}"
-            )
-        return cls(**values)
 
     def to_hf_processor_config(self) -> dict[str, Any]:
         """Return ``preprocessor_config.json`` for transformers; see ``hf_processor.to_hf``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -110,7 +110,7 @@ class TilePreprocess:
         LmmError: no resolution, or one that isn't made of whole tiles.
     """
 
-    tower: Any
+    tower: Any = field(metadata={"block": "preprocess"})
     resolutions: tuple[Resolution, ...] = LLAVA_NEXT_RESOLUTIONS
     global_view: bool = True
 
@@ -170,15 +170,6 @@ class TilePreprocess:
             LmmError: always.
         """
         raise LmmError(f"the encoder cuts pictures into tiles and makes none square by {fit!r}: leave it out")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that survive a round trip through JSON."""
-        return {
-            "kind": "tiles",
-            "tower": self.tower.to_dict(),
-            "resolutions": [list(entry) for entry in self.resolutions],
-            "global_view": self.global_view,
-        }
 
     def to_hf_processor_config(self) -> dict[str, Any]:
         """Return ``preprocessor_config.json`` for transformers' ``LlavaNextImageProcessor``."""

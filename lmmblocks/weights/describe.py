@@ -51,7 +51,7 @@ def _short(value: Any) -> str:
 
 def describe_preprocess(preprocess: Any) -> str:
     """Return what happens to a picture, in its order."""
-    if not isinstance(preprocess, ImagePreprocess):
+    if type(preprocess) is not ImagePreprocess:
         inner = getattr(preprocess, "tower", None)
         name = type(preprocess).__name__.removesuffix("Preprocess").lower()
         return name if inner is None else f"{name} of: {describe_preprocess(inner)}"

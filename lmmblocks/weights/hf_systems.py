@@ -15,6 +15,7 @@ from ..encoders.dinov2 import DINOv2
 from ..encoders.siglip import SigLIP
 from ..projectors import MLP, InstructQFormer
 from ..spec import LmmError
+from .exact_types import preprocess_problems
 from .folder import write_json
 from .hf_config import llava_to_hf
 from .hf_encoders import select_strategy
@@ -47,8 +48,8 @@ class HFSystem:
 
     def refuse_others(self, model: Any) -> None:
         """Raise an LmmError that lists everything this system has no place for."""
-        decoder = () if isinstance(model.decoder, Transformer) else (f"decoder {type(model.decoder).__name__!r} (expected 'Transformer')",)
-        problems = [*self.problems(model), *decoder]
+        decoder = () if type(model.decoder) is Transformer else (f"decoder {type(model.decoder).__name__!r} (expected 'Transformer')",)
+        problems = [*self.problems(model), *decoder, *preprocess_problems(model.encoder.preprocess)]
         several = (("reducer", model.reducers), ("hook", model.hooks))
         problems += [f"{kind} {type(part).__name__!r} (expected none)" for kind, entries in several for part in entries]
         if problems:
@@ -65,11 +66,11 @@ def _llava_problems(model: Any) -> Iterator[str]:
     if is_tiled(model):
         tower = model.encoder.tower
         yield from tile_problems(model.encoder.config)
-    if not isinstance(tower, (CLIP, SigLIP, DINOv2)):
+    if type(tower) not in (CLIP, SigLIP, DINOv2):
         yield f"encoder {type(tower).__name__!r} (expected 'CLIP' or 'SigLIP' or 'DINOv2')"
     elif getattr(tower.config, "final_norm", False):
         yield "a final norm on the encoder's last layer (expected final_norm=False)"
-    if not isinstance(model.projector, MLP):
+    if type(model.projector) is not MLP:
         yield f"projector {type(model.projector).__name__!r} (expected 'MLP')"
     elif len(list(model.projector.children())) != 2:
         yield f"projector 'MLP' with {len(list(model.projector.children()))} layers (expected 2)"
@@ -100,7 +101,7 @@ def _write_llava_processor(folder: Path, model: Any, config: LMMConfig) -> None:
 SYSTEMS = (
     HFSystem(
         "InstructBLIP",
-        lambda model: isinstance(model.projector, InstructQFormer),
+        lambda model: type(model.projector) is InstructQFormer,
         instructblip_problems,
         instructblip_to_hf,
         write_instructblip_processor,

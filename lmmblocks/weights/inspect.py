@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..assemble import build
 from ..config import LMMConfig
 from ..connect import out_grid_of
@@ -30,7 +28,6 @@ from .checkpoint import (
     TowerElsewhere,
     base_folder_of,
     hf_config,
-    holds_tower,
     identify,
     is_lmm,
     named_base,
@@ -41,14 +38,13 @@ from .checkpoint import (
 )
 from .describe import describe, describe_preprocess
 from .files import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
-from .fill import weight_problems
 from .hf_decoders import decoder_from_hf, knows_decoder
 from .idefics import with_added_rows
 from .inspect_alone import inspect_decoder, inspect_tower
 from .inspect_chat import describe_chat
 from .inspection import SIZES, Inspection, Part
-from .load import TABLES
 from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
+from .names import name_problems
 from .original import TOWER, decoder_values, projector_of
 from .other_encoders import other_encoder
 from .overlay import renamed
@@ -101,7 +97,7 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
         _describe_model(report, config, skeleton)
         if layout is not Layout.LORA:
             _describe_dtype(report, *inside[0], set(skeleton.state_dict()))
-            _check_names(report, folder, layout, skeleton, *inside[0])
+            report.problems += name_problems(folder, layout, skeleton, *inside[0])
     _settings_of_files(report, folder, layout)
     _look_for_the_rest(report, folder, layout, base, vision_tower)
     return report
@@ -207,22 +203,6 @@ def _describe_decoder(report: Inspection, folder: Path) -> None:
     values = read_json(folder / CONFIG)
     report.part("decoder").what = describe(decoder_from_hf(decoder_values(values)), "decoder")
     report.part("projector").what = describe(projector_of(values))
-
-
-def _check_names(
-    report: Inspection, folder: Path, layout: Layout, model: LMM, files: WeightFiles, layouts: tuple[KeyMap, ...]
-) -> None:
-    """Compare names and shapes as ``load`` will, leaving out what comes from elsewhere."""
-    here: torch.nn.Module = model
-    rows = {}
-    if layout is Layout.PROJECTOR:
-        here = torch.nn.Module()
-        here.multi_modal_projector = model.projector
-    elif layout is Layout.ORIGINAL and not holds_tower(files):
-        model.vision_tower = torch.nn.Identity()
-    elif layout is Layout.NATIVE and (folder / CONFIG).is_file():
-        rows = {name: hf_config(folder).decoder.vocab for name in TABLES}
-    report.problems += weight_problems(files, layouts, here, rows)
 
 
 def _settings_of_files(report: Inspection, folder: Path, layout: Layout) -> None:

@@ -111,7 +111,7 @@ def instructblip_to_hf(model: Any, config: LMMConfig, image_token: int) -> dict[
 
 def instructblip_problems(model: Any) -> Iterator[str]:
     """Yield what of a model with an ``InstructQFormer`` transformers' InstructBLIP has no place for, decoder, reducers and hooks aside."""
-    if not isinstance(model.encoder, Blip2ViT):
+    if type(model.encoder) is not Blip2ViT:
         yield f"encoder {type(model.encoder).__name__!r} (expected 'Blip2ViT')"
     elif (model.encoder.select, model.encoder.config.final_norm) != ((model.encoder.config.layers,), True):
         select, final_norm = model.encoder.config.select, model.encoder.config.final_norm

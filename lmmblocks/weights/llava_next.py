@@ -58,7 +58,7 @@ def llava_next_to_hf(config: LMMConfig, *, image_token: int) -> dict[str, Any]:
 
 def is_tiled(model: Any) -> bool:
     """Say whether a model's encoder sees tiles."""
-    return isinstance(model.encoder, Tiled)
+    return type(model.encoder) is Tiled
 
 
 def tile_problems(encoder: TiledConfig) -> Iterator[str]:

@@ -18,6 +18,7 @@ from ..config import Block, LMMConfig
 from ..encoders.clip import CLIPConfig
 from ..images.preprocess import Fit
 from ..spec import LmmError
+from .exact_types import preprocess_problems
 
 Values = Mapping[str, Any]
 
@@ -160,7 +161,8 @@ def _projector_type(projector: Block) -> str:
 
 def _not_original(config: LMMConfig, decoder: Values) -> list[str]:
     problems = []
-    if not isinstance(config.encoder, CLIPConfig):
+    problems += preprocess_problems(config.preprocess)
+    if type(config.encoder) is not CLIPConfig:
         problems.append(f"encoder {type(config.encoder).__name__!r} (expected 'CLIPConfig')")
     elif len(config.encoder.select) != 1:
         problems.append(f"features of several layers {config.encoder.select} (expected one)")

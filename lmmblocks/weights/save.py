@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
-from ..config import LMMConfig
+from ..config import LMMConfig, is_config
 from ..dtypes import check_dtype
+from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
 from ..spec import LmmError, closest
 from .chat_template import with_chat_template
@@ -36,6 +37,7 @@ from .generation import token_ids, write_generation_config
 from .hf_systems import system_of
 from .instructblip import with_tokenizer_inside
 from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
+from .read_back import check_weights, same, skeleton_of
 from .save_llava import write_llava
 
 
@@ -62,7 +64,8 @@ def save(
         The folder.
 
     Raises:
-        LmmError: unknown format, blocks that transformers' models don't have, no config, or a folder that holds something else.
+        LmmError: unknown format, blocks that transformers' models don't have, no config, a model that ``load`` could not give back from the
+            files (each difference is listed), or a folder that holds something else.
     """
     if format not in FORMATS:
         raise LmmError(
@@ -79,7 +82,9 @@ def save(
         config = with_tokenizer_inside(model, config, folder)
         (folder / NATIVE_CONFIG).write_text(config.to_json(), encoding="utf-8")
         state = FORMATS[format](model, config, state, folder, dtype, Path(path).expanduser().absolute(), **options)
+        skeleton = skeleton_of(folder, model)
         write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
+        check_weights(folder, skeleton)
     return Path(path)
 
 
@@ -101,11 +106,26 @@ def _current_config(model: LMM) -> LMMConfig:
         template=template_setting(model.template, model.config.template),
         tokenize_mode=model.tokenize_mode,
         max_length=model.max_length,
-        preprocess=model.encoder.preprocess,
+        **{kind: config for kind in ("encoder", "decoder") if is_config(config := getattr(getattr(model, kind), "config", None))},
+        preprocess=_preprocess_setting(model),
         encoder_source=None,
         decoder_source=None,
         tokenizer_source=None,
     )
+
+
+def _preprocess_setting(model: LMM) -> Any:
+    """Return the preprocessing to write down; None for one that can't be and that the encoder's config makes by itself."""
+    try:
+        preprocess_to_dict(model.encoder.preprocess)
+    except LmmError:
+        assert model.config is not None
+        with torch.device("meta"):
+            own = model.config.encoder.build().preprocess
+        if same(own, model.encoder.preprocess):
+            return None
+        raise
+    return model.encoder.preprocess
 
 
 def _state(model: LMM) -> dict[str, Tensor]:

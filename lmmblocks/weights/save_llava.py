@@ -30,6 +30,7 @@ from ..lmm import LMM
 from ..spec import LmmError
 from .chat_template import with_chat_template
 from .checkpoint import NATIVE_CONFIG
+from .exact_types import preprocess_problems
 from .files import CONFIG
 from .folder import write_json, write_weights
 from .generation import token_ids, write_generation_config
@@ -97,7 +98,8 @@ def _known_name(model: LMM, config: LMMConfig, include_vision: bool) -> str | No
     encoder = config.encoder
     if not isinstance(encoder, CLIPConfig):
         return None
-    plain = config.preprocess is None or with_fit(config.preprocess, "pad") == with_fit(encoder.default_preprocess(), "pad")
+    known = not list(preprocess_problems(config.preprocess))
+    plain = config.preprocess is None or known and with_fit(config.preprocess, "pad") == with_fit(encoder.default_preprocess(), "pad")
     source = str(model.config.encoder_source) if model.config is not None else ""
     untouched = getattr(model.encoder, "frozen", False)  # a stage that trains the tower clears it
     if plain and (untouched or include_vision) and source.startswith(_HUB_OWNERS) and not Path(source).exists():

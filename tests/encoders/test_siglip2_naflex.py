@@ -15,7 +15,7 @@ import lmmblocks as lb
 from lmmblocks.assemble import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.encoders.siglip2_naflex import NaFlexConfig
-from lmmblocks.images.kinds import preprocess_from_dict
+from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
 from lmmblocks.images.native import NativePreprocess
 from lmmblocks.pixels import PatchPixels, join_pixels
 from lmmblocks.spec import Encoder, Grid, LmmError
@@ -167,7 +167,7 @@ def same(one, other):
 
 def test_preprocessing_survives_json_pickle_and_transformers(tower):
     preprocess = NativePreprocess(PATCH, MOST, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic")
-    assert preprocess_from_dict(json.loads(json.dumps(preprocess.to_dict()))) == preprocess
+    assert preprocess_from_dict(json.loads(json.dumps(preprocess_to_dict(preprocess)))) == preprocess
     assert pickle.loads(pickle.dumps(preprocess)) == preprocess
     assert NativePreprocess.from_hf_processor_config(preprocess.to_hf_processor_config()) == preprocess
     assert load_encoder(tower[1])[2] == NativePreprocess(PATCH, MOST)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lmmblocks.images import CLIP_MEAN, CLIP_STD, ImageError, ImagePreprocess, clip_preprocess
+from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
 from lmmblocks.spec import Grid, LmmError
 
 GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
@@ -180,12 +181,12 @@ def test_a_path_and_its_image_give_the_same_pixels(tmp_path):
 
 def test_spec_survives_json_and_pickle_and_refuses_unknown_keys():
     spec = clip_preprocess(112, 14, "crop")
-    assert ImagePreprocess.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert preprocess_from_dict(json.loads(json.dumps(preprocess_to_dict(spec)))) == spec
     assert pickle.loads(pickle.dumps(spec)) == spec
     with pytest.raises(LmmError, match="'sizepx'; did you mean 'size_px'"):
-        ImagePreprocess.from_dict({**spec.to_dict(), "sizepx": 3})
+        preprocess_from_dict({**preprocess_to_dict(spec), "sizepx": 3})
     with pytest.raises(LmmError, match="missing keys fit"):
-        ImagePreprocess.from_dict({key: value for key, value in spec.to_dict().items() if key != "fit"})
+        preprocess_from_dict({key: value for key, value in preprocess_to_dict(spec).items() if key != "fit"})
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_spec_survives_json_and_pickle_and_refuses_unknown_keys():
 )
 def test_impossible_settings_are_refused(change):
     with pytest.raises(LmmError):
-        ImagePreprocess(**{**clip_preprocess().to_dict(), **change})
+        ImagePreprocess(**{**preprocess_to_dict(clip_preprocess()), **change})
 
 
 def test_an_image_nothing_would_be_seen_of_is_refused_before_it_fills_the_memory():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lmmblocks.encoders.tile_arrangement import TileArrangement
 from lmmblocks.images.fit import with_fit
-from lmmblocks.images.kinds import preprocess_from_dict
+from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
 from lmmblocks.images.preprocess import ImagePreprocess, clip_preprocess
 from lmmblocks.images.tiles import (
     LLAVA_NEXT_RESOLUTIONS,
@@ -179,7 +179,7 @@ def test_pixels_are_cut_and_joined_by_image():
 def test_preprocessing_survives_pickle_and_plain_values():
     preprocess = preprocess_of("hd", global_view=False)
     assert pickle.loads(pickle.dumps(preprocess)) == preprocess
-    assert preprocess_from_dict(preprocess.to_dict()) == preprocess
+    assert preprocess_from_dict(preprocess_to_dict(preprocess)) == preprocess
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_preprocessing_survives_pickle_and_plain_values():
         ),
         (lambda: preprocess_from_dict({"kind": "tile"}), "'tile'; did you mean 'tiles'"),
         (
-            lambda: preprocess_from_dict({"kind": "tiles", "tower": {}}),
-            "expected the keys tower, resolutions, global_view",
+            lambda: preprocess_from_dict({"kind": "tiles", "towr": {}}),
+            "unknown keys 'towr'; did you mean 'tower'.; missing keys tower; expected tower, resolutions, global_view",
         ),
     ],
 )
