@@ -20,6 +20,7 @@ from .encoders.choices import keep_choices, preprocess_for
 from .lmm import LMM
 from .presets import DECODERS, ENCODERS, PRESETS, preset
 from .spec import LmmError, closest
+from .vocabulary import check_extends, grow_decoder
 
 WEIGHTS = ("pretrained", "random")
 
@@ -34,6 +35,7 @@ def build(
     hooks: Any = None,
     template: Any = None,
     tokenizer: Any = None,
+    grow_vocab: str | None = None,
     weights: str = "pretrained",
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -51,6 +53,8 @@ def build(
         hooks: swap: a list of what changes rows between the decoder's layers, each as a projector is given, or an object; ``[]`` = none.
         template: swap: a name, ``auto`` for the tokenizer's own, ``package.module:OBJECT``, or an object with ``render``.
         tokenizer: swap: a tokenizer, a folder or a hub id; None = the decoder's own.
+        grow_vocab: what the new rows of table and head are where the tokenizer has more ids than the decoder, ``mean`` or ``random`` (see
+            ``LMM.grow_vocab``); None = such a tokenizer is refused.
         weights: ``pretrained`` reads the sources of encoder and decoder; the projector is new. ``random``: all parts are new, of the
             shapes of their sources where these are swapped.
         dtype: of the weights; None = fp32.
@@ -78,7 +82,11 @@ def build(
     config, recipes = _blocks(config, projector, reducers, hooks)
     config, encoder_module = _encoder(config, encoder, read, device)
     config, decoder_module = _decoder(config, decoder, read, device)
+    swapped = tokenizer
     config, tokenizer = _tokenizer(config, tokenizer, read)
+    if grow_vocab is not None:
+        own = None if swapped is None or not read or config.decoder_source is None else _own_tokenizer(config.decoder_source)
+        config = _grown(config, decoder_module, tokenizer, own, grow_vocab)
     template = get_template(asked, tokenizer) if template is None else template
     config = replace(config, template=_template_setting(template, asked))
     if config.preprocess is not None:
@@ -240,6 +248,26 @@ def _tokenizer(config: LMMConfig, swap: Any, read: bool) -> tuple[LMMConfig, Any
     from .chat import load_tokenizer
 
     return config, load_tokenizer(source)
+
+
+def _own_tokenizer(source: str) -> Any:
+    """Return the tokenizer that lies beside a decoder's weights, None if there is none."""
+    from .weights.sources import load_tokenizer
+
+    try:
+        return load_tokenizer(source)
+    except LmmError:
+        return None
+
+
+def _grown(config: LMMConfig, decoder: Any, tokenizer: Any, own: Any, init: str) -> LMMConfig:
+    """Give the decoder rows for all ids of a tokenizer, which keeps those of the decoder's own; return the config of the larger one."""
+    if tokenizer is None:
+        raise LmmError(f"grow_vocab={init!r} needs a tokenizer to grow for: give build one with tokenizer=...")
+    if own is not None:
+        check_extends(tokenizer, own)
+    grow_decoder(decoder, tokenizer, None if own is None else own.get_vocab(), init=init)
+    return replace(config, decoder=_config_of(decoder, "decoder"))
 
 
 def _template_setting(template: Any, asked: Any) -> Any:

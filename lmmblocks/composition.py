@@ -11,6 +11,7 @@ from .dtypes import disagreement
 from .ops.dispatch import check_environment
 from .spec import LmmError
 from .trial import OF_THE_MODEL, name_of, row_mismatches
+from .vocabulary import ids_needed
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,21 @@ def _hook_mismatches(parts: Parts) -> Iterator[str]:
 
 def _text_mismatches(parts: Parts) -> Iterator[str]:
     tokenizer, decoder = parts.tokenizer, parts.decoder
-    if tokenizer is not None and len(tokenizer) > decoder.vocab:
+    if tokenizer is not None and ids_needed(tokenizer) > decoder.vocab:
         yield (
-            f"the tokenizer has {len(tokenizer)} ids, decoder {name_of(decoder)} has a table of {decoder.vocab} rows: "
-            f"use the decoder's own tokenizer, or a decoder config with a larger vocab"
+            f"the tokenizer has {ids_needed(tokenizer)} ids, decoder {name_of(decoder)} has a table of {decoder.vocab} rows: use the decoder's own "
+            f"tokenizer, or let table and head grow with build(..., grow_vocab='mean')"
         )
     if parts.template is not None and hasattr(tokenizer, "backend_tokenizer"):
         yield from _template_mismatches(parts.template, tokenizer)
     most = getattr(getattr(decoder, "config", None), "max_positions", None)
     if parts.max_length and most and parts.max_length > most:
         yield f"max_length {parts.max_length} is above the decoder's max_positions {most}: lower max_length"
+
+
+def more_ids(ids: int, rows: int) -> str:
+    """Say that tokens were added behind a model's back, and how its table learns them."""
+    return f"the tokenizer has {ids} ids, the decoder's table {rows} rows: let table and head grow with model.grow_vocab(model.tokenizer)"
 
 
 def _template_mismatches(template: Any, tokenizer: Any) -> Iterator[str]:

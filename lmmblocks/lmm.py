@@ -5,7 +5,9 @@ All mismatches between the parts are found when they are put together and report
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +16,14 @@ from torch import Tensor
 
 from . import ops
 from .chat import get_template
-from .composition import OF_THE_MODEL, Parts, mismatches, refuse
-from .config import LMMConfig
+from .composition import OF_THE_MODEL, Parts, mismatches, more_ids, refuse
+from .config import LMMConfig, is_config
 from .connect import Encoded, connected, out_grid_of
 from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
 from .inputs import InputSpec
-from .spec import Batch, Instruction, Segments, SplicePlan
+from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
+from .vocabulary import as_tokens, check_extends, grow_decoder
 
 
 class LMM(nn.Module):
@@ -108,8 +111,10 @@ class LMM(nn.Module):
         """What a data loader needs to make batches for this model.
 
         Raises:
-            LmmError: the model has no tokenizer.
+            LmmError: the model has no tokenizer, or one with more ids than the table has rows.
         """
+        if self.tokenizer is not None and len(self.tokenizer) > self.decoder.vocab:
+            raise LmmError(more_ids(len(self.tokenizer), self.decoder.vocab))
         return InputSpec(
             tokenizer=self.tokenizer,
             template=self.template,
@@ -209,6 +214,35 @@ class LMM(nn.Module):
         from .generate import generate
 
         return generate(self, prompts, images, **options)
+
+    def grow_vocab(self, tokens: Any, *, init: str = "mean", multiple_of: int = 1) -> tuple[int, ...]:
+        """Teach tokenizer, table and head new tokens; they, the configs and what is saved agree afterwards. Call it before an optimizer is made.
+
+        Args:
+            tokens: texts of new tokens, or a tokenizer that has them: the model's own, changed already, or another that keeps all its ids.
+            init: what new rows are: ``mean`` of the others, or ``random``, of their spread.
+            multiple_of: the number of rows of table and head is rounded up to one.
+
+        Returns:
+            The rows that are new: those of new tokens, and all behind the table's old end.
+
+        Raises:
+            LmmError: no tokenizer, one that gives known tokens other ids, an unknown ``init``, or a decoder that can't grow.
+        """
+        new, old = as_tokens(tokens), self.tokenizer
+        if new is not None and old is None:
+            raise LmmError("the model has no tokenizer to add tokens to: give grow_vocab a tokenizer")
+        tokenizer = copy.deepcopy(old) if new is not None else tokens
+        if new is not None:
+            tokenizer.add_tokens(new)
+        elif old is not None:
+            check_extends(tokenizer, old)
+        known = None if old is None or old is tokenizer else old.get_vocab()
+        rows = grow_decoder(self.decoder, tokenizer, known, init=init, multiple_of=multiple_of)
+        self.tokenizer = tokenizer
+        if self.config is not None and is_config(getattr(self.decoder, "config", None)):
+            self.config = replace(self.config, decoder=self.decoder.config)
+        return rows
 
     def save(self, path: Any, format: str = "hf", **options: Any) -> None:
         """Write the model to a folder; see ``lmmblocks.weights.save``."""

@@ -6,6 +6,7 @@ Adding a block is one file and one line here (or :func:`register` in your own co
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
 }
 _REGISTERED: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILT_IN}
+_CALLERS: dict[tuple[str, str], str] = {}
+"""Kind and name -> the module that registered it."""
 
 
 def register(kind: str, name: str) -> Callable[[Any], Any]:
@@ -95,18 +98,34 @@ def register(kind: str, name: str) -> Callable[[Any], Any]:
         kind: ``encoder``, ``projector``, ``reducer``, ``hook``, ``decoder``, ``preprocess``, or ``template``, which takes an object as well.
         name: exact, case-sensitive.
 
+    A class of the same name from the same file takes the place of its older self, as when a notebook's cell runs again, a module is reloaded, or
+    a script is also imported.
+
     Raises:
-        LmmError: unknown kind, or the name is taken.
+        LmmError: unknown kind, or the name is another block's.
     """
-    taken = names(kind)
-    if name in taken:
-        raise LmmError(f"{kind} {name!r} is registered already: choose another name")
+    taken, caller = names(kind), sys._getframe(1).f_globals.get("__name__", "")
+    if name in taken and name not in _REGISTERED[kind]:
+        raise LmmError(f"{kind} {name!r} is registered already, by the library or a package: choose another name")
 
     def decorate(block: Any) -> Any:
-        _REGISTERED[kind][name] = block
+        if name in _REGISTERED[kind] and not _is_again(_REGISTERED[kind][name], block, caller == _CALLERS.get((kind, name))):
+            raise LmmError(f"{kind} {name!r} is registered already, for {_REGISTERED[kind][name]!r}, found {block!r}: choose another name")
+        _REGISTERED[kind][name], _CALLERS[kind, name] = block, caller
         return block
 
     return decorate
+
+
+def _is_again(old: Any, new: Any, same_module: bool) -> bool:
+    """Whether two blocks are one, defined once more: classes of one name in one module or file, objects of one class from one module."""
+    if not (isinstance(old, type) and isinstance(new, type)):
+        return old is new or (type(old) is type(new) and same_module)
+    return old.__qualname__ == new.__qualname__ and (old.__module__ == new.__module__ or _file_of(old) == _file_of(new) is not None)
+
+
+def _file_of(block: type) -> str | None:
+    return getattr(sys.modules.get(block.__module__), "__file__", None)
 
 
 def names(kind: str) -> list[str]:
@@ -154,7 +173,11 @@ def name_of(kind: str, block: type) -> str:
     """
     path = f"{block.__module__}:{block.__qualname__}"
     homes = {name: point.value for name, point in _plugins(kind).items()} | _BUILT_IN[kind] | _REGISTERED[kind]
-    return next((name for name, home in homes.items() if home is block or home == path), path)
+    return next((name for name, home in homes.items() if home is block or home == path or _path_of(home) == path), path)
+
+
+def _path_of(home: Any) -> str | None:
+    return f"{home.__module__}:{home.__qualname__}" if isinstance(home, type) else None
 
 
 def _import(kind: str, path: str) -> Any:

@@ -18,7 +18,7 @@ LAYERS = (
     ("ops", ("ops",)),
     ("what blocks are made with", ("chat", "connect", "images", "instruction", "locate", "pixels", "registry")),
     ("blocks", ("decoders", "encoders", "hooks", "projectors", "reducers")),
-    ("composition", ("composition", "config", "construct", "dtypes", "inputs", "presets", "trial")),
+    ("composition", ("composition", "config", "construct", "dtypes", "inputs", "presets", "trial", "vocabulary")),
     ("lmm", ("lmm",)),
     # Parts of files come before the model that is built of them, whole models after.
     ("weights of parts", tuple(f"weights.{path.stem}" for path in (Path(lmmblocks.__file__).parent / "weights").glob("[!_]*.py"))),

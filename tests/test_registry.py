@@ -135,3 +135,39 @@ def test_names_that_are_taken_or_of_no_kind_are_refused(plugin):
             registry.register("projector", name)
     with pytest.raises(LmmError, match="unknown kind of block 'reducr'"):
         registry.register("reducr", "x")
+
+
+def defined(module, qualname, **members):
+    return type(qualname, (), {"__module__": module, "__qualname__": qualname, **members})
+
+
+def test_a_class_that_is_defined_again_takes_the_place_of_its_older_self(monkeypatch, tmp_path):
+    first, again = defined("__main__", "Mine"), defined("__main__", "Mine", changed=True)
+    assert registry.register("projector", "mine")(first) is first
+    assert registry.register("projector", "mine")(again) is again
+    assert registry.resolve("projector", "mine") is again
+    assert registry.name_of("projector", first) == registry.name_of("projector", again) == "mine"
+    script = types.ModuleType("my_script")
+    script.__file__ = str(tmp_path / "my_script.py")
+    monkeypatch.setitem(sys.modules, "my_script", script)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script.__file__)
+    imported = defined("my_script", "Mine")
+    registry.register("projector", "mine")(imported)
+    assert registry.resolve("projector", "mine") is imported
+
+
+@pytest.mark.parametrize("other", [("__main__", "Other"), ("elsewhere", "Mine"), ("their_blocks", "Shrink")])
+def test_another_class_under_a_name_that_is_taken_is_refused(other, own_module):
+    registry.register("projector", "mine")(defined("__main__", "Mine"))
+    with pytest.raises(LmmError, match=f"projector 'mine' is registered already, for .*Mine.*, found .*{other[1]}.*: choose another name"):
+        registry.register("projector", "mine")(defined(*other))
+
+
+def test_an_object_may_be_registered_again_from_its_module_alone():
+    one, other = BUILT_IN, dict(BUILT_IN)
+    assert registry.register("template", "mine")(one) is one
+    assert registry.register("template", "mine")(other) is other
+    with pytest.raises(LmmError, match="template 'mine' is registered already"):
+        exec("from lmmblocks import registry\nregistry.register('template', 'mine')({})", {"__name__": "elsewhere"})
+    with pytest.raises(LmmError, match="template 'mine' is registered already"):
+        registry.register("template", "mine")([])

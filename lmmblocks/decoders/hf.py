@@ -130,6 +130,16 @@ class HFDecoder(nn.Module):
         trial = "tried on two segments" if found.certain else "not tried yet: its weights are on the meta device"
         return f"{kind} runs packed through transformers' attention interface ({trial})"
 
+    def resize_vocab(self, rows: int) -> None:
+        """Give table, head and its bias ``rows`` rows, at least as many as they have. Older optimizers hold the old parameters."""
+        model = self.hf_model
+        trained = self.table.requires_grad, self.head_weight.requires_grad
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        self.table.requires_grad_(trained[0])
+        self.head_weight.requires_grad_(trained[1])
+        self.vocab = rows
+        self.config = HFDecoderConfig.of(model, way=self.config.way, recompute=self.config.recompute)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Return ``(T, D)`` rows as they enter the model: of the table, times ``embed_scale``."""
         return self.hf_model.get_input_embeddings()(ids)

@@ -9,7 +9,7 @@ stays inside. The module returns hidden states; the loss owns the head. Source: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -207,6 +207,14 @@ class Transformer(nn.Module):
         """The head ``(V, D)``, which the loss reads."""
         return self.lm_head.weight
 
+    def resize_vocab(self, rows: int) -> None:
+        """Give table and head ``rows`` rows, at least as many as they have; new ones are zeros. Older optimizers hold the old parameters."""
+        table, head = self.model.embed_tokens, self.lm_head
+        table.weight = _longer(table.weight, rows)
+        head.weight = table.weight if self.config.tied else _longer(head.weight, rows)
+        table.num_embeddings = head.out_features = self.vocab = rows
+        self.config = replace(self.config, vocab=rows)
+
     def new_cache(self, sequences: int) -> KVCache:
         """Return an empty cache for ``sequences`` sequences."""
         scaling = self.config.rope_scaling
@@ -267,6 +275,11 @@ class Transformer(nn.Module):
 
 def _recomputed(layer: nn.Module, x_TD: Tensor, context: LayerContext) -> Any:
     return checkpoint(layer, x_TD, context, use_reentrant=False)
+
+
+def _longer(weight: nn.Parameter, rows: int) -> nn.Parameter:
+    longer = torch.cat([weight.detach(), weight.new_zeros(rows - len(weight), weight.shape[1])])
+    return nn.Parameter(longer, weight.requires_grad)
 
 
 def _initialise(module: nn.Module) -> None:

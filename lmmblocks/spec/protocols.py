@@ -112,6 +112,7 @@ class Decoder(Protocol):
     A decoder may also have ``embed_scale`` (factor of the table's rows, which the splice applies to text) and ``logit_softcap`` (soft limit
     of the logits, which ``head`` applies itself and the loss has to); left out or None, there is none. ``hook_offers`` says what layer hooks
     may require of it (``decoders/hooks.py``); one that offers ``vision`` takes ``forward(..., vision=None)`` too.
+    ``resize_vocab(rows)`` makes table and head longer, where tokens may be added.
     """
 
     dim: int

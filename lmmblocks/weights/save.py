@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
+from ..composition import more_ids
 from ..config import LMMConfig, is_config
 from ..dtypes import check_dtype
 from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
 from ..spec import LmmError, closest
+from ..vocabulary import ids_needed
 from .chat_template import with_chat_template
 from .files import CONFIG
 from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
@@ -94,6 +96,8 @@ def _current_config(model: LMM) -> LMMConfig:
         raise LmmError(
             "the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)"
         )
+    if model.tokenizer is not None and ids_needed(model.tokenizer) > model.decoder.vocab:
+        raise LmmError(more_ids(ids_needed(model.tokenizer), model.decoder.vocab))
     for name in ("reducers", "hooks"):
         told, found = len(getattr(model.config, name)), len(getattr(model, name))
         if told != found:
