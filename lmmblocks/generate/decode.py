@@ -38,6 +38,7 @@ class Answer:
     Attributes:
         ids: generated so far, the end-of-sequence token included.
         done: whether it ended.
+        ends: tokens that end it.
         generator: its random state.
     """
 
@@ -46,13 +47,13 @@ class Answer:
         self.done = False
         self.generator = options.generator()
         self._most = options.max_new_tokens
-        self._ends, stops = _endings(model, options)
+        self.ends, stops = _endings(model, options)
         self._text = AnswerText(model.tokenizer, stops, _margins(model))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that may be shown now."""
         self.ids.append(token)
-        ended = token in self._ends
+        ended = token in self.ends
         text = "" if ended else self._text.push(token)
         over = ended or len(self.ids) >= self._most
         self.done = over or self._text.stopped

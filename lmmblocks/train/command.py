@@ -176,7 +176,8 @@ def _warn_of_random(model: LMM, stage: Stage, *, new: bool) -> None:
 
 
 def _rehearse_saving(model: LMM, out: Path, format: str) -> None:
-    """Save the untrained model once and remove it: what would fail after hours of training fails now."""
+    """Save the untrained model once, load it, compare and remove it: what would fail after hours of training fails now."""
+    from .rehearsal import check_saved
     from .traces import no_traces
 
     folder = out / "model-rehearsal"
@@ -184,6 +185,7 @@ def _rehearse_saving(model: LMM, out: Path, format: str) -> None:
         try:
             out.mkdir(parents=True, exist_ok=True)
             model.save(folder, format=format)
+            check_saved(model, folder)
         except OSError as error:
             raise LmmError(f"can't write to {out}: {error}: make room, or choose another folder") from error
         finally:

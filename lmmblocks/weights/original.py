@@ -160,8 +160,7 @@ def _projector_type(projector: Block) -> str:
 
 
 def _not_original(config: LMMConfig, decoder: Values) -> list[str]:
-    problems = []
-    problems += preprocess_problems(config.preprocess)
+    problems = list(preprocess_problems(config.preprocess))
     if type(config.encoder) is not CLIPConfig:
         problems.append(f"encoder {type(config.encoder).__name__!r} (expected 'CLIPConfig')")
     elif len(config.encoder.select) != 1:

@@ -110,12 +110,19 @@ def _current_config(model: LMM) -> LMMConfig:
         template=template_setting(model.template, model.config.template),
         tokenize_mode=model.tokenize_mode,
         max_length=model.max_length,
-        **{kind: config for kind in ("encoder", "decoder") if is_config(config := getattr(getattr(model, kind), "config", None))},
+        encoder=_config_now(model.encoder, model.config.encoder),
+        decoder=_config_now(model.decoder, model.config.decoder),
         preprocess=_preprocess_setting(model),
         encoder_source=None,
         decoder_source=None,
         tokenizer_source=None,
     )
+
+
+def _config_now(part: Any, told: Any) -> Any:
+    """Return the config that a part has itself; what the model was built from where it has none."""
+    own = getattr(part, "config", None)
+    return own if is_config(own) else told
 
 
 def _preprocess_setting(model: LMM) -> Any:
