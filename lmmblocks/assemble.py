@@ -252,7 +252,7 @@ def _tokenizer(config: LMMConfig, swap: Any, read: bool) -> tuple[LMMConfig, Any
 
 def _own_tokenizer(source: str) -> Any:
     """Return the tokenizer that lies beside a decoder's weights, None if there is none."""
-    from .weights.sources import load_tokenizer
+    from .chat import load_tokenizer
 
     try:
         return load_tokenizer(source)

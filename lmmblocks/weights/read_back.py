@@ -12,6 +12,7 @@ from typing import Any
 import torch.nn as nn
 
 from ..assemble import build
+from ..chat import load_tokenizer
 from ..lmm import LMM
 from ..spec import LmmError
 from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, tokenizer_folder
@@ -19,7 +20,6 @@ from .exact_types import path_of
 from .files import open_weights, read_json, some
 from .maps import MODEL_LAYOUTS, ORIGINAL
 from .names import name_problems
-from .sources import load_tokenizer
 
 _PARTS = ("vision_tower", "multi_modal_projector", "language_model", "arrange")
 
