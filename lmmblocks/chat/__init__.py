@@ -13,7 +13,7 @@ from .pieces import IMAGE_MARKER, Piece, written
 from .prompted import PromptTemplate
 from .saving import template_from_dict, template_to_dict
 from .templates import CaptionTemplate, ChatTemplate, Template
-from .to_jinja import to_jinja
+from .to_jinja import from_jinja, to_jinja
 from .tokenize import Tokens, encode_chat, tokenize
 from .tokenizer_files import write_tokenizer
 
@@ -34,6 +34,7 @@ __all__ = [
     "answer_margins",
     "decode_supervised",
     "encode_chat",
+    "from_jinja",
     "from_tokenizer",
     "get_template",
     "llava15_messages",

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..spec import LmmError
+from .jinja_note import note, noted
 from .messages import Message
 from .outline import Fixed, Outline, Single, outline_of
 from .pieces import IMAGE_MARKER
@@ -36,7 +37,9 @@ _CONTENT = """\
 {%- if message.content is string -%}{{- message.content -}}{%- else -%}
 {%- for part in message.content -%}
 {%- if not loop.first and (part.type == "image" or loop.previtem.type == "image") -%}{{- "\\n" -}}{%- endif -%}
-{%- if part.type == "image" -%}{{- "<image>" -}}{%- elif part.type == "text" -%}{{- part.text -}}
+{%- if part.type == "image" -%}{{- "<image>" -}}
+{%- elif part.type == "text" and "<image>" in part.text -%}{{- raise_exception("a text part holds <image>: give the image as a part of its own") -}}
+{%- elif part.type == "text" -%}{{- part.text -}}
 {%- else -%}{{- raise_exception("content of type " ~ part.type ~ ": expected text or image") -}}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
@@ -100,10 +103,32 @@ def to_jinja(template: ChatTemplate, tokenizer: Any, *, mode: Mode = "pieces", i
         raise _unwritable(template, "the processor puts images in front of the whole prompt, and the template writes something before them")
     writer = _Writer(tokenizer, Blanks.of(tokenizer, mode), mode)
     body = writer.turns(template.name, outline) if isinstance(outline, Outline) else writer.single(template.name, outline, images_apart)
-    source = writer.beginning() + body
+    source = note(template, mode) + writer.beginning() + body
     if not images_apart:
         _refuse_other_ids(source, template, tokenizer, mode)
     return source
+
+
+def from_jinja(source: str, tokenizer: Any) -> tuple[ChatTemplate, Mode] | None:
+    """Return the template and the mode that a chat template was written from.
+
+    Args:
+        source: the program.
+        tokenizer: the one that lies beside it.
+
+    Returns:
+        What `to_jinja` makes just this program of; None where it is another's, or was changed since.
+    """
+    found = noted(source)
+    if found is None:
+        return None
+    for images_apart in (False, True):
+        try:
+            if to_jinja(found[0], tokenizer, mode=found[1], images_apart=images_apart).strip() == source.strip():
+                return found
+        except LmmError:
+            continue
+    return None
 
 
 class _Writer:

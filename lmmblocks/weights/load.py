@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,16 +64,17 @@ def load(
     checkpoint = open_checkpoint(path_or_id, base=base, vision_tower=vision_tower)
     tokenizer = None if checkpoint.tokenizer is None else load_tokenizer(checkpoint.tokenizer)
     chat = model_chat(checkpoint.config, checkpoint.chat, tokenizer, template)
-    model = build(checkpoint.config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
+    config = checkpoint.config if chat.tokenize_mode is None else replace(checkpoint.config, tokenize_mode=chat.tokenize_mode)
+    model = build(config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
     rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}
     files = checkpoint.weights(set(model.state_dict()), dtype)
     dtype = _one_dtype(files) if dtype is None else dtype
     state = read_parameters(files, (NATIVE,), model, dtype=dtype, device=device, stored_rows=rows)
     model.load_state_dict(state, assign=True)
-    for part, config in ((model.encoder, checkpoint.config.encoder), (model.decoder, checkpoint.config.decoder)):
-        compute_buffers(part, config.build, device)
+    for part, shape in ((model.encoder, config.encoder), (model.decoder, config.decoder)):
+        compute_buffers(part, shape.build, device)
     # What connects them is made for both of them together; hardly any connector has such buffers.
-    copy_buffers(model, lambda: build(checkpoint.config, weights="random"), device)
+    copy_buffers(model, lambda: build(config, weights="random"), device)
     return model.to(dtype=dtype).eval()  # what the files don't hold, computed buffers, as build(dtype=...) has it
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..chat import IMAGE_MARKER, ChatTemplate, get_template, of_model, with_ends
+from ..chat import IMAGE_MARKER, ChatTemplate, from_jinja, get_template, of_model, with_ends
 from ..chat.text_encoder import special_ids
+from ..chat.tokenize import Mode
 from ..config import LMMConfig
 from ..spec import LmmError
 from .chat_files import Stated, stated_ends, stated_template
@@ -27,12 +28,14 @@ class ModelChat:
         said_in: the file that holds the chat template; None = no file does.
         ends_in: the file that lists what ends an answer; None = no file does.
         notes: what a reader of these files may miss.
+        tokenize_mode: how its conversations are tokenised, where a file of ours says it; None = as its layout is known for.
     """
 
     template: ChatTemplate
     said_in: str | None = None
     ends_in: str | None = None
     notes: tuple[str, ...] = ()
+    tokenize_mode: Mode | None = None
 
 
 def model_chat(config: LMMConfig, folders: Sequence[Path], tokenizer: Any, asked: Any = None) -> ModelChat:
@@ -68,6 +71,9 @@ def _of_files(config: LMMConfig, known: ChatTemplate, folders: Sequence[Path], t
         stated = stated_template(folder)
         if stated is None:
             continue
+        own = from_jinja(stated.value, tokenizer)
+        if own is not None:
+            return ModelChat(own[0], stated.file, tokenize_mode=own[1])
         try:
             found = of_model(
                 stated.value,

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmmblocks.chat import TEMPLATES, CaptionTemplate, MarkedTemplate, Template, encode_chat, to_jinja
+from lmmblocks.chat import (
+    TEMPLATES,
+    CaptionTemplate,
+    MarkedTemplate,
+    Template,
+    encode_chat,
+    from_jinja,
+    to_jinja,
+)
 from lmmblocks.spec import IGNORE_LABEL, LmmError
 
 MODES = ("pieces", "llava15")
@@ -130,11 +138,38 @@ def test_parts_are_lines_of_one_text(programs, name, mode, parts, text):
     assert rendered[0] == rendered[1] and rendered[0].count("<image>") == parts.count(None)
 
 
-def test_a_picture_of_another_kind_is_refused(programs):
+@pytest.mark.parametrize(
+    "part, message",
+    [({"type": "video"}, "content of type video: expected text or image"), ({"type": "text", "text": "a <image>"}, "a text part holds <image>")],
+)
+def test_a_part_that_has_no_place_is_refused(programs, part, message):
     tokenizer, sources, _ = programs("gpt", "pieces")
-    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What?"}]}]
-    with pytest.raises(Exception, match="content of type video: expected text or image"):
+    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
+    with pytest.raises(Exception, match=message):
         tokenizer.apply_chat_template(messages, chat_template=sources["chatml"], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_program_says_what_it_was_written_from(programs, family, mode):
+    tokenizer, sources, _ = programs(family, mode)
+    for name, source in sources.items():
+        assert from_jinja(source, tokenizer) == (TEMPLATES[name], mode)
+
+
+def test_a_program_that_was_changed_is_not_what_its_note_says(programs):
+    tokenizer, sources, _ = programs("gpt", "pieces")
+    odd = replace(TEMPLATES["chatml"], name="odd #} -#}", system="#} {{ x }} -#}")
+    source = to_jinja(odd, tokenizer)
+    assert from_jinja(source, tokenizer) == (odd, "pieces")
+    messages = [{"role": "user", "content": "x"}]
+    expected = encode_chat(messages, odd, tokenizer, add_generation_prompt=True).ids
+    rendered = {"chat_template": source, "add_generation_prompt": True, "return_dict": True}
+    assert tokenizer.apply_chat_template(messages, **rendered)["input_ids"] == expected
+    head, _, body = source.partition("\n")
+    assert from_jinja(f"{head}\n{body.replace('assistant', 'helper')}", tokenizer) is None
+    assert from_jinja(body, tokenizer) is None
+    assert from_jinja(head.replace("odd", "o") + "}", tokenizer) is None
 
 
 @pytest.mark.parametrize(
