@@ -1,5 +1,5 @@
-// Which tile of keys a CTA holds, and which blocks of rows it visits: for each query head of the group, from the segment's last block to its first, those
-// in which some row sees one of its keys. Where to look is data of the first kernel, for every mask alike.
+// Which tile of keys a CTA holds, and which blocks of rows it visits: from the segment's last block to its first, those in which some row sees one of its
+// keys, each for all query heads of the group. Where to look is data of the first kernel, for every mask alike.
 #pragma once
 
 #include "attention/backward_tile.cuh"
@@ -47,15 +47,36 @@ struct Visit {
     __device__ bool edge(int behind_last_key) const { return ends.least < behind_last_key; }
 };
 
-// The order of visits, the same for all warps of a CTA and for all CTAs of a head.
-struct Walk {
+// The order of visits, the same for all warps of a CTA and for all CTAs of a head: from the last block that sees the tile to the first, all query heads of the
+// group at a block before the next block.
+//
+// dq is added in the order of tiles, so a tile waits at a block until the tile before it has added there. Tiles begin at the same block, and each meets it a
+// visit after the one before: nobody waits long. Head by head instead, a tile with few blocks would come to the next head's first block early, and wait there
+// for the tile with the most, once a head: by 17 to 48% of the time with four or seven heads to a group (tests/csrc/test_attention_turns.py).
+struct VisitOrder {
     const int2* extremes;  // of the segment's first block
     int first_key, members;
     int low, high;         // first and last block that is visited; high < low: none
 
+    __device__ bool sees(int block) const { return extremes[block].y > first_key; }
+    __device__ bool none() const { return high < low; }
+    __device__ Visit at(int member, int block) const { return {member, block, {extremes[block].x, extremes[block].y}}; }
+    __device__ Visit first() const { return at(0, high); }
+    __device__ bool over(const Visit& visit) const { return visit.block < low; }
+
+    // With kv_end, blocks between two that see the tile may see nothing of it.
+    __device__ Visit after(const Visit& visit) const {
+        if (visit.member + 1 < members) return {visit.member + 1, visit.block, visit.ends};
+        int block = visit.block - 1;
+        while (block > low && !sees(block)) --block;
+        return block < low ? Visit{0, block, {0, 0}} : at(0, block);
+    }
+};
+
+struct Walk : VisitOrder {
     // For a whole warp.
     __device__ Walk(const int2* extremes, const KeyTile& tile, int members)
-        : extremes(extremes + tile.first_slot), first_key(tile.first_key), members(members), low(tile.blocks), high(-1) {
+        : VisitOrder{extremes + tile.first_slot, tile.first_key, members, tile.blocks, -1} {
         for (int block = threadIdx.x % 32; block < tile.blocks; block += 32) {
             if (!sees(block)) continue;
             low = min(low, block);
@@ -65,22 +86,6 @@ struct Walk {
             low = min(low, __shfl_xor_sync(0xffffffff, low, mate));
             high = max(high, __shfl_xor_sync(0xffffffff, high, mate));
         }
-    }
-
-    __device__ bool sees(int block) const { return extremes[block].y > first_key; }
-    __device__ bool none() const { return high < low; }
-    __device__ Visit at(int member, int block) const { return {member, block, {extremes[block].x, extremes[block].y}}; }
-    __device__ Visit first() const { return at(0, high); }
-    __device__ bool over(const Visit& visit) const { return visit.member == members; }
-
-    // With kv_end, blocks between two that see the tile may see nothing of it.
-    __device__ Visit after(const Visit& visit) const {
-        int member = visit.member, block = visit.block;
-        do {
-            block = block > low ? block - 1 : high;
-            member += block == high ? 1 : 0;
-        } while (!sees(block));
-        return at(member, block);
     }
 };
 

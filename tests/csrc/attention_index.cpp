@@ -1,4 +1,5 @@
-// The index arithmetic of csrc/attention as C functions, for test_attention_host.py (LMM_EXPORT is its fixture's). The headers are the kernels' own; nothing is computed here.
+// The index arithmetic of csrc/attention as C functions, for test_attention_host.py and test_attention_turns.py (LMM_EXPORT is its fixture's). The headers are the kernels' own; nothing is computed here.
+#include "attention/backward_walk.cuh"
 #include "attention/copy.cuh"
 #include "attention/mma.cuh"
 #include "attention/schedule.cuh"
@@ -84,5 +85,27 @@ LMM_EXPORT int schedule(const int32_t* lengths_q, const int32_t* lengths_k, int 
 }
 
 LMM_EXPORT int grid(int64_t rows, int segments, int longest, int even) { return most_tiles(rows, segments, longest, even != 0, 128); }
+
+// Which slot of keys and which kv head a CTA of the backward works on.
+LMM_EXPORT void ticket_place(int slots, int kv_heads, int ticket, int* found) {
+    TicketOrder order{slots, kv_heads};
+    found[0] = order.slot(ticket);
+    found[1] = order.head(ticket);
+}
+
+LMM_EXPORT int slots_of(int64_t rows, int segments, int block) { return slot_count(rows, segments, block); }
+LMM_EXPORT int slot_of(int begin, int segment, int block) { return first_slot(begin, segment, block); }
+
+// The visits of a tile of keys in order, as (member, block); `extremes` are (least, greatest) end of each block's rows. Returns how many.
+LMM_EXPORT int visits_of(const int32_t* extremes, int first_key, int members, int low, int high, int32_t* visits) {
+    VisitOrder order{reinterpret_cast<const int2*>(extremes), first_key, members, low, high};
+    int count = 0;
+    if (order.none()) return count;
+    for (Visit visit = order.first(); !order.over(visit); visit = order.after(visit), ++count) {
+        visits[2 * count] = visit.member;
+        visits[2 * count + 1] = visit.block;
+    }
+    return count;
+}
 
 }  // extern "C"

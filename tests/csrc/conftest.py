@@ -185,6 +185,12 @@ def host_library():
     return load
 
 
+@pytest.fixture(scope="session")
+def index(host_library):
+    """The index arithmetic of csrc/attention, compiled for the host: attention_index.cpp."""
+    return host_library(Path(__file__).with_name("attention_index.cpp").read_text())
+
+
 @pytest.fixture(params=range(6), ids=lambda seed: f"seed{seed}")
 def simt_seed(request, monkeypatch):
     """Runs the test under six orders of threads and moments of copies (csrc/simt/schedule.h)."""

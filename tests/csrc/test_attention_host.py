@@ -2,7 +2,6 @@
 
 import ctypes
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,11 +16,6 @@ BANKS = 8
 """Places for 16 bytes in a row of all banks: lanes that are served together must differ in them."""
 
 lengths_of_segments = st.lists(st.tuples(st.integers(0, 700), st.integers(0, 700)), min_size=0, max_size=8)
-
-
-@pytest.fixture(scope="session")
-def index(host_library):
-    return host_library(Path(__file__).with_name("attention_index.cpp").read_text())
 
 
 def _ints(values):
