@@ -110,6 +110,8 @@ PYBIND11_MODULE(_C, module) {
 
     module.def("attention_backward_workspace", &lmm_attention_backward_workspace, py::arg("rows_q"), py::arg("segments"), py::arg("heads"),
                py::arg("head_dim"), "Bytes of the workspace of attention_backward");
+    module.def("attention_backward_shared", &lmm_attention_backward_shared, py::arg("head_dim"),
+               "Bytes of shared memory of a CTA of attention_backward; all other launches fit every device from compute capability 8.0 on");
     lmm::add_launcher(
         module, "attention_backward", lmm_attention_backward,
         FIELD(LmmAttentionBackwardArgs, q), FIELD(LmmAttentionBackwardArgs, k), FIELD(LmmAttentionBackwardArgs, v),

@@ -58,7 +58,8 @@ void add_launcher(pybind11::module_& module, const char* name, int (*launch)(con
         ((args.*(fields.place) = from_python<Values>(values)), ...);
         return launch(&args, reinterpret_cast<cudaStream_t>(stream));
     };
-    module.def(name, call, pybind11::arg(fields.name)..., pybind11::arg("stream"));
+    // A launch may wait for room in the device's queue; other threads of Python go on meanwhile.
+    module.def(name, call, pybind11::arg(fields.name)..., pybind11::arg("stream"), pybind11::call_guard<pybind11::gil_scoped_release>());
 }
 
 }  // namespace lmm

@@ -85,4 +85,7 @@ int lmm_attention_backward(const LmmAttentionBackwardArgs* args, cudaStream_t st
 // Bytes of workspace that a backward call needs; 0 for a head dim it doesn't take.
 int64_t lmm_attention_backward_workspace(int64_t rows_q, int32_t segments, int32_t heads, int32_t head_dim);
 
+// Bytes of shared memory that its CTAs take, which not every device has; 0 for a head dim it doesn't take. Other launches fit every device.
+int32_t lmm_attention_backward_shared(int32_t head_dim);
+
 }  // extern "C"

@@ -68,6 +68,10 @@ extern "C" int64_t lmm_attention_backward_workspace(int64_t rows_q, int32_t segm
     return 0;
 }
 
+extern "C" int32_t lmm_attention_backward_shared(int32_t head_dim) {
+    return head_dim == lmm::Tile64::kWidth ? lmm::Tile64::kSharedBytes : head_dim == lmm::Tile128::kWidth ? lmm::Tile128::kSharedBytes : 0;
+}
+
 extern "C" int lmm_attention_backward(const LmmAttentionBackwardArgs* args, cudaStream_t stream) {
     if (int code = lmm::refusal(*args); code != LMM_OK) return code;
     if (args->heads == 0 || (args->rows_q == 0 && args->rows_k == 0)) return LMM_OK;

@@ -276,6 +276,7 @@ struct KeyRole : Role<T, Tile> {
             for (int atom = 0; atom < Tile::kAtoms; ++atom) {
                 if (!seen.has(atom, group)) continue;
                 Base::read_weights(own[atom], stage.weights(), atom, group);
+                __syncwarp();  // all lanes hold the weights, and other lanes' places take the slopes
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     float2 weights = unpack2<T>(own[atom][i]), delta = deltas[i / 2];

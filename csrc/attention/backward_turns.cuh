@@ -39,7 +39,10 @@ class QueryTurns {
         float* sums = call_.work.sums + place * kPartSize + lane_ * kAddedAtOnce<Tile>;
         int32_t* turn = call_.work.turns + place;
         bool last = visit.ends.greatest <= tile_.first_key + Tile::kKeys;
-        if (number_ > 0) wait_until(turn, number_);
+        if (number_ > 0) {
+            if (lane_ == 0) wait_until(turn, number_);
+            __syncwarp();  // what lane 0 has seen happened before what the others do
+        }
         if (last) {
             if (number_ > 0) each(part, sums, [](float& value, float* in_memory) { value += __ldcg(in_memory); });
             write(part, visit.block, head);

@@ -35,6 +35,7 @@ struct DecodeTile {
     static constexpr int kFoundBytes = kWeightsAt + kWarps * kRows * 4;
     static constexpr int kLoopBytes = kRingsAt + kWarps * kStages * kStepBytes;
     static constexpr int kSharedBytes = kLoopBytes > kFoundBytes ? kLoopBytes : kFoundBytes;
+    static_assert(kSharedBytes <= kSharedBytesAnywhere, "a CTA of any GPU: nobody asks whether it fits");
 
     static constexpr __host__ __device__ int atom_row(int, int atom) { return atom * kAtom; }
 };

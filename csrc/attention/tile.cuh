@@ -14,6 +14,7 @@ constexpr int kChunkElements = 8;  // of 16 bits
 constexpr int kPageChunks = 8;
 constexpr int kPageRowBytes = kPageChunks * kChunkBytes;
 constexpr int kAtom = 16;  // rows, keys or columns of one mma operand
+constexpr int kSharedBytesAnywhere = 99 * 1024;  // of a CTA, on every GPU from compute capability 8.0 on: 8.6, 8.9 and 12.0 have no more
 
 constexpr __host__ __device__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -62,6 +63,7 @@ struct AttentionTile {
     static constexpr int kKeysAt = kRowsAt + Rows::kBytes;
     static constexpr int kValuesAt = kKeysAt + Keys::kBytes;
     static constexpr int kSharedBytes = kValuesAt + Keys::kBytes;
+    static_assert(kSharedBytes <= kSharedBytesAnywhere, "a CTA of any GPU: nobody asks whether the forward fits");
 
     // First row of a warp's atom within the tile.
     static constexpr __host__ __device__ int atom_row(int warp, int atom) { return (atom * WARPS + warp) * kAtom; }

@@ -106,9 +106,8 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
     const void* const symbol = reinterpret_cast<const void*>(kernel);
     if (cudaError_t error = allow_shared_memory(symbol, smem_bytes); error != cudaSuccess) return error;
 #ifdef LMM_SIMT
-    static_cast<void>(stream);
-    return simt::launch([&] { kernel(arguments...); }, grid, block, smem_bytes);
-#else
+    simt::know(kernel);
+#endif
     std::tuple<Parameters...> values(std::forward<Arguments>(arguments)...);
     return std::apply(
         [&](auto&... value) {
@@ -116,7 +115,6 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
             return cudaLaunchKernel(symbol, grid, block, pointers, smem_bytes, stream);
         },
         values);
-#endif
 }
 
 }  // namespace lmm

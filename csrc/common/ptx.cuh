@@ -136,7 +136,8 @@ __device__ __forceinline__ void store_stream_16(void* global, uint4 value) {
 // ---- order between CTAs --------------------------------------------------------------------------------------------------------------
 
 // [ld.acquire, memory consistency model] waits until *place is value; what was written before the release that wrote it is then seen. Whoever waits
-// must know that the CTA that will write it has begun: CTAs that haven't may never get a place to run.
+// must know that the CTA that will write it has begun: CTAs that haven't may never get a place to run. One lane waits for its warp, and __syncwarp() hands on
+// what it has seen.
 __device__ __forceinline__ void wait_until(const int32_t* place, int32_t value) {
     int32_t found;
     do {

@@ -42,13 +42,13 @@ class CrashWatch {
     }
 
     static void handle(int number, siginfo_t* info, void*) {
-        Cta& running = cta();
-        if (!running.running || !pthread_equal(pthread_self(), launching_thread())) {  // not ours: as if we had never been there
+        Cta* const running = current_cta();
+        if (!running || !running->running || !pthread_equal(pthread_self(), launching_thread())) {  // not ours: as if we had never been there
             for (int i = 0; i < 3; ++i) sigaction(SIGNALS[i], &before()[i], nullptr);
             return;
         }
-        running.refuse(describe(number, info->si_addr, *running.running));
-        running.leave();
+        running->refuse(describe(number, info->si_addr, *running->running));
+        running->leave();
     }
 
     static std::string describe(int number, const void* address, const Thread& thread) {

@@ -13,7 +13,13 @@
 #define __constant__ static const
 #define __grid_constant__
 #define __forceinline__ inline __attribute__((always_inline))
+// A function of x86-64 says its bounds by as many instructions of one byte before it (runtime.h reads them): a specifier has nowhere else to leave them.
+#ifdef __x86_64__
+#define LMM_SIMT_THREADS(threads, ...) (threads) + 0  // a sum, which g++ 12 evaluates in a template where it fails on a name
+#define __launch_bounds__(...) __attribute__((patchable_function_entry(LMM_SIMT_THREADS(__VA_ARGS__, 0), LMM_SIMT_THREADS(__VA_ARGS__, 0))))
+#else
 #define __launch_bounds__(...)
+#endif
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 struct uint3 {

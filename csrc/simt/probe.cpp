@@ -29,6 +29,17 @@ extern "C" __attribute__((visibility("default"))) int64_t lmm_simt_count(const c
     return -1;
 }
 
+// From now on a launch is refused that isn't on this stream of this device.
+extern "C" __attribute__((visibility("default"))) void lmm_simt_expect(int device, uintptr_t stream) {
+    simt::expected = {true, device, reinterpret_cast<cudaStream_t>(stream)};
+}
+extern "C" __attribute__((visibility("default"))) void lmm_simt_expect_nothing() {
+    simt::expected = {};
+}
+extern "C" __attribute__((visibility("default"))) int lmm_simt_device() {
+    return simt::current_device();
+}
+
 extern "C" __attribute__((visibility("default"))) const char* lmm_simt_last_fault() {
     return simt::last_fault().c_str();
 }

@@ -116,7 +116,7 @@ void load_matrices(const Meeting& meeting, uint32_t* r, const void* address, boo
     RowSlot mine{address, {}, r};
     const bool reads = running_lane() < 8 * MATRICES;
     if (reads) check_shared(meeting.name, address);
-    const bool now = cta().schedule.read_on_arrival();
+    const bool now = schedule().read_on_arrival();
     if (reads && now) std::memcpy(mine.row, address, 16);
     meet(meeting, mine, [=](RowSlot** lanes) {
         for (int lane = 0; lane < 8 * MATRICES && !now; ++lane) std::memcpy(lanes[lane]->row, lanes[lane]->address, 16);
@@ -178,7 +178,7 @@ inline void cp_async_16(void* smem, const void* global, bool valid) {
     if (valid) simt::check_aligned("cp_async_16", global);
     simt::Thread& self = *simt::cta().running;
     const simt::Copy copy{smem, global, valid, self.open_group};
-    if (simt::cta().schedule.copy_now()) simt::land(copy);
+    if (simt::schedule().copy_now()) simt::land(copy);
     else self.copies.push_back(copy);
     ++(valid ? simt::counters.copies : simt::counters.zero_fills);
 }
@@ -186,11 +186,16 @@ inline void cp_async_commit() { ++simt::cta().running->open_group; }
 template <int PENDING>
 void cp_async_wait() { simt::land_all_but(PENDING); }
 
-// CTAs run one after the other, so a value that isn't there will never be.
-inline void wait_until(const int32_t* place, int32_t value) {
-    if (*place != value) throw simt::Fault{simt::text("wait_until: found %d, and no CTA that has begun will write %d", *place, value)};
+// Others go on before the first look, and right behind a release: whoever relies on being first is then late.
+inline void wait_until(const int32_t* place, int32_t value, LMM_SIMT_HERE) {
+    const simt::Awaited awaited{place, value, file, line};
+    simt::cta().pause();
+    while (!awaited.there()) simt::cta().await(awaited);
 }
-inline void release(int32_t* place, int32_t value) { *place = value; }
+inline void release(int32_t* place, int32_t value) {
+    *static_cast<volatile int32_t*>(place) = value;
+    simt::cta().pause();
+}
 inline void add_in_memory(float* place, float value) { *place += value; }
 inline void add_in_memory(float* place, float4 value) {
     simt::check_aligned("add_in_memory", place);

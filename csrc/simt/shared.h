@@ -46,25 +46,26 @@ class SharedArray {
     unsigned char* begin_;
 };
 
-// The arrays of the CTA that runs, poisoned when it first uses them.
+// The arrays of one CTA, poisoned when it first uses them.
 class SharedMemory {
   public:
     void begin_cta(size_t dynamic_bytes) {
         in_use_.clear();
-        ++cta_;
         std::unique_ptr<SharedArray>& found = dynamic_[dynamic_bytes];
         if (!found) found = std::make_unique<SharedArray>("dynamic", dynamic_bytes, 128);
         current_ = found.get();
         use(*current_);
     }
 
-    void use(const SharedArray& array) {
-        array.poison_all();
-        in_use_.push_back(&array);
-    }
-
     void* dynamic() const { return current_->begin(); }
-    uint64_t cta() const { return cta_; }
+
+    // The array of a place in the program, which `place` stands for.
+    void* fixed(const void* place, const char* name, size_t bytes) {
+        std::unique_ptr<SharedArray>& found = fixed_[place];
+        if (!found) found = std::make_unique<SharedArray>(name, bytes, 16);
+        if (std::find(in_use_.begin(), in_use_.end(), found.get()) == in_use_.end()) use(*found);
+        return found->begin();
+    }
 
     bool holds(const void* address, size_t bytes) const {
         for (const SharedArray* array : in_use_) {
@@ -88,38 +89,27 @@ class SharedMemory {
     }
 
   private:
-    std::map<size_t, std::unique_ptr<SharedArray>> dynamic_;
-    SharedArray* current_ = nullptr;
-    std::vector<const SharedArray*> in_use_;
-    uint64_t cta_ = 0;
-};
-
-inline SharedMemory& shared_memory() {
-    static SharedMemory memory;
-    return memory;
-}
-
-// LMM_SHARED: one of these for each place in the program, made when a fiber first comes by.
-class StaticShared {
-  public:
-    StaticShared(const char* name, size_t bytes) : array_(name, bytes, 16) {}
-
-    void* here() {
-        if (seen_ != shared_memory().cta()) {
-            seen_ = shared_memory().cta();
-            shared_memory().use(array_);
-        }
-        return array_.begin();
+    void use(const SharedArray& array) {
+        array.poison_all();
+        in_use_.push_back(&array);
     }
 
-  private:
-    SharedArray array_;
-    uint64_t seen_ = 0;
+    std::map<size_t, std::unique_ptr<SharedArray>> dynamic_;
+    std::map<const void*, std::unique_ptr<SharedArray>> fixed_;
+    SharedArray* current_ = nullptr;
+    std::vector<const SharedArray*> in_use_;
 };
+
+// That of the CTA that runs.
+inline SharedMemory*& current_shared_memory() {
+    static SharedMemory* memory = nullptr;
+    return memory;
+}
+inline SharedMemory& shared_memory() { return *current_shared_memory(); }
 
 }  // namespace simt
 
 #define LMM_DYNAMIC_SHARED(type, name) type* const name = static_cast<type*>(::simt::shared_memory().dynamic())
-#define LMM_SHARED(type, name, count)                                                     \
-    static ::simt::StaticShared lmm_shared_##name(#name, sizeof(type) * size_t{count}); \
-    type* const name = static_cast<type*>(lmm_shared_##name.here())
+#define LMM_SHARED(type, name, count)  \
+    static char lmm_shared_##name = 0; \
+    type* const name = static_cast<type*>(::simt::shared_memory().fixed(&lmm_shared_##name, #name, sizeof(type) * size_t{count}))

@@ -48,11 +48,22 @@ struct Copy {
     uint64_t group;
 };
 
+// A place in global memory that another CTA is to write.
+struct Awaited {
+    const int32_t* place;
+    int32_t value;
+    const char* file;
+    int line;
+
+    bool there() const { return *static_cast<const volatile int32_t*>(place) == value; }
+};
+
 struct Thread {
     uint3 index{0, 0, 0};
     unsigned warp = 0, lane = 0;
     bool done = false;
     const Meeting* at_barrier = nullptr;
+    const Awaited* awaits = nullptr;
     std::vector<Copy> copies;  // cp.async not yet landed
     uint64_t open_group = 0;   // what the next commit closes
     Context context;

@@ -142,6 +142,39 @@ def test_every_order_of_threads_gives_the_same_bits(launch, simt_seed, monkeypat
     assert all(torch.equal(a, b) for a, b in zip(found, launch(*call)))
 
 
+def _long(width, mask, lengths=(400, 130)):
+    """Four tiles of keys and two, four query heads in two groups; ends that make images of rows, a row that sees nothing, one that sees all."""
+    inputs = _inputs(lengths, lengths, 4, 2, width, seed=3)
+    if mask != KV_END:
+        return *inputs, mask
+    of_segments = [torch.arange(1, rows + 1).clamp_min(min(rows, 280)) + before for rows, before in zip(lengths, (0, lengths[0]))]
+    ends = torch.cat(of_segments).int()
+    ends[5], ends[77] = 0, lengths[0]
+    return *inputs, mask, ends
+
+
+@pytest.mark.parametrize("mask", [FULL, CAUSAL, KV_END], ids=["full", "causal", "kv_end"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_tiles_between_the_first_and_the_last_add_to_dq(launch, width, mask):
+    """Above 256 visible keys; width decides how many values are added at once."""
+    call = _long(width, mask)
+    _close(launch(*call), _exact(*call)[0])
+
+
+def test_gradients_of_900_rows_equal_the_formula(launch):
+    call = (*_inputs([900], [900], 2, 1, 128, seed=4), CAUSAL)
+    _close(launch(*call), _exact(*call)[0])
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_tiles_that_run_at_the_same_time_take_turns(launch, simt_seed, monkeypatch, width):
+    """One CTA after the other gives the same bits as several of them, whichever gets on."""
+    call = (*_inputs([400], [400], 2, 1, width, seed=5), CAUSAL)
+    found = launch(*call)
+    monkeypatch.setenv("LMM_SIMT_SEED", "0")
+    assert all(torch.equal(a, b) for a, b in zip(found, launch(*call)))
+
+
 def test_keys_that_no_row_sees_and_rows_that_see_no_key_have_gradients_of_zero(launch):
     tensors, segments = _inputs([6, 4, 3], [2, 0, 140], slack=9)
     dq, dk, dv = launch(tensors, segments, KV_END, torch.tensor([0] * 4 + [2] * 2 + [7] * 4 + [2 + 130] * 3 + [9] * 9, dtype=torch.int32))

@@ -1,9 +1,9 @@
 """How long tiles of the backward wait for each other, by a model of tickets, waits and releases.
 
 dq of a block of rows is added in the order of tiles of keys, so a tile waits at a block until the tile before it has added there
-(csrc/attention/backward_turns.cuh). What that costs can't be measured on a CPU, but it follows from the order in which CTAs get tickets and visit blocks,
-and that order is the kernel's own here, compiled for the host. One visit takes one unit of time, each multiprocessor holds one CTA, and what was added is
-seen by the next tile a while after.
+(csrc/attention/backward_turns.cuh). What that costs can't be measured on a CPU, but it follows from the order in which CTAs get tickets and visit
+blocks, and that order is the kernel's own here, compiled for the host. One visit takes one unit of time, each multiprocessor holds one CTA, and what
+was added is seen by the next tile a while after.
 """
 
 import ctypes

@@ -167,6 +167,34 @@ def test_rows_may_lie_more_than_2_31_elements_apart(cuda_emulation, scattered, c
         assert torch.equal(found, expected)
 
 
+def test_an_output_beyond_2_31_elements_is_written_where_it_belongs(cuda_emulation):
+    """The last tile of 17 million rows, which are all the same one (a stride of 0): the others take addresses only."""
+    heads, rows = 2, 2**31 // (2 * WIDTH) + 200
+    torch.manual_seed(7)
+    q, keys, values = (torch.randn(count, heads, WIDTH).to(torch.bfloat16) for count in (1, ROWS, ROWS))
+
+    def call(rows, out, lse):
+        places = {"cu_q": [0, rows], "cu_k": [0, ROWS], "tiles": [0, (rows - 1) // 128]}
+        places = {name: torch.tensor(numbers, dtype=torch.int32) for name, numbers in places.items()}
+        tensors = {"q": q, "k": keys, "v": values, "out": out, "lse": lse, **places}
+        strides = _strides(k=keys, v=values) | {"q_row": 0, "q_head": WIDTH}
+        return _call(
+            "attention_forward", [], tensors, **strides, kv_end=0, tile_count=1, longest_q=rows, even=0, mask=0, rows_q=rows, segments=1,
+            heads=heads, kv_heads=heads, head_dim=WIDTH, dtype=BFLOAT16, scale=0.125,
+        )  # fmt: skip
+
+    near, near_lse = torch.zeros(1, heads, WIDTH, dtype=torch.bfloat16), torch.zeros(heads, 1)
+    assert _launched(cuda_emulation, call(1, near, near_lse)) == 0 and near.abs().sum() > 0
+    region = mmap.mmap(-1, rows * heads * WIDTH * 2, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    far = torch.frombuffer(region, dtype=torch.bfloat16, count=rows * heads * WIDTH).view(rows, heads, WIDTH)
+    far_lse = torch.frombuffer(mmap.mmap(-1, rows * heads * 4), dtype=torch.float32, count=rows * heads).view(heads, rows)
+    assert _launched(cuda_emulation, call(rows, far, far_lse)) == 0
+    written = (rows - 1) % 128 + 1
+    assert far.shape[0] * heads * WIDTH > 2**31
+    assert torch.equal(far[-written:], near.expand(written, heads, WIDTH)) and not far[-written - 1].any() and not far[:300].any()
+    assert torch.equal(far_lse[:, -written:], near_lse.expand(heads, written))
+
+
 REFUSED = [
     (splice_forward, {"rows": -1}, "LMM_BAD_SIZE"),
     (splice_forward, {"width": -1}, "LMM_BAD_SIZE"),
@@ -224,6 +252,36 @@ def test_a_bad_argument_has_its_code(cuda_emulation, case, changes, code):
 def test_a_pointer_between_two_16_byte_places_is_refused(cuda_emulation, case, pointer):
     call = case(cuda_emulation, lambda tensor: tensor)
     assert _launched(cuda_emulation, call, **{pointer: call.arguments[pointer] + 8}) == CODES["LMM_MISALIGNED"]
+
+
+@pytest.fixture
+def expect(emulated_extension):
+    """`expect(device, stream)`: launches elsewhere are refused; gives a function that tells which device is current."""
+    library = ctypes.CDLL(str(emulated_extension))
+    library.lmm_simt_expect.argtypes = [ctypes.c_int, ctypes.c_size_t]
+
+    def expecting(device, stream):
+        library.lmm_simt_expect(device, stream)
+        return library.lmm_simt_device
+
+    yield expecting
+    library.lmm_simt_expect_nothing()
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.__name__)
+def test_every_launch_is_on_the_stream_and_device_of_the_call(cuda_emulation, case, expect):
+    call = case(cuda_emulation, lambda tensor: tensor)
+    current_device = expect(1, 0x5EED)
+    assert _launched(cuda_emulation, call, device=1, stream=0x5EED) == 0
+    assert current_device() == 0, "the caller's device is current again"
+    for elsewhere in ({"device": 0, "stream": 0x5EED}, {"device": 1, "stream": 0}):
+        code = _launched(cuda_emulation, call, **elsewhere)
+        assert "expected stream 0x5eed of device 1" in cuda_emulation.error_message(code)
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case.__name__)
+def test_a_device_that_is_not_there_is_an_error(cuda_emulation, case):
+    assert _launched(cuda_emulation, case(cuda_emulation, lambda tensor: tensor), device=7) == 101
 
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: case.__name__)

@@ -122,3 +122,35 @@ def test_the_step_compiles_whole_and_keeps_its_bits(cuda):
     found, expected = (call(*inputs, plan, segments) for call in (torch.compile(run, fullgraph=True), run))
     grad = torch.randn_like(expected)
     assert _same([found, *torch.autograd.grad(found, inputs, grad)], [expected, *torch.autograd.grad(expected, inputs, grad)])
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "kv_end"])
+@pytest.mark.parametrize("width", [64, 128])
+def test_gradients_of_rows_that_several_tiles_see_are_right_and_the_same_every_time(cuda, width, mask):
+    """400 and 900 rows, four query heads in two groups: tiles of keys that are neither the first nor the last add to dq in memory."""
+    lengths = (400, 900, 130)
+    rows, segments = sum(lengths), Segments.of(lengths, device=cuda)
+    tensors = [torch.randn(rows, heads, width, device=cuda).bfloat16().requires_grad_() for heads in (4, 2, 2)]
+    ends = torch.cat([torch.arange(1, length + 1).clamp_min(min(length, 300)) + before for length, before in zip(lengths, (0, 400, 1300))])
+    options = {"causal": mask == "causal", "kv_end": ends.int().to(cuda) if mask == "kv_end" else None}
+    grad = torch.randn(rows, 4, width, device=cuda).bfloat16()
+
+    def gradients(tensors, grad, backend):
+        return torch.autograd.grad(ops.attention(*tensors, segments, **options, backend=backend), tensors, grad)
+
+    found = gradients(tensors, grad, "cuda")
+    exact = gradients([x.detach().double().requires_grad_() for x in tensors], grad.double(), "reference")
+    for one, other in zip(found, exact, strict=True):
+        assert (one.double() - other).abs().max() < 4 * 2.0**-8 * other.abs().max().clamp_min(1.0)
+    for _ in range(20):
+        assert _same(gradients(tensors, grad, "cuda"), found)
+
+
+def test_a_captured_forward_of_even_segments_writes_all_rows_of_others(cuda):
+    q, k, v = (torch.randn(256, heads, 64, device=cuda).bfloat16() for heads in (4, 2, 2))
+    segments = Segments.of((128, 128), device=cuda)
+    graph, written = _captured(lambda: [ops.attention(q, k, v, segments, backend="cuda")])
+    segments.cu_q.copy_(Segments.of((200, 56), device=cuda).cu_q)
+    written[0].fill_(float("nan"))
+    graph.replay()
+    assert _same(written, [ops.attention(q, k, v, Segments.of((200, 56), device=cuda), backend="cuda")])
