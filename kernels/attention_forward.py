@@ -47,7 +47,7 @@ from .attention_heads import (
     zero_rows,
 )
 from .attention_tiles import packed_heads, shortened, tiles_for
-from .device import capability, launching_on
+from .device import capability, capturing, launching_on
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -192,6 +192,7 @@ def attention_fwd(
         torch.empty((rows, heads, width), dtype=q.dtype, device=q.device),
         q.new_empty((heads, rows), dtype=torch.float32),
     )
+    even = even and not capturing()  # lengths may be others when the graph is replayed
     tile, group = tiles_for(width, q.dtype, capability(q.device)).forward, heads // kv_heads
     pack = packed_heads(longest_q, group, tile)
     tile = shortened(tile, longest_q * pack)

@@ -53,11 +53,21 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of the three kernels: forward and dq hold rows and walk over keys, dk/dv holds keys and walks over rows."""
+    """Tiles of the three kernels: forward and dq hold rows and walk over keys, dk/dv holds keys and walks over rows.
+
+    Attributes:
+        forward: rows held.
+        dkdv: keys held.
+        dq: rows held.
+        forward_bytes: most shared memory of a forward, as the compiler has it (tests/static holds it to that).
+        backward_bytes: likewise of dkdv and dq.
+    """
 
     forward: Tile
     dkdv: Tile
     dq: Tile
+    forward_bytes: int = 0
+    backward_bytes: int = 0
 
 
 _AMPERE = {
@@ -97,7 +107,8 @@ def tiles_for(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) ->
     chosen = _OVERRIDE.get()
     if chosen is not None:
         return chosen
-    table = _FP32 if dtype == torch.float32 else _AMPERE if capability < (9, 0) else _HOPPER
+    small = capability < (9, 0) or capability[0] == 12  # 12.0 has Ampere's products, and no more shared memory than 8.6
+    table = _FP32 if dtype == torch.float32 else _AMPERE if small else _HOPPER
     width = sum(head_parts(head_dim))
     return next(tiles for widest, tiles in table.items() if width <= widest)
 

@@ -19,6 +19,7 @@ from .activations import softcapped
 from .attention_call import AttentionCall
 from .attention_cuda import attention_cuda, cuda_supports, cuda_trusted
 from .attention_triton import attention_triton, triton_supports, triton_trusted
+from .autocast import as_autocast_has_them
 from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 
@@ -43,7 +44,7 @@ def attention(
     """Softmax attention within each packed segment.
 
     Args:
-        q_TNE: queries ``(T_q, N, E)``, of one floating-point dtype with keys and values (under autocast each may have its own).
+        q_TNE: queries ``(T_q, N, E)``, of one floating-point dtype with keys and values. Autocast makes its own of all three, but for fp64.
         k_TKE: keys ``(T_k, K, E)`` with ``N % K == 0`` (grouped-query attention).
         v_TKE: values, shape of the keys.
         segments: boundaries; ``len_q != len_k`` is aligned bottom-right (the last query sees the last key).
@@ -57,14 +58,14 @@ def attention(
         backend: ``auto`` or the name of an implementation.
 
     Returns:
-        ``out_TNE``, dtype of ``q``; rows that see no key are zero. With ``return_lse`` a pair ``(out_TNE, lse_TN)``, ``lse`` natural and in fp32
-        (fp64 for fp64), ``-inf`` for rows that see no key.
+        ``out_TNE``, dtype of ``q`` (under autocast its own, as torch's attention has it); rows that see no key are zero. With ``return_lse`` a
+        pair ``(out_TNE, lse_TN)``, ``lse`` natural and in fp32 (fp64 for fp64), ``-inf`` for rows that see no key.
 
     Raises:
         LmmError: shapes or dtypes that don't fit together, lengths that aren't ``Segments``, or a forced backend that refuses.
     """
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
-    call = AttentionCall(q_TNE, k_TKE, v_TKE, segments, causal, kv_end, scale, window, softcap, return_lse)
+    call = AttentionCall(*as_autocast_has_them(q_TNE, k_TKE, v_TKE), segments, causal, kv_end, scale, window, softcap, return_lse)
     _check(call)
     result = dispatch("attention", call, backend=backend)
     if return_lse and isinstance(result, Tensor):
@@ -78,7 +79,8 @@ def _check(call: AttentionCall) -> None:
     if q.dim() != 3 or k.dim() != 3 or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
         raise LmmError(f"attention needs q (T,N,E) and equal k, v (T,K,E): found {[tuple(x.shape) for x in (q, k, v)]}")
     if not (q.dtype == k.dtype == v.dtype and q.is_floating_point()):
-        _refuse_dtypes(q, k, v)
+        found = [str(x.dtype) for x in (q, k, v)]
+        raise LmmError(f"attention needs q, k, v of one floating-point dtype: found {found}: cast them to one dtype, as k.to(q.dtype)")
     if q.shape[1] % k.shape[1]:
         raise LmmError(f"attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads")
     compiling = torch.compiler.is_compiling()  # host lengths that are read there are guarded: every packing would be compiled anew
@@ -89,14 +91,6 @@ def _check(call: AttentionCall) -> None:
         raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(call.kv_end.shape)}")
     if (call.window is not None and call.window < 1) or (call.softcap is not None and call.softcap <= 0):
         raise LmmError(f"attention: window and softcap must be above 0 or None, found window={call.window}, softcap={call.softcap}")
-
-
-def _refuse_dtypes(*tensors: Tensor) -> None:
-    """Raise LmmError unless autocast is there to make one dtype of several."""
-    if all(x.is_floating_point() for x in tensors) and torch.is_autocast_enabled(tensors[0].device.type):
-        return
-    found = [str(x.dtype) for x in tensors]
-    raise LmmError(f"attention needs q, k, v of one floating-point dtype: found {found}: cast them to one dtype, as k.to(q.dtype)")
 
 
 def visible_keys(

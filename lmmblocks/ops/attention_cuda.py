@@ -2,7 +2,7 @@
 
 CTAs start the longest tiles of rows first, by a list made of host lengths, which one copy from pinned memory brings to the device for all layers of
 a batch. In compiled code and in a captured graph, which serve other lengths too, each CTA looks at the boundaries instead; where all segments are
-alike it divides.
+alike it divides, but not in a captured graph, which doesn't know that they still are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor
 from ..spec.segments import on_device
 from .attention_call import AttentionCall
 from .attention_kernels import are_even, attend, define_kernels, refusal_of_both
+from .constant import constant
 from .cuda_gate import check, cuda_distrust, cuda_refusal, extension, raw_stream
 from .decode_cuda import DTYPES
-from .triton_gate import ALIGNMENT_BYTES, misalignment
+from .triton_gate import ALIGNMENT_BYTES, misalignment, shared_refusal
 
 WIDTHS = (64, 128)
 """Head dims the kernels are compiled for."""
@@ -56,6 +57,8 @@ def attention_fwd(
     Returns:
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
+    from ..kernels.device import capturing
+
     q, k, v = map(_aligned, (q, k, v))
     out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     tiles = _tiles(tuple(lengths_q), tuple(lengths_k), q.shape[0], _mask(causal, kv_end), q.device)
@@ -66,7 +69,7 @@ def attention_fwd(
         segments=cu_q.shape[0] - 1,
         tile_count=0 if tiles is None else tiles.shape[0] // 2,
         longest_q=longest_q,
-        even=int(even),
+        even=int(even and not capturing()),
         mask=_mask(causal, kv_end),
         scale=scale,
     )
@@ -186,9 +189,17 @@ def cuda_supports(call: AttentionCall) -> bool | str:
         return f"heads of {call.q_TNE.shape[-1]}: it is compiled for {' and '.join(map(str, WIDTHS))}"
     places = [x for x in (call.segments.cu_q, call.segments.cu_k, call.kv_end) if x is not None]
     problem = call.refusal_beyond("kv_end", "return_lse") or refusal_of_both(call)
+    if problem is None and call.wants_gradient:
+        problem = cuda_refusal(*call[:3]) or backward_refusal(call.q_TNE.shape[-1], call.q_TNE.device)
     if problem is None and not all(x.dtype == torch.int32 and x.is_contiguous() for x in places):
         problem = "boundaries and kv_end must be contiguous int32"
     return problem or cuda_refusal(*call[:3], *places) or misalignment(*call[:3]) or True
+
+
+@constant
+def backward_refusal(width: int, device: torch.device) -> str | None:
+    """Return that the backward's shared memory doesn't fit the device, which the forward's always does, or None."""
+    return shared_refusal(extension(device).attention_backward_shared(width), device, f"the gradient of heads of {width}")
 
 
 def cuda_trusted(call: AttentionCall) -> bool | str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .attention_call import AttentionCall
 from .attention_kernels import are_even, attend, define_kernels, refusal_of_both
-from .triton_gate import misalignment, triton_distrust, triton_refusal
+from .constant import constant
+from .triton_gate import misalignment, shared_refusal, triton_distrust, triton_refusal
 
 WIDEST_HEAD = 256
 """Head dim of the widest tile in the launch tables."""
@@ -34,7 +36,19 @@ def triton_supports(call: AttentionCall) -> bool | str:
     if call.q_TNE.shape[-1] > WIDEST_HEAD:
         return f"a head dim of {call.q_TNE.shape[-1]} is above {WIDEST_HEAD}"
     tensors = (*call[:3], call.segments.cu_q, call.segments.cu_k, call.kv_end)
-    return refusal_of_both(call) or triton_refusal(*tensors) or misalignment(*call[:3]) or True
+    problem = refusal_of_both(call) or triton_refusal(*tensors) or misalignment(*call[:3])
+    return problem or tiles_refusal(call.q_TNE.shape[-1], call.q_TNE.dtype, call.wants_gradient, call.q_TNE.device) or True
+
+
+@constant
+def tiles_refusal(width: int, dtype: torch.dtype, gradient: bool, device: torch.device) -> str | None:
+    """Return that a kernel's shared memory doesn't fit the device, the backward's too where a gradient is wanted, or None."""
+    from ..kernels.attention_tiles import tiles_for
+    from ..kernels.device import capability
+
+    tiles = tiles_for(width, dtype, capability(device))
+    forward = shared_refusal(tiles.forward_bytes, device, f"attention of heads of {width}")
+    return forward or (shared_refusal(tiles.backward_bytes, device, f"the gradient of heads of {width}") if gradient else None)
 
 
 def triton_trusted(call: AttentionCall) -> bool | str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..spec import LmmError
 from .activations import softcapped
+from .autocast import autocast_dtype
 from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
 
@@ -164,9 +165,7 @@ def _add_product(total_VD: Tensor, left_Vr: Tensor, right_rD: Tensor) -> None:
 
 def compute_dtype(hidden_RD: Tensor) -> torch.dtype:
     """What the products are taken in: autocast's dtype inside of it, which a backward is not, else that of the rows."""
-    kind = hidden_RD.device.type
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if casts else hidden_RD.dtype
+    return autocast_dtype(hidden_RD.device) or hidden_RD.dtype
 
 
 def linear_cross_entropy_torch(

@@ -83,6 +83,22 @@ def misalignment(*tensors: Tensor) -> str | None:
     return None
 
 
+def shared_refusal(needed: int, device: torch.device, what: str) -> str | None:
+    """Return that a launch takes more shared memory than the device has for a CTA, or None.
+
+    Args:
+        needed: bytes of a CTA.
+        device: that it is launched on.
+        what: is computed by the launch.
+    """
+    from ..kernels.device import shared_bytes
+
+    there = shared_bytes(device)
+    if needed <= there:
+        return None
+    return f"{what} takes {needed} bytes of shared memory, of which this device has {there} for a CTA: use another backend"
+
+
 def triton_distrust(op: str, tensor: Tensor, implementation: str = "triton") -> str | None:
     """Return why ``auto`` must not choose the Triton kernel of ``op`` on the tensor's device, or None."""
     if tensor.device.type != "cuda":

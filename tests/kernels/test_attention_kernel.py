@@ -193,7 +193,7 @@ def test_head_parts_hold_the_head_dim_and_waste_least():
 
 def test_every_head_dim_and_dtype_has_tiles():
     with tiles_are(None):  # type: ignore[arg-type]
-        for capability in ((8, 0), (8, 6), (9, 0)):
+        for capability in ((8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
             for dtype in (torch.float16, torch.bfloat16, torch.float32):
                 assert all(
                     isinstance(tiles_for(width, dtype, capability), Tiles)
