@@ -260,7 +260,7 @@ def attention_bwd(
         Gradients of ``q, k, v``, contiguous, in their dtypes.
     """
     (rows, heads, width), (keys, kv_heads, _), segments = q.shape, k.shape, cu_q.shape[0] - 1
-    even = even and not capturing()  # lengths may be others when the graph is replayed
+    even = even and not capturing(q.device)  # lengths may be others when the graph is replayed
     delta = attention_delta(grad, grad_lse, out, cu_q)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     tiles, parts = tiles_for(width, q.dtype, capability(q.device)), head_parts(width)

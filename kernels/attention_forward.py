@@ -192,7 +192,7 @@ def attention_fwd(
         torch.empty((rows, heads, width), dtype=q.dtype, device=q.device),
         q.new_empty((heads, rows), dtype=torch.float32),
     )
-    even = even and not capturing()  # lengths may be others when the graph is replayed
+    even = even and not capturing(q.device)  # lengths may be others when the graph is replayed
     tile, group = tiles_for(width, q.dtype, capability(q.device)).forward, heads // kv_heads
     pack = packed_heads(longest_q, group, tile)
     tile = shortened(tile, longest_q * pack)

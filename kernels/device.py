@@ -51,9 +51,9 @@ def shared_bytes(device: torch.device) -> int:
     return _properties(device.index)[2] if device.type == "cuda" else SHARED_BYTES.get(capability(device), LEAST_SHARED_BYTES)
 
 
-def capturing() -> bool:
+def capturing(device: torch.device) -> bool:
     """Return whether a CUDA graph is being captured: what is launched now is launched again on other data of the same shapes."""
-    return torch.cuda.is_current_stream_capturing()
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def launching_on(tensor: Tensor) -> AbstractContextManager:

@@ -19,7 +19,7 @@ from .activations import softcapped
 from .attention_call import AttentionCall
 from .attention_cuda import attention_cuda, cuda_supports, cuda_trusted
 from .attention_triton import attention_triton, triton_supports, triton_trusted
-from .autocast import as_autocast_has_them
+from .autocast import as_autocast_has_them, without_autocast
 from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 
@@ -136,14 +136,16 @@ def attention_reference(call: AttentionCall) -> Tensor | tuple[Tensor, Tensor]:
         q = q_TNE[q_start : q_start + len_q].to(wide).transpose(0, 1)
         own = (x[k_start : k_start + len_k].to(wide) for x in (call.k_TKE, call.v_TKE))
         k, v = (x.repeat_interleave(call.group, 1).transpose(0, 1) for x in own)
-        scores = softcapped(q @ k.transpose(1, 2) * call.scale, call.softcap)
+        with without_autocast(device):
+            scores = softcapped(q @ k.transpose(1, 2) * call.scale, call.softcap)
         ends = None if call.kv_end is None else call.kv_end[q_start : q_start + len_q] - k_start
         places, keys = torch.arange(len_k - len_q, len_k, device=device), torch.arange(len_k, device=device)
         mask = visible_keys(places, keys, call.causal, ends, call.window)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         weights = torch.nan_to_num(scores.softmax(-1)) if len_k else scores
-        outputs.append((weights @ v).transpose(0, 1).to(q_TNE.dtype))
+        with without_autocast(device):
+            outputs.append((weights @ v).transpose(0, 1).to(q_TNE.dtype))
         if call.return_lse:
             sums.append(scores.logsumexp(-1).t())
     out_TNE = call.joined(outputs)

@@ -69,7 +69,7 @@ def attention_fwd(
         segments=cu_q.shape[0] - 1,
         tile_count=0 if tiles is None else tiles.shape[0] // 2,
         longest_q=longest_q,
-        even=int(even and not capturing()),
+        even=int(even and not capturing(q.device)),
         mask=_mask(causal, kv_end),
         scale=scale,
     )
@@ -160,8 +160,9 @@ def _tiles(
     lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], rows: int, mask: int, device: torch.device
 ) -> Tensor | None:
     """The list of tiles on the device; None where it can't be, or must not be, copied there."""
-    on_gpu = device.type == "cuda"
-    if not lengths_q or (on_gpu and torch.cuda.is_current_stream_capturing()):
+    from ..kernels.device import capturing
+
+    if not lengths_q or capturing(device):
         return None  # what is copied while a graph is captured is there only when it is replayed
     return _listed(lengths_q, lengths_k, rows, mask, device, raw_stream(device))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,8 @@ def as_autocast_has_them(*tensors: Tensor) -> tuple[Tensor, ...]:
     if dtype is None:
         return tensors
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Return a context in which products are taken in the dtype of their factors: for a formula that says its own."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
