@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..images.failures import ImageError
 from ..images.load import open_image, require_bytes
-from ..images.rgb import is_deep, to_rgb
+from ..images.rgb import is_deep, is_transparent, to_rgb, turn_of
 from ..spec import MachineError
 from .problems import Problem
 
@@ -80,6 +80,10 @@ def _notes(image: Image.Image, path: str) -> list[Problem]:
         notes.append(Problem("wrong_extension", f"image {path} is {actual}, its name says {expected}"))
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(Problem("animated_image", f"image {path} is an animated {actual}"))
+    if turn_of(image) is not None:
+        notes.append(Problem("turned_image", f"image {path} has the EXIF orientation {image.getexif()[0x0112]}"))
+    if is_transparent(image):
+        notes.append(Problem("transparent_image", f"image {path} has the mode {image.mode} and transparent pixels"))
     if is_deep(image):
         values = np.asarray(image)
         notes.append(Problem("deep_image", f"image {path} has the mode {image.mode}, values {values.min():g} to {values.max():g}"))

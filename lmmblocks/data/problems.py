@@ -111,6 +111,16 @@ PROBLEM_KINDS = {
         "nothing, if its values use that range; 12-bit data in 16 bits look nearly black",
         note=True,
     ),
+    "turned_image": ProblemKind(
+        "EXIF says that it is to be turned; it is seen as stored, as LLaVA does",
+        "nothing, or train with exif='rotate', which the model keeps",
+        note=True,
+    ),
+    "transparent_image": ProblemKind(
+        "the colours below the transparency are seen, as LLaVA does; often all black",
+        "nothing, or train with transparent='white' or 'black', which the model keeps",
+        note=True,
+    ),
     "wrong_extension": ProblemKind("content and file name differ", "nothing: the content decides", note=True),
     "image_only_question": ProblemKind(
         "a question that is only an image", "nothing, for captioning", note=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..cli_options import add_device, add_dtype, add_template, device_of, dtype_of, require_tokenizer
@@ -71,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
         raise LmmError("--prompt is empty: write a question, or leave it out to ask line by line")
     from ..images.load import load_image
 
-    images = [load_image(path) for path in args.image]
+    images = [os.path.expanduser(path) for path in args.image]
+    for path in images:
+        load_image(path)  # a bad one is told before the model is loaded; the model reads it its own way
     options = _options(args)
     model = _load(args)
     from .repl import Repl, print_pieces

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +21,8 @@ Write a question and press Enter. Ctrl-C stops an answer.
   /image PATH  show another picture with the next question
   /reset       forget the conversation; the last pictures go with the next question again
   /help        print this
-  /quit        leave (so does the end of the input)"""
+  /quit        leave (so does the end of the input)
+  //...        ask a question that begins with a command's name"""
 
 
 class Repl:
@@ -28,7 +32,7 @@ class Repl:
 
     Args:
         model: an ``LMM`` with a tokenizer.
-        images: PIL images that go with the first question.
+        images: pictures that go with the first question, see ``load_image``.
         system: the system prompt; None = the template's own.
         options: keyword arguments of ``generate``.
     """
@@ -71,13 +75,15 @@ class Repl:
 
     def _take(self, line: str) -> None:
         command, _, rest = line.partition(" ")
-        if not line.startswith("/"):
+        if line.startswith("//"):
+            self._ask(line[1:])
+        elif not re.fullmatch(r"/\w+", command):  # a path or a fraction begins a question
             self._ask(line)
         elif command in self._commands:
             self._commands[command](rest.strip())
         else:
             known = [*self._commands, "/quit"]
-            raise LmmError(f"unknown command {command!r}{closest(command, known)}; known: {', '.join(known)}")
+            raise LmmError(f"unknown command {command!r}{closest(command, known)}; known: {', '.join(known)}; to ask it, write /{line}")
 
     def _ask(self, text: str) -> None:
         if not text:
@@ -90,10 +96,12 @@ class Repl:
         self._shown, self._waiting = self._waiting or self._shown, []
 
     def _image(self, path: str) -> None:
-        path = path.strip("'\"")
-        if not path:
+        paths = given_paths(path)
+        if not paths:
             raise LmmError("/image needs the path of a picture: /image cat.jpg")
-        self._waiting.append(load_image(path))
+        for each in paths:
+            load_image(each)  # told at once if it is bad; the model reads it its own way
+        self._waiting += paths
 
     def _reset(self, _: str) -> None:
         self._conversation.reset()
@@ -101,6 +109,23 @@ class Repl:
 
     def _help(self, _: str) -> None:
         print(HELP, flush=True)
+
+
+def given_paths(text: str) -> list[str]:
+    """Return the paths that somebody typed or dropped on a terminal: with ``~``, blanks, quotes or escaped blanks; several, if quoted or escaped.
+
+    >>> given_paths("'my cat.jpg'"), given_paths(r"my\\ cat.jpg dog.jpg"), given_paths("my cat.jpg")
+    (['my cat.jpg'], ['my cat.jpg', 'dog.jpg'], ['my cat.jpg'])
+    """
+    plain = os.path.expanduser(text.strip())
+    if not plain or os.path.exists(plain):
+        return [plain] if plain else []
+    try:
+        words = [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError:  # a quote that isn't closed
+        return [plain]
+    quoted = any(sign in text for sign in "'\"\\")
+    return words if quoted or (words and all(map(os.path.exists, words))) else [plain]
 
 
 def print_pieces(pieces: Any) -> None:

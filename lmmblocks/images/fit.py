@@ -1,11 +1,12 @@
-"""Another way to make a picture square, for every kind of preprocessing."""
+"""Another way to make a picture square, or to read it, for every kind of preprocessing."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from ..spec import LmmError
+from ..spec import LmmError, closest
+from .choices import EXIF, TRANSPARENT
 
 
 def with_fit(preprocess: Any, fit: str) -> Any:
@@ -19,3 +20,44 @@ def with_fit(preprocess: Any, fit: str) -> Any:
     if not hasattr(preprocess, "fit"):
         raise LmmError("the encoder's preprocessing has no fit: leave it out")
     return replace(preprocess, fit=fit)
+
+
+def with_reading(preprocess: Any, *, exif: str | None = None, transparent: str | None = None) -> Any:
+    """Return the same preprocessing with another way to read EXIF orientations and transparency; None = as it is.
+
+    Args:
+        preprocess: of an encoder, such as ``model.encoder.preprocess``.
+        exif: ``ignore`` (LLaVA's) or ``rotate``.
+        transparent: ``drop`` (LLaVA's), ``black`` or ``white``.
+
+    Raises:
+        LmmError: an unknown value, or a preprocessing that has no such setting.
+    """
+    changes = {
+        name: value for name, value in (("exif", exif), ("transparent", transparent)) if value is not None
+    }
+    if hasattr(preprocess, "with_reading"):
+        return preprocess.with_reading(**changes)
+    lacking = [name for name in changes if not hasattr(preprocess, name)]
+    if lacking:
+        raise LmmError(
+            f"the encoder's preprocessing, {type(preprocess).__name__}, has no {lacking[0]}: leave it out"
+        )
+    return replace(preprocess, **changes)
+
+
+def reading_of(preprocess: Any) -> dict[str, Any]:
+    """Return how a preprocessing reads pictures, as keyword arguments of ``load_image``; one without the settings reads as LLaVA."""
+    return {
+        "exif": getattr(preprocess, "exif", EXIF[0]),
+        "transparent": getattr(preprocess, "transparent", TRANSPARENT[0]),
+    }
+
+
+def check_reading(exif: Any, transparent: Any) -> None:
+    """Refuse unknown ways to read a picture."""
+    for name, value, known in (("exif", exif, EXIF), ("transparent", transparent, TRANSPARENT)):
+        if value not in known:
+            raise LmmError(
+                f"{name}={value!r} is unknown: expected one of {', '.join(known)}{closest(str(value), known)}"
+            )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..pixels import FusedPixels
 from ..spec import Grid, LmmError
-from .fit import with_fit
+from .fit import reading_of, with_fit, with_reading
 from .load import ImageSource, load_image
 
 
@@ -30,6 +30,9 @@ class FusedPreprocess:
     def __post_init__(self) -> None:
         if not self.towers:
             raise LmmError("fused preprocessing needs at least one tower's")
+        ways = [reading_of(tower) for tower in self.towers]
+        if any(way != ways[0] for way in ways):
+            raise LmmError(f"the towers read a picture in different ways, {ways}: a picture is read once, so give all the same exif and transparent")
 
     def batch(self, images: Iterable[ImageSource]) -> tuple[FusedPixels, tuple[Grid, ...]]:
         """Return the pixels of ``I`` images for each tower, and one patch grid for each image.
@@ -37,7 +40,7 @@ class FusedPreprocess:
         Raises:
             ImageError: an image that cannot be used.
         """
-        read = [load_image(image) for image in images]
+        read = [load_image(image, **reading_of(self.towers[0])) for image in images]
         pixels = FusedPixels(tuple(tower.batch(read)[0] for tower in self.towers))
         return pixels, tuple(self.grid(*image.size) for image in read)
 
@@ -45,6 +48,10 @@ class FusedPreprocess:
         """Return the patch grid of an image of this size without opening it."""
         of_first = self.towers[0].grid(width_px, height_px)
         return of_first if self.common is None else Grid(*self.common)
+
+    def with_reading(self, **changes: str) -> FusedPreprocess:
+        """Return the same with another way to read pictures, see ``fit.with_reading``."""
+        return FusedPreprocess(tuple(with_reading(tower, **changes) for tower in self.towers), self.common)
 
     def with_fit(self, fit: str) -> FusedPreprocess:
         """Return the same with another way to make a picture square, for all towers."""

@@ -19,11 +19,28 @@ _RESAMPLE: dict[int, Resample] = {
 }
 
 
+def refuse_reading(spec: Any) -> None:
+    """Refuse to export a way to read pictures that transformers' processors don't have: they would see other pictures.
+
+    Raises:
+        LmmError: ``exif`` isn't ``ignore``, or ``transparent`` isn't ``drop``.
+    """
+    if (spec.exif, spec.transparent) != ("ignore", "drop"):
+        raise LmmError(
+            f"the preprocessing reads pictures with exif={spec.exif!r} and transparent={spec.transparent!r}, which transformers' processors "
+            f"can't: save with format='native', or train and ask with exif='ignore' and transparent='drop'"
+        )
+
+
 def to_hf(spec: ImagePreprocess) -> dict[str, Any]:
     """Return the config transformers reads.
 
     Padding needs ``LlavaImageProcessor`` with ``do_pad``; ``CLIPImageProcessor`` knows the crop only, ``SiglipImageProcessor`` squashes.
+
+    Raises:
+        LmmError: ``exif`` or ``transparent`` isn't what transformers does.
     """
+    refuse_reading(spec)
     codes = {name: code for code, name in _RESAMPLE.items()}
     side = {"height": spec.size_px, "width": spec.size_px}
     shape: dict[str, dict[str, Any]] = {

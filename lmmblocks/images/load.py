@@ -1,8 +1,9 @@
 """Open an image safely: every way it can be broken becomes one sentence that names it.
 
-Like LLaVA (``train/train.py:701``), a picture of 8 bits is ``Image.open(path).convert("RGB")`` and nothing else: the EXIF
+Like LLaVA (``train/train.py:701``), a picture of 8 bits is ``Image.open(path).convert("RGB")`` unless told otherwise: the EXIF
 orientation is *not* applied, transparency is dropped, and of an animation the first frame is taken. Box coordinates
-and released checkpoints were made that way; rotate such files on disk if you want them upright. Deeper pictures: see ``rgb``.
+and released checkpoints were made that way. ``exif`` and ``transparent`` change it; they are settings of a model's preprocessing, so that
+it asks with what it was trained with. Deeper pictures: see ``rgb``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from PIL import Image
 
 from ..spec import LmmError, machine_failure
 from .arrays import picture_of_array, refuse_source
+from .choices import Exif, Transparent
 from .failures import DAMAGE, ImageError, failure
 from .rgb import to_rgb
 from .signatures import HEAD_BYTES
@@ -33,12 +35,16 @@ MAX_SIDE_PX = 32_768
 """Longest side; padding to a square costs its square."""
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(
+    source: ImageSource, *, exif: Exif = "ignore", transparent: Transparent = "drop"
+) -> Image.Image:
     """Return ``source`` fully decoded, as RGB.
 
     Args:
         source: path of an image file, a PIL image, the bytes of an image file or a file object that gives them, or an array (see
             ``picture_of_array``).
+        exif: ``ignore``, or ``rotate`` to turn it as its EXIF orientation says.
+        transparent: ``drop``, or the background that shows through: ``black`` or ``white``.
 
     Returns:
         A PIL image of mode RGB, independent of the file. More than 8 bits are scaled by their depth, see ``to_rgb``.
@@ -56,9 +62,9 @@ def load_image(source: ImageSource) -> Image.Image:
         _refuse_shape(source.size, name)
         _refuse_closed(source, name)
         _decode(source, name)
-        return to_rgb(source, name)
+        return to_rgb(source, name, exif, transparent)
     with open_image(source) as image:
-        return to_rgb(image, image_name(source))
+        return to_rgb(image, image_name(source), exif, transparent)
 
 
 def image_name(source: ImageSource) -> str:

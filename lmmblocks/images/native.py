@@ -16,6 +16,9 @@ from PIL import Image
 
 from ..pixels import PatchPixels
 from ..spec import Grid, LmmError
+from .choices import Exif, Transparent
+from .fit import check_reading, reading_of
+from .hf_processor import refuse_reading
 from .load import ImageSource, load_image
 from .preprocess import FILTERS, Resample, normalised_values
 
@@ -33,6 +36,8 @@ class NativePreprocess:
         mean: per channel, RGB in [0, 1].
         std: per channel, RGB in [0, 1].
         resample: PIL filter.
+        exif: see ``ImagePreprocess``.
+        transparent: see ``ImagePreprocess``.
 
     Raises:
         LmmError: a value makes no sense.
@@ -43,8 +48,11 @@ class NativePreprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     resample: Resample = "bilinear"
+    exif: Exif = "ignore"
+    transparent: Transparent = "drop"
 
     def __post_init__(self) -> None:
+        check_reading(self.exif, self.transparent)
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
         if self.patch_px < 1 or self.max_patches < 1:
@@ -65,7 +73,7 @@ class NativePreprocess:
         rows, grids, side = [], [], self.patch_px
         table = normalised_values(self.mean, self.std)
         for image in images:
-            rgb = load_image(image)
+            rgb = load_image(image, **reading_of(self))
             grid = self.grid(*rgb.size)
             raw_HWC = np.asarray(self.scaled(rgb, grid)).reshape(grid.h, side, grid.w, side, 3).transpose(0, 2, 1, 3, 4)
             values = np.stack([table[channel][raw_HWC[..., channel]] for channel in range(3)], -1)
@@ -121,7 +129,12 @@ class NativePreprocess:
         )
 
     def to_hf_processor_config(self) -> dict[str, Any]:
-        """Return ``preprocessor_config.json`` for transformers."""
+        """Return ``preprocessor_config.json`` for transformers.
+
+        Raises:
+            LmmError: ``exif`` or ``transparent`` isn't what transformers does.
+        """
+        refuse_reading(self)
         return {
             "image_processor_type": "Siglip2ImageProcessor",
             "do_convert_rgb": True,

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from ..spec import Grid, LmmError, closest
-from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Fit, Resample
+from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Transparent
+from .fit import check_reading, reading_of
 from .hf_processor import read_hf, to_hf
 from .load import ImageSource, load_image
 
@@ -44,6 +45,8 @@ class ImagePreprocess:
         std: per channel, RGB in [0, 1].
         resample: PIL filter.
         resize_px: of ``crop`` only: length of the shortest side before the cut; None = ``size_px``, nothing more is lost than it must.
+        exif: ``ignore`` shows a picture as stored, as LLaVA does; ``rotate`` as its EXIF orientation says.
+        transparent: ``drop`` shows the colours below the transparency, as LLaVA does; ``black`` or ``white`` is put behind it.
 
     Raises:
         LmmError: a value makes no sense.
@@ -56,6 +59,8 @@ class ImagePreprocess:
     std: tuple[float, float, float]
     resample: Resample = "bicubic"
     resize_px: int | None = None
+    exif: Exif = "ignore"
+    transparent: Transparent = "drop"
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch_px <= self.size_px:
@@ -70,6 +75,7 @@ class ImagePreprocess:
             raise LmmError(
                 f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}"
             )
+        check_reading(self.exif, self.transparent)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -107,7 +113,7 @@ class ImagePreprocess:
 
     def square(self, image: ImageSource) -> Image.Image:
         """Return the RGB square the encoder sees, before normalising: what to show when asking what the model saw."""
-        rgb = load_image(image)
+        rgb = load_image(image, **reading_of(self))
         if self.fit == "pad":
             return _pad_to_square(rgb, self.size_px, self.pad_colour, FILTERS[self.resample])
         if self.fit == "squash":

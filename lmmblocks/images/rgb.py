@@ -11,11 +11,23 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from .failures import ImageError
+from .choices import Exif, Transparent
+from .failures import DAMAGE, ImageError
 
 _SHORT = ("I;16", "I;16L", "I;16B", "I;16N")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -23,16 +35,62 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in (*_SHORT, "I", "F")
 
 
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return how a picture must be turned to stand as its EXIF orientation says; None = it does."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except (OSError, *DAMAGE):  # EXIF that can't be read tells no orientation; the picture is sound
+        return None
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether anything shows through a picture: an alpha below 255 somewhere."""
+    if image.mode in _PREMULTIPLIED:
+        return is_transparent(image.convert(_PREMULTIPLIED[image.mode]))
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    if is_deep(image) or not (
+        image.mode in ("RGBA", "LA", "PA") or palette == "RGBA" or "transparency" in image.info
+    ):
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def to_rgb(
+    image: Image.Image, name: str, exif: Exif = "ignore", transparent: Transparent = "drop"
+) -> Image.Image:
     """Return a decoded picture as RGB.
 
     Args:
         image: of any mode.
         name: what to call it in messages.
+        exif: ``ignore`` shows it as stored, ``rotate`` as its EXIF orientation says.
+        transparent: ``drop`` shows the colours below the transparency as stored; ``black`` and ``white`` put it on such a background.
 
     Raises:
         ImageError: values of an unknown range (kind ``range``), or a mode that can't be turned into RGB (``format``).
     """
+    rgb = (
+        _flat(image, name) if transparent == "drop" or not is_transparent(image) else _on(image, transparent)
+    )
+    turn = turn_of(image) if exif == "rotate" else None
+    if turn is None:
+        return rgb
+    turned = rgb.transpose(turn)
+    turned.info = {
+        key: value for key, value in turned.info.items() if key not in _EXIF_KEYS
+    }  # it stands now, and must not be turned again
+    return turned
+
+
+def _on(image: Image.Image, colour: str) -> Image.Image:
+    """Put a transparent picture on a background."""
+    straight = image.convert(_PREMULTIPLIED.get(image.mode, image.mode)).convert("RGBA")
+    canvas = Image.new("RGBA", image.size, colour)
+    canvas.alpha_composite(straight)
+    return canvas.convert("RGB")
+
+
+def _flat(image: Image.Image, name: str) -> Image.Image:
     if is_deep(image):
         return Image.fromarray(_bytes(image, name)).convert("RGB")
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import registry
 from ..config import Block, is_config
+from ..images.fit import reading_of
 from ..images.preprocess import ImagePreprocess
 
 _WORDS = {
@@ -62,7 +63,8 @@ def describe_preprocess(preprocess: Any) -> str:
         "crop": f"shortest side {preprocess.resample} to {preprocess.resize_px or side} px, centre {side}x{side} px",
         "squash": f"squash {filtered}",
     }[preprocess.fit]
-    return f"{steps}, mean {_rounded(preprocess.mean)}, std {_rounded(preprocess.std)}"
+    read = "".join(f", {name} {value}" for name, value in reading_of(preprocess).items())
+    return f"{steps}, mean {_rounded(preprocess.mean)}, std {_rounded(preprocess.std)}{read}"
 
 
 def _rounded(values: tuple[float, ...]) -> str:

@@ -19,7 +19,7 @@ from lmmblocks.spec import LmmError
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
-NOTES = ("duplicate_id", "animated_image", "deep_image", "wrong_extension", "image_only_question")
+NOTES = ("duplicate_id", "animated_image", "deep_image", "turned_image", "transparent_image", "wrong_extension", "image_only_question")
 
 
 def turns(*pairs):
@@ -47,6 +47,10 @@ def broken_images(images):
     (images / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
     Image.new("F", (8, 8), 300.0).save(images / "float.tif")
     Image.new("I;16", (8, 8), 300).save(images / "deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    PICTURE.save(images / "phone.jpg", exif=turned)
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(images / "icon.png")
     PICTURE.save(images / "gif.jpg", format="GIF")
     PICTURE.save(images / "move.gif", save_all=True, append_images=[PICTURE.rotate(90)])
     return images
@@ -79,6 +83,8 @@ def faults(record):
         "format_image": record("format_image", "photo.heic"),
         "range_image": record("range_image", "float.tif"),
         "deep_image": record("deep_image", "deep.png"),
+        "turned_image": record("turned_image", "phone.jpg"),
+        "transparent_image": record("transparent_image", "icon.png"),
         "too_long": record("too_long", answer="word " * 300),
         "duplicate_id": record("good"),
         "animated_image": record("animated_image", "move.gif"),

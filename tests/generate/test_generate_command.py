@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lmmblocks.cli import main
 from lmmblocks.generate import Conversation, repl
+from lmmblocks.images.fit import with_reading
 from lmmblocks.weights import save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +75,49 @@ def test_a_piped_conversation_prints_its_answers_and_nothing_else(talk, model, p
     ]
     lines = ["What is it?", "", "  Is it asleep? ", f"/image {paths[1]}", "And this?"]
     assert talk(lines, "--image", paths[0]) == (0, "".join(f"{answer}\n" for answer in expected), "")
+
+
+def test_pictures_are_named_as_terminals_name_them(talk, model, paths, monkeypatch):
+    chat = Conversation(model)
+    expected = chat.ask("And this?", paths[1:], max_new_tokens=8)
+    monkeypatch.setenv("HOME", str(Path(paths[1]).parent))
+    escaped = paths[1].replace(" ", "\\ ")
+    for way in (paths[1], f"'{paths[1]}'", f'"{paths[1]}"', escaped, f"  {paths[1]} ", "~/second one.png", "~/second\\ one.png"):
+        assert talk([f"/image {way}", "And this?"]) == (0, f"{expected}\n", ""), way
+    both = Conversation(model).ask("Which?", paths, max_new_tokens=8)
+    assert talk([f"/image {paths[0]} '{paths[1]}'", "Which?"]) == (0, f"{both}\n", "")
+    assert talk(["And this?"], "--image", "~/second one.png") == (0, f"{expected}\n", "")
+
+
+@pytest.mark.parametrize("line", ["/etc/hosts is what?", "/2 = ?", "/ is what?", "//reset is what?", "//image"])
+def test_a_question_may_begin_with_a_slash(talk, model, line):
+    asked = line[1:] if line.startswith("//") else line
+    if line == "/2 = ?":
+        code, out, errors = talk([line, f"/{line}"])
+        assert "unknown command '/2'; known: " in errors and "to ask it, write //2 = ?" in errors
+    else:
+        code, out, errors = talk([line])
+        assert not errors
+    assert (code, out) == (0, Conversation(model).ask(asked, max_new_tokens=8) + "\n")
+
+
+def test_a_picture_is_read_as_the_model_was_trained(model, folder, talk, tmp_path):
+    """The command hands over the file, not what it made of it."""
+    preprocess = with_reading(model.encoder.preprocess, exif="rotate", transparent="white")
+    icon = np.zeros((24, 40, 4), np.uint8)
+    icon[:12, :20] = 255, 0, 0, 255
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(icon).save(tmp_path / "icon.png", exif=turned)
+    before = model.encoder.preprocess
+    model.encoder.preprocess = preprocess
+    try:
+        expected = model.generate("What is it?", images=[tmp_path / "icon.png"], max_new_tokens=8)
+        other = str(save(model, tmp_path / "model", format="native"))
+    finally:
+        model.encoder.preprocess = before
+    for arguments, lines in ((["--image", str(tmp_path / "icon.png")], []), ([], [f"/image {tmp_path / 'icon.png'}"])):
+        assert talk([*lines, "What is it?"], *arguments, model=other) == (0, f"{expected}\n", "")
 
 
 def test_reset_begins_again_with_the_last_pictures(talk, paths):
