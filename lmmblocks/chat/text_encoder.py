@@ -32,6 +32,12 @@ Prefix = Literal["never", "first", "every"]
 The Llama tokenizer has `first` with `legacy=False` and `every` with `legacy=True`."""
 
 _CACHED_TEXTS = 4096
+_TIDIED = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+"""What `clean_up_tokenization_spaces` replaces, in this order."""
 
 
 class TextEncoder:
@@ -45,6 +51,7 @@ class TextEncoder:
         prefix: where the tokenizer itself would have put a leading space.
         special_tokens: the strings that are not recognised.
         swallowing: ids of the special tokens that swallow the whitespace behind them.
+        tidies: whether decoding takes spaces out, in front of full stops for one.
         encode: text -> tuple of token ids; the last few thousand texts are remembered.
 
     Raises:
@@ -69,6 +76,7 @@ class TextEncoder:
         )
         self.prefix: Prefix = _remove_prefix(spec)
         _keep_leading_space(spec)
+        self.tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)) and spec["model"]["type"] != "BPE"
         spec.update(truncation=None, padding=None, post_processor=None)
         self._backend = type(backend).from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
@@ -84,8 +92,18 @@ class TextEncoder:
         self.encode = lru_cache(_CACHED_TEXTS)(self._encode)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the exact text of the ids, its leading space included."""
+        """Return the text of the ids, its leading space included: exact, but for a tokenizer that tidies spaces up."""
+        return self.tidied(self.decode_exactly(ids))
+
+    def decode_exactly(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids before any tidying up."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def tidied(self, text: str) -> str:
+        """Return a text as the tokenizer tidies it up (`clean_up_tokenization_spaces`); one of BPE loses spaces by it and so doesn't."""
+        for found, tidy in _TIDIED if self.tidies else ():
+            text = text.replace(found, tidy)
+        return text
 
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self._ids(text)
@@ -112,6 +130,15 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     """Return the ids of all special tokens, added ones included."""
     added = (index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     return frozenset({*tokenizer.all_special_ids, *added})
+
+
+_NAMES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def structure_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the tokens that a tokenizer has a use for itself, such as `bos` and `eos`: what they say is no text."""
+    ids = (getattr(tokenizer, f"{name}_token_id", None) for name in _NAMES)
+    return frozenset(index for index in ids if index is not None)
 
 
 def _own_tokens(tokenizer: Any) -> tuple[str | None, str | None]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..chat import answer_ends, answer_margins, stop_texts
+from ..chat.text_encoder import structure_ids
 from ..dtypes import disagreement
 from ..pixels import join_pixels
 from ..plan import plan_splice
@@ -48,7 +49,7 @@ class Answer:
         self.generator = options.generator()
         self._most = options.max_new_tokens
         self.ends, stops = _endings(model, options)
-        self._text = AnswerText(model.tokenizer, stops, _margins(model))
+        self._text = AnswerText(model.tokenizer, stops, _margins(model), silent=self.ends | _markup_ids(model))
 
     def push(self, token: int) -> str:
         """Take the next token; return the text that may be shown now."""
@@ -64,6 +65,12 @@ def _endings(model: LMM, options: Options) -> tuple[frozenset[int], tuple[str, .
     """Return the tokens and the strings that end an answer; the string of a special token is that token, which gives no text."""
     given = model.template, model.tokenizer, options.stop
     return answer_ends(*given), stop_texts(*given)
+
+
+def _markup_ids(model: LMM) -> frozenset[int]:
+    """Return the tokens that are markup wherever they stand: the tokenizer's own and the template's."""
+    written = (model.tokenizer.backend_tokenizer.token_to_id(text) for text in getattr(model.template, "tokens", ()))
+    return structure_ids(model.tokenizer) | {token for token in written if token is not None}
 
 
 def _margins(model: LMM) -> tuple[str, str]:

@@ -7,24 +7,36 @@ is the same whatever the tokens were cut into.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from ..chat.text_encoder import special_ids, text_encoder
+from ..chat.text_encoder import TextEncoder, structure_ids, text_encoder
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
+_SURELY_BROKEN = 16
+"""Tokens after which waiting for the end of a character is given up; the longest have four bytes."""
+
+
 class TokenText:
-    """Decodes tokens one by one into whole characters.
+    """Decodes tokens one by one into whole characters; joined, the text is that of all tokens decoded at once.
+
+    Many tokenizers write a token differently at the start of a text and inside it (WordPiece puts a space in front, ``</w>`` stands for one behind),
+    so tokens are decoded behind those in front of them, and what comes in addition is passed on. Those in front are few, whatever the length.
 
     Args:
-        tokenizer: a transformers tokenizer backed by the ``tokenizers`` library. Its special tokens give no text.
+        tokenizer: a transformers tokenizer backed by the ``tokenizers`` library.
+        silent: ids that give no text; None = those that the tokenizer has a use for itself, see ``structure_ids``. Every other token is shown,
+            special ones that were added too.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._decode = text_encoder(tokenizer).decode
-        self._silent = special_ids(tokenizer)
+    def __init__(self, tokenizer: Any, silent: Collection[int] | None = None) -> None:
+        encoder = text_encoder(tokenizer)
+        self._decode = encoder.decode_exactly
+        self._tidy = _Tidied(encoder) if encoder.tidies else None
+        self._silent = structure_ids(tokenizer) if silent is None else silent
+        self._before: list[int] = []
         self._waiting: list[int] = []
 
     def push(self, token: int) -> str:
@@ -32,17 +44,51 @@ class TokenText:
         if token in self._silent:
             return ""
         self._waiting.append(token)
-        text = self._decode(self._waiting)
-        if text.endswith(_BROKEN):
+        text = self._added()
+        if not text.endswith(_BROKEN):
+            return self._shown(text, len(self._waiting))
+        if len(self._waiting) <= _SURELY_BROKEN:
             return ""
-        self._waiting.clear()
-        return text
+        ready = len(self._waiting) - 4
+        return self._shown(self._added(ready), ready)
 
     def finish(self) -> str:
         """Return what is left; bytes that never became a character are shown as U+FFFD."""
-        text = self._decode(self._waiting) if self._waiting else ""
-        self._waiting.clear()
-        return text
+        text = self._shown(self._added(), len(self._waiting)) if self._waiting else ""
+        return text if self._tidy is None else text + self._tidy.finish()
+
+    def _added(self, count: int | None = None) -> str:
+        """Return what the waiting tokens, or ``count`` of them, add to the text in front of them."""
+        waiting = self._waiting[:count]
+        before = self._decode(self._before) if self._before else ""
+        together = self._decode([*self._before, *waiting])
+        # A byte that makes a character in front of it invalid comes too late.
+        return together[len(before) :] if together.startswith(before) else self._decode(waiting)
+
+    def _shown(self, text: str, count: int) -> str:
+        self._before, self._waiting = self._waiting[:count], self._waiting[count:]
+        return text if self._tidy is None else self._tidy.push(text)
+
+
+class _Tidied:
+    """Tidies spaces up as the tokenizer does for a whole text: what begins with the last space waits for what follows it."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._tidied = encoder.tidied
+        self._held = ""
+
+    def push(self, text: str) -> str:
+        text = self._held + text
+        at = text.rfind(" ")
+        while at > 0 and text[:at].endswith(" '"):  # " ' " is one of the patterns
+            at = text.rfind(" ", 0, at - 1)
+        ready = len(text) if at < 0 else at
+        self._held = text[ready:]
+        return self._tidied(text[:ready])
+
+    def finish(self) -> str:
+        held, self._held = self._held, ""
+        return self._tidied(held)
 
 
 class StopStrings:
@@ -90,10 +136,13 @@ class AnswerText:
         tokenizer: see ``TokenText``.
         stops: see ``StopStrings``.
         margins: what stands in front of an answer and behind it, see ``chat.answer_margins``.
+        silent: see ``TokenText``.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], margins: tuple[str, str] = (" ", "")) -> None:
-        self._tokens, self._stops = TokenText(tokenizer), StopStrings(stops)
+    def __init__(
+        self, tokenizer: Any, stops: Sequence[str], margins: tuple[str, str] = (" ", ""), *, silent: Collection[int] | None = None
+    ) -> None:
+        self._tokens, self._stops = TokenText(tokenizer, silent), StopStrings(stops)
         self._lead, self._tail = margins
         self._start: str | None = ""  # None: the answer has begun
         self._late = ""
