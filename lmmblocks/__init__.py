@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import ops as ops
     from . import presets as presets
     from .assemble import build as build
+    from .chat.pieces import escape_markers as escape_markers
     from .config import Block as Block
     from .config import LMMConfig as LMMConfig
     from .data.collate import collate as collate
@@ -49,6 +50,7 @@ _HOMES = {
     "build": "assemble",
     "check_plan": "plan_status",
     "collate": "data.collate",
+    "escape_markers": "chat.pieces",
     "load": "weights.load",
     "plan_splice": "plan",
     "register": "registry",

@@ -73,11 +73,12 @@ def image_instructions(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     >>> image_instructions([{"role": "user", "content": "<image>\\nWhat colour is it?"}, {"role": "assistant", "content": "Red."}])
     ['What colour is it?']
     """
-    from .chat import IMAGE_MARKER  # here, as a projector that takes an Instruction needs nothing of chat
+    # Here, as a projector that takes an Instruction needs nothing of chat.
+    from .chat.messages import plain_messages
+    from .chat.pieces import split_markers
 
     texts = []
-    for message in messages:
-        marks = message["content"].count(IMAGE_MARKER)
-        if marks:
-            texts += [message["content"].replace(IMAGE_MARKER, "").strip()] * marks
+    for message in plain_messages(messages):
+        around = split_markers(message["content"])
+        texts += ["".join(around).strip()] * (len(around) - 1)
     return texts

@@ -9,7 +9,7 @@ from .lookup import get_template, missing_tokens, template_setting
 from .marked import MarkedTemplate
 from .messages import Message, llava15_messages
 from .of_model import OfModel, of_model
-from .pieces import IMAGE_MARKER, Piece, written
+from .pieces import IMAGE_MARKER, Piece, count_markers, escape_markers, written
 from .prompted import PromptTemplate
 from .saving import template_from_dict, template_to_dict
 from .templates import CaptionTemplate, ChatTemplate, Template
@@ -33,7 +33,9 @@ __all__ = [
     "answer_ends",
     "answer_margins",
     "decode_supervised",
+    "count_markers",
     "encode_chat",
+    "escape_markers",
     "from_jinja",
     "from_tokenizer",
     "get_template",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..spec import LmmError
-from .pieces import IMAGE_MARKER
+from .pieces import IMAGE_MARKER, content_of_parts, escape_markers, split_markers
 
-Message = Mapping[str, str]
-"""`{"role": "user" | "assistant" | "system", "content": "text with <image> markers"}`"""
+Message = Mapping[str, Any]
+"""`{"role": "user" | "assistant" | "system", "content": "text with <image> markers"}`, in which `\\<image>` is text; or a list of parts as content,
+`{"type": "text", "text": "..."}` and `{"type": "image"}`, whose texts are taken as they are."""
 
 ROLES = ("user", "assistant", "system")
 _ROLES_OF_OTHER_FORMATS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
@@ -30,7 +32,7 @@ def split_system(
     Raises:
         LmmError: the conversation is empty, a message is malformed, or the roles do not alternate.
     """
-    _check_messages(messages)
+    messages = plain_messages(messages)
     system = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
     turns = list(messages if system is None else messages[1:])
     if not turns:
@@ -47,6 +49,29 @@ def split_system(
             "add_generation_prompt=True to generate it"
         )
     return system, turns
+
+
+def plain_messages(messages: Sequence[Message]) -> list[Message]:
+    """Return messages whose contents are strings.
+
+    Raises:
+        LmmError: a message is malformed.
+    """
+    _check_messages(messages)
+    return [
+        message if isinstance(message["content"], str) else {**message, "content": content_of_parts(map(_said, message["content"]))}
+        for message in messages
+    ]
+
+
+def _said(part: Mapping[str, Any]) -> str | None:
+    return part["text"] if part["type"] == "text" else None
+
+
+def _is_part(part: object) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    return set(part) == {"type"} and part["type"] == "image" or part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def _check_messages(messages: object) -> None:
@@ -70,6 +95,14 @@ def _check_message(index: int, message: object) -> None:
         meant = _ROLES_OF_OTHER_FORMATS.get(str(role).lower())
         hint = f": write {meant!r} instead" if meant else ""
         raise LmmError(f"message {index} has the role {role!r}, expected one of {', '.join(ROLES)}{hint}")
+    if isinstance(content, list) and all(map(_is_part, content)):
+        return
+    if isinstance(content, list):
+        wrong = next(part for part in content if not _is_part(part))
+        raise LmmError(
+            f'message {index} ({role}) has {wrong!r:.80} in its content, expected parts {{"type": "text", "text": ...}} and {{"type": "image"}}, '
+            "each image given beside the messages"
+        )
     if not isinstance(content, str):
         raise LmmError(
             f"message {index} ({role}) has a {type(content).__name__} as content, expected a string in which "
@@ -122,13 +155,12 @@ def llava15_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
         >>> llava15_messages([{"role": "user", "content": "What is this?\\n<image>"}])
         [{'role': 'user', 'content': '<image>\\nWhat is this?'}]
     """
-    _check_messages(messages)
-    return [{**message, "content": _images_first(message["content"])} for message in messages]
+    return [{**message, "content": _images_first(message["content"])} for message in plain_messages(messages)]
 
 
 def _images_first(content: str) -> str:
-    images = content.count(IMAGE_MARKER)
-    if not images:
+    texts = split_markers(content)
+    if len(texts) == 1:
         return content
-    text = content.replace(IMAGE_MARKER, "").strip()
-    return (f"{IMAGE_MARKER}\n" * images + text).strip()
+    text = escape_markers("".join(texts).strip())
+    return (f"{IMAGE_MARKER}\n" * (len(texts) - 1) + text).strip()

@@ -8,12 +8,16 @@ whether it is learned, so there is nothing to count back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 IMAGE_MARKER = "<image>"
-"""Marks the place of an image in the content of a message; there is no other way to place one."""
+"""Marks the place of an image in the content of a message; `\\<image>` is the text, see `escape_markers`."""
+
+_MARKERS = re.compile(rf"(\\*){re.escape(IMAGE_MARKER)}")
 
 PieceKind = Literal["text", "image", "bos", "eos", "special"]
 
@@ -37,11 +41,62 @@ class Piece:
     train: bool = False
 
 
+def split_markers(content: str) -> list[str]:
+    """Return the texts around the image markers of a content, one more than there are markers.
+
+    Backslashes in front of a marker are read as a shell reads them: each pair is one backslash, and an odd one makes the marker text.
+
+    Example:
+        >>> split_markers("<image> is written \\\\<image>")
+        ['', ' is written <image>']
+    """
+    texts, at = [""], 0
+    for match in _MARKERS.finditer(content):
+        backslashes = len(match[1])
+        texts[-1] += content[at : match.start()] + "\\" * (backslashes // 2)
+        if backslashes % 2:
+            texts[-1] += IMAGE_MARKER
+        else:
+            texts.append("")
+        at = match.end()
+    texts[-1] += content[at:]
+    return texts
+
+
+def count_markers(content: str) -> int:
+    """Return how many images a content places."""
+    return len(split_markers(content)) - 1
+
+
+def escape_markers(text: str) -> str:
+    """Return the content that says a text as it is, with nothing in it taken for the place of an image.
+
+    Example:
+        >>> print(escape_markers("What does the tag <image> do?"))
+        What does the tag \\<image> do?
+    """
+    return _MARKERS.sub(lambda match: f"{match[1] * 2}\\{IMAGE_MARKER}", text)
+
+
+def content_of_parts(parts: Iterable[str | None]) -> str:
+    """Return a content from texts, which are taken as they are, and None for each image, which stands on a line of its own.
+
+    Example:
+        >>> content_of_parts([None, "What is ", "it?"])
+        '<image>\\nWhat is it?'
+    """
+    lines: list[str] = []
+    for shown, run in groupby(parts, key=lambda part: part is None):
+        said = list(run)
+        lines += [IMAGE_MARKER] * len(said) if shown else [escape_markers("".join(part or "" for part in said))]
+    return "\n".join(lines)
+
+
 def content_pieces(content: str, role: str, *, train: bool = False) -> list[Piece]:
     """Split a message at its image markers, which stay where they stand.
 
     Args:
-        content: text with any number of `<image>` markers: at the start, at the end, adjacent.
+        content: text with any number of `<image>` markers: at the start, at the end, adjacent; `\\<image>` is text.
         role: the role that every piece gets.
         train: the train flag of the text pieces.
 
@@ -53,7 +108,7 @@ def content_pieces(content: str, role: str, *, train: bool = False) -> list[Piec
         [('image', ''), ('text', '\\nWhat is it?')]
     """
     pieces: list[Piece] = []
-    for index, text in enumerate(content.split(IMAGE_MARKER)):
+    for index, text in enumerate(split_markers(content)):
         if index:
             pieces.append(Piece("image", role=role))
         if text:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..spec import LmmError
 from .messages import Message, split_system
-from .pieces import IMAGE_MARKER, Piece, content_pieces
+from .pieces import Piece, content_pieces, split_markers
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class PromptTemplate:
             )
         content = turns[0]["content"]
         images = [piece for piece in content_pieces(content, "user") if piece.kind == "image"]
-        question = content.replace(IMAGE_MARKER, "").strip()
+        question = "".join(split_markers(content)).strip()
         asked = [Piece("text", question, "user")] if question else []
         return [*images, Piece("bos"), *asked, *([] if add_generation_prompt else self._answer(turns[1]["content"]))]
 

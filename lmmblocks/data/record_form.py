@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..chat.pieces import IMAGE_MARKER
+from ..chat.pieces import content_of_parts
 from ..spec import closest
 from .problems import Problem, named, short
 
@@ -175,28 +175,20 @@ def _read_turn(number: int, turn: Any, form: Form) -> None:
 
 def _text_of_parts(number: int, parts: list[Any], form: Form) -> str | None:
     """Return the text of a content list, with ``<image>`` on a line of its own for each image part; its paths go to the images."""
-    text, before = "", ""
+    content: list[str | None] = []
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            if IMAGE_MARKER in part["text"]:
-                _wrong(
-                    form,
-                    f"turn {number}: a text part holds {IMAGE_MARKER}: give the image as a part of its own",
-                )
-                return None
-            piece = part["text"]
+            content.append(part["text"])
         elif kind in ("image", "image_url"):
-            piece = IMAGE_MARKER
+            content.append(None)
             if not _read_part_path(number, part, form):
                 return None
         else:
             what = f"a part of type {kind!r}" if isinstance(part, dict) else named(part)
             _wrong(form, f"turn {number}: {what} in its content, expected parts of type 'text' or 'image'")
             return None
-        text += ("\n" if before and IMAGE_MARKER in (piece, before) else "") + piece
-        before = piece
-    return text
+    return content_of_parts(content)
 
 
 def _read_part_path(number: int, part: Mapping[str, Any], form: Form) -> bool:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat.pieces import IMAGE_MARKER
+from ..chat.pieces import IMAGE_MARKER, count_markers, split_markers
 from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
@@ -118,8 +118,8 @@ def _text_problems(form: Form) -> list[Problem]:
             problems.append(Problem(code, f"turn {turn.number} is empty"))
         elif (
             turn.role == "user"
-            and IMAGE_MARKER in turn.text
-            and not turn.text.replace(IMAGE_MARKER, "").strip()
+            and count_markers(turn.text)
+            and not "".join(split_markers(turn.text)).strip()
         ):
             problems.append(Problem("image_only_question", f"turn {turn.number} is {short(turn.text)}"))
         if _has_lone_surrogate(turn.text):
@@ -131,13 +131,13 @@ def _text_problems(form: Form) -> list[Problem]:
 
 def _marker_problems(form: Form) -> list[Problem]:
     images = len(form.images)
-    markers = sum(turn.text.count(IMAGE_MARKER) for turn in form.turns if turn.role == "user")
+    markers = sum(count_markers(turn.text) for turn in form.turns if turn.role == "user")
     problems = [
         Problem("marker_in_answer", f"turn {turn.number}: {short(turn.text)}")
         for turn in form.turns
-        if turn.role == "assistant" and IMAGE_MARKER in turn.text
+        if turn.role == "assistant" and count_markers(turn.text)
     ]
-    if form.system is not None and IMAGE_MARKER in form.system:
+    if form.system is not None and count_markers(form.system):
         problems.append(Problem("marker_in_answer", f"the system message: {short(form.system)}"))
     if markers != images:
         code = "missing_marker" if markers < images else "extra_marker"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..chat import IMAGE_MARKER, Message
+from ..chat import Message, escape_markers
 from ..images.load import ImageSource
 from ..pixels import join_pixels
 from ..spec import LmmError
@@ -127,7 +127,7 @@ class Conversation:
             : len(prompt.ids) + self._cache.lengths[0] - prompt.rows
         ]
         # An answer can't hold a picture: rendered again, its marker would ask for one.
-        spoken = "".join(pieces).replace(IMAGE_MARKER, f"< {IMAGE_MARKER[1:]}")
+        spoken = escape_markers("".join(pieces))
         self.messages = [*question.messages, {"role": "assistant", "content": spoken}]
         self._images, self._pixels, self._image_rows = question.images, prompt.pixels, prompt.image_rows
 

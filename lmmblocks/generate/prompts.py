@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..chat import IMAGE_MARKER, Message, encode_chat
+from ..chat import IMAGE_MARKER, Message, count_markers, encode_chat
+from ..chat.pieces import split_markers
 from ..images.load import ImageSource
 from ..inputs import InputSpec
 from ..spec import IMAGE_TOKEN, LmmError, image_list
@@ -98,7 +100,7 @@ def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
     """Return the user's turn for a text.
 
     Args:
-        text: the question. Without ``<image>`` in it, its images go in front, each on a line of its own.
+        text: the question. Without ``<image>`` in it, its images go in front, each on a line of its own. ``\\<image>`` is text.
         images: how many images it comes with.
         name: what to call it in messages.
 
@@ -112,9 +114,24 @@ def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
         raise LmmError(f"{name} is a {type(text).__name__}, expected a text")
     if not text.strip() and not images:
         raise LmmError(f"{name} is empty: write a question")
-    if IMAGE_MARKER in text:
+    if count_markers(text):
+        _tell_of_a_marker_in_a_sentence(text, images, name)
         return {"role": "user", "content": text}
     return {"role": "user", "content": f"{IMAGE_MARKER}\n" * images + text}
+
+
+def _tell_of_a_marker_in_a_sentence(text: str, images: int, name: str) -> None:
+    """Say that the only marker of a question was taken for the place of its only picture, where it may have been meant as a word."""
+    around = split_markers(text)
+    if images != 1 or len(around) != 2:
+        return
+    before, behind = around[0].rpartition("\n")[2].strip(), around[1].partition("\n")[0].strip()
+    if before and behind:
+        warnings.warn(
+            f"{name} has {IMAGE_MARKER} inside a sentence, {before[-30:]!r} {IMAGE_MARKER} {behind[:30]!r}: taken for the place of the picture; "
+            f"write \\{IMAGE_MARKER} (lmmblocks.escape_markers) for the word, and the picture goes in front",
+            stacklevel=6,
+        )
 
 
 def as_images(images: Any, name: str = "the prompt") -> list[ImageSource]:
