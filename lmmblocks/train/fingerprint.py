@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images.identity import picture_identity
 from ..spec import LmmError, Sample
 from .stage import Stage
 
@@ -108,12 +109,6 @@ def samples_hash(samples: Sequence[Sample]) -> str:
     """Return a hash of ids, messages and image names, in order."""
     digest = hashlib.blake2b(digest_size=16)
     for sample in samples:
-        names = [_image_name(image) for image in sample.images]
+        names = [picture_identity(image) for image in sample.images]
         digest.update(json.dumps([sample.id, sample.messages, names], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _image_name(image: Any) -> str:
-    if isinstance(image, (str, os.PathLike)):
-        return os.path.basename(os.fspath(image))
-    return f"{image.mode} {image.size} {hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()}"
