@@ -17,6 +17,7 @@ from lmmblocks.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+WITH_EXAMPLES = (*DOCUMENTS, "docs/export.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -36,7 +37,7 @@ def shell_text(document: str) -> str:
     return "\n".join([code for _, code in blocks(document, "bash")] + inline)
 
 
-@pytest.mark.parametrize(("document", "line"), [(d, line) for d in DOCUMENTS for line, _ in blocks(d, "python")])
+@pytest.mark.parametrize(("document", "line"), [(d, line) for d in WITH_EXAMPLES for line, _ in blocks(d, "python")])
 def test_python_block_runs_offline(document: str, line: int, tmp_path: Path) -> None:
     code = dict(blocks(document, "python"))[line]
     numbered = "\n" * (line - 1) + code  # tracebacks then show the line of the document
