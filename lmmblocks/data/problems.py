@@ -122,6 +122,11 @@ PROBLEM_KINDS = {
         note=True,
     ),
     "wrong_extension": ProblemKind("content and file name differ", "nothing: the content decides", note=True),
+    "foreign_marker": ProblemKind(
+        f"what looks like another format's mark of an image, video or sound; only {IMAGE_MARKER} is one, this is read as text",
+        f"nothing, if it is text; otherwise write {IMAGE_MARKER} and list the image",
+        note=True,
+    ),
     "image_only_question": ProblemKind(
         "a question that is only an image", "nothing, for captioning", note=True
     ),

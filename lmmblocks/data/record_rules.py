@@ -8,6 +8,7 @@ takes the next sample's.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
 
+_FOREIGN_MARK = re.compile(r"<(?:video|audio|ImageHere|image_placeholder|image_?\d+|\|image(?:_pad)?\||img)>(?:[^<\n]+</img>)?")
 _URLS = ("http://", "https://", "data:", "s3://", "gs://")
 
 
@@ -122,6 +124,8 @@ def _text_problems(form: Form) -> list[Problem]:
             and not "".join(split_markers(turn.text)).strip()
         ):
             problems.append(Problem("image_only_question", f"turn {turn.number} is {short(turn.text)}"))
+        if turn.role == "user" and (mark := _FOREIGN_MARK.search(turn.text)):
+            problems.append(Problem("foreign_marker", f"turn {turn.number} holds {short(mark[0])}"))
         if _has_lone_surrogate(turn.text):
             problems.append(Problem("bad_text", f"turn {turn.number} holds a lone surrogate"))
     if form.system is not None and _has_lone_surrogate(form.system):

@@ -19,7 +19,10 @@ from lmmblocks.spec import LmmError
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
 
 
-NOTES = ("duplicate_id", "animated_image", "deep_image", "turned_image", "transparent_image", "wrong_extension", "image_only_question")
+NOTES = (
+    *("duplicate_id", "animated_image", "deep_image", "turned_image", "transparent_image"),
+    *("wrong_extension", "foreign_marker", "image_only_question"),
+)
 
 
 def turns(*pairs):
@@ -89,6 +92,7 @@ def faults(record):
         "duplicate_id": record("good"),
         "animated_image": record("animated_image", "move.gif"),
         "wrong_extension": record("wrong_extension", "gif.jpg"),
+        "foreign_marker": record("foreign_marker", None, "<img>a/cat.jpg</img> What?"),
         "image_only_question": record("image_only_question", question="<image>"),
     }
 

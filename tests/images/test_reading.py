@@ -83,6 +83,13 @@ def test_a_background_shows_through_only_if_asked(mode, background, expected):
         )
 
 
+@pytest.mark.parametrize(("mode", "hidden"), [("RGB", (9, 8, 7)), ("L", 9), ("1", 0)])
+def test_one_colour_that_a_png_calls_transparent_is_transparent(mode, hidden):
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4), hidden).save(buffer, "PNG", transparency=hidden)
+    assert load_image(buffer.getvalue(), transparent="white").getpixel((0, 0)) == (255, 255, 255)
+
+
 def test_an_alpha_in_between_is_mixed():
     image = Image.new("RGBA", (4, 4), (100, 0, 0, 51))
     assert load_image(image, transparent="white").getpixel((0, 0)) == (224, 204, 204)
