@@ -83,6 +83,10 @@ class TextEncoder:
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         specials |= {token: backend.token_to_id(token) for token in reserved}
         self.special_tokens = frozenset(specials)
+        markup = structure_ids(tokenizer) | {backend.token_to_id(token) for token in reserved}
+        added = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
+        unread = sorted((token for token, index in added.items() if index not in markup), key=len, reverse=True)
+        self._unread = re.compile("|".join(map(re.escape, unread)) or "(?!)")
         specials |= _bytes_that_text_spells(spec["model"])
         self._special_ids = frozenset(specials.values())
         self._inside_special = re.compile(
@@ -104,6 +108,11 @@ class TextEncoder:
         for found, tidy in _TIDIED if self.tidies else ():
             text = text.replace(found, tidy)
         return text
+
+    def unread_token(self, text: str) -> str | None:
+        """Return a special token that a text spells and that is no markup: one that was added, maybe in order to be said."""
+        found = self._unread.search(text)
+        return found[0] if found else None
 
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self._ids(text)

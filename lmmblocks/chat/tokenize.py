@@ -6,6 +6,9 @@ How it works: adjacent text pieces with the same train flag are one run; each ru
 labels are its ids or -100. Nothing is tokenised twice or counted back, so a prompt is always an exact prefix
 of the conversation that continues it.
 
+A token that was added as an ordinary one (`[SEG]`, `<loc0>`) is recognised in texts and said in answers; special tokens never are: who writes a
+text could speak for another role. A text that spells a special one that is no markup is told in a warning.
+
 Some tokenizers have special tokens that swallow the whitespace behind them (Phi-3's `<|user|>` and the newline after it); they do so here too,
 but never in what is learned.
 
@@ -16,6 +19,7 @@ has the lone space 29871 on both sides of the image); to `pieces` an image is on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -90,6 +94,8 @@ def tokenize(
             text = "".join(piece.text for piece in run)
             if ids and ids[-1] in encoder.swallowing and not train:
                 text = text.lstrip(WHITESPACE)
+            if (token := encoder.unread_token(text)) and token not in reserved:
+                _tell_of_a_special_token(token)
             new = encoder.encode(f" {text}" if before in fresh else text) if text else ()
         elif kind == "image":
             new, train = (image_token,) * len(list(run)), False
@@ -99,6 +105,14 @@ def tokenize(
         labels += new if train else (IGNORE_LABEL,) * len(new)
         before = kind if new else before
     return Tokens(ids, labels)
+
+
+def _tell_of_a_special_token(token: str) -> None:
+    warnings.warn(
+        f"a text holds {token!r}, a special token of the tokenizer, which texts never become: it is read as its characters. If the model shall "
+        f"read or say the token, add it as an ordinary one: tokenizer.add_tokens([{token!r}])",
+        stacklevel=4,
+    )
 
 
 def encode_chat(
