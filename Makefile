@@ -1,5 +1,6 @@
 # make demo   assemble LLaVA-1.5 from blocks, train it small, evaluate it, write demo/report.html
 # make test   lint, type check, and the whole test suite
+# make test-oldest  the core of the suite with the oldest versions that pyproject.toml allows, Python 3.10 to 3.12
 # make clean  remove what the two leave behind
 #
 # Both install into their own virtual environment. Variables:
@@ -7,6 +8,7 @@
 #   VENV    where the environment lies
 #   TORCH   what pip installs for torch, options included, such as a wheel without CUDA:
 #           make test TORCH=/path/to/torch-2.13.0+cpu.whl
+#   OLDEST_VENV, OLDEST_TORCH  the same for make test-oldest; its torch is the oldest allowed, unless a wheel of that version is named
 #   JOBS    test processes
 #   DEMO    where the demo writes
 #   LMMBLOCKS_CUDA_ARCHS, LMMBLOCKS_REQUIRE_CUDA, ...  how the CUDA kernels are built: csrc/README.md
@@ -17,6 +19,8 @@ VENV   ?= .venv
 TORCH  ?= torch
 JOBS   ?= 2
 DEMO   ?= demo
+OLDEST_VENV  ?= .venv-oldest
+OLDEST_TORCH ?= torch
 
 bin := $(VENV)/bin
 # A stamp is valid for one checkout and one choice of torch.
@@ -25,7 +29,13 @@ stamp := $(VENV)/.installed-$(key)
 setup_files := pyproject.toml setup.py
 kernels     := $(shell find csrc -path csrc/simt -prune -o -type f ! -name '*.pyc' ! -name '*.md' -print)
 
-.PHONY: help demo test lint clean
+# What people do, without kernels, compilers and comparisons with what only newer versions of other libraries have.
+oldest_tests := tests/packaging/oldest_installed.py tests/packaging/test_versions.py tests/packaging/test_light_import.py \
+  tests/test_readme.py tests/test_build.py tests/test_lmm.py tests/test_config.py tests/test_registry.py tests/chat tests/data tests/eval \
+  tests/generate tests/images tests/train tests/weights/test_inspect.py tests/weights/test_original_layouts.py tests/weights/test_save_llava.py \
+  tests/weights/test_save_load.py tests/weights/test_sources.py tests/weights/test_weight_files.py
+
+.PHONY: help demo test test-oldest lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +46,19 @@ demo: $(stamp)-demo
 
 test: $(stamp)-dev lint
 	OMP_NUM_THREADS=1 $(bin)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-oldest: $(OLDEST_VENV)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(oldest_tests)
+
+# lmmblocks comes first, without what it needs: its own metadata says what is oldest.
+$(OLDEST_VENV)/.installed: export LMMBLOCKS_SKIP_CUDA = 1
+$(OLDEST_VENV)/.installed: export LMMBLOCKS_REQUIRE_CUDA =
+$(OLDEST_VENV)/.installed: $(setup_files)
+	$(MAKE) --no-print-directory VENV=$(OLDEST_VENV) $(OLDEST_VENV)/bin/python
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .
+	$(OLDEST_VENV)/bin/python -m lmmblocks.versions > $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint $(OLDEST_VENV)/oldest.txt '$(OLDEST_TORCH)' --editable '.[test]'
+	touch $@
 
 lint: $(stamp)-dev
 	$(bin)/python -m ruff check .
@@ -70,5 +93,6 @@ $(bin)/python:
 clean:
 	rm -rf build dist *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
+	if [ -f "$(OLDEST_VENV)/pyvenv.cfg" ]; then rm -rf "$(OLDEST_VENV)"; fi
 	if [ -f "$(DEMO)/results.json" ]; then rm -rf "$(DEMO)"; fi
 	find lmmblocks kernels examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,7 +12,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from .spec.errors import LmmError
 
-_REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+)(?:\[[^\]]*\])?>=(?P<oldest>[\d.]+)(?:\s*;.*?extra == ["'](?P<extra>[\w-]+)["'].*)?""")
+_REQUIREMENT = re.compile(
+    r"""(?P<package>[\w.-]+)(?:\[[^\]]*\])?>=(?P<oldest>[\d.]+)(?:\s*;.*?extra == ["'](?P<extra>[\w-]+)["'].*)?"""
+)
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
 
@@ -38,7 +40,11 @@ def requirements() -> tuple[Requirement, ...]:
     except PackageNotFoundError:
         return ()
     found = (_REQUIREMENT.fullmatch(line) for line in declared)
-    return tuple(Requirement(match["package"], match["oldest"], _underscored(match["extra"])) for match in found if match)
+    return tuple(
+        Requirement(match["package"], match["oldest"], _underscored(match["extra"]))
+        for match in found
+        if match
+    )
 
 
 def too_old(*, extra: str | None = None) -> list[str]:
@@ -61,6 +67,23 @@ def refuse_older_versions() -> None:
         raise LmmError("; ".join(problems))
 
 
+def refuse_older_than(oldest: str, package: str, what: str) -> None:
+    """Look at the version of a package that a part of lmmblocks needs newer than the whole does.
+
+    Args:
+        oldest: the first version that will do.
+        package: name of the distribution.
+        what: the part, in the message.
+
+    Raises:
+        LmmError: what is installed is older.
+    """
+    if _older(package, oldest):
+        raise LmmError(
+            f"{what} needs {package} {oldest} or newer, {version(package)} is installed: pip install --upgrade '{package}>={oldest}'"
+        )
+
+
 def release(text: str) -> tuple[int, ...]:
     """Return the numbers of a version; a build before a release, as vendors ship, counts as the release.
 
@@ -72,17 +95,19 @@ def release(text: str) -> tuple[int, ...]:
 
 
 def _problem(need: Requirement) -> str | None:
+    package, oldest = need.package, need.oldest
+    if not _older(package, oldest):
+        return None
+    return f"{package} {version(package)} is installed, lmmblocks needs {oldest} or newer: pip install --upgrade '{package}>={oldest}'"
+
+
+def _older(package: str, oldest: str) -> bool:
     try:
-        installed = version(need.package)
+        found, needed = release(version(package)), release(oldest)
     except PackageNotFoundError:  # importing it says so
-        return None
-    found, oldest = release(installed), release(need.oldest)
-    width = max(len(found), len(oldest))
-    if not found or _padded(found, width) >= _padded(oldest, width):
-        return None
-    return (
-        f"{need.package} {installed} is installed, lmmblocks needs {need.oldest} or newer: pip install --upgrade '{need.package}>={need.oldest}'"
-    )
+        return False
+    width = max(len(found), len(needed))
+    return bool(found) and _padded(found, width) < _padded(needed, width)
 
 
 def _underscored(extra: str | None) -> str | None:
@@ -92,3 +117,7 @@ def _underscored(extra: str | None) -> str | None:
 
 def _padded(numbers: tuple[int, ...], width: int) -> tuple[int, ...]:
     return numbers + (0,) * (width - len(numbers))
+
+
+if __name__ == "__main__":  # constraints for pip: everything as old as it may be
+    print("\n".join(f"{need.package}=={need.oldest}" for need in requirements()))

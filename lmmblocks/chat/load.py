@@ -153,7 +153,13 @@ def _read(files: Path) -> Any:
     else:
         if not has_json or _cuts_as(tokenizer, files / _JSON):
             return tokenizer
-    return PreTrainedTokenizerFast.from_pretrained(files)
+    return PreTrainedTokenizerFast.from_pretrained(files, **_listed_specials(files))
+
+
+def _listed_specials(files: Path) -> dict[str, Any]:
+    """Return the special tokens without a name as transformers 4 and 5 take them: 5 writes a list where 4 expects a dict."""
+    listed = _read_json(files / _CONFIG).get("extra_special_tokens")
+    return {"extra_special_tokens": {}, "additional_special_tokens": listed} if isinstance(listed, list) else {}
 
 
 def _cuts_as(tokenizer: Any, file: Path) -> bool:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from ..ops.activations import softcapped
 from ..spec import LayerHook, LmmError, Segments
+from ..versions import refuse_older_than
 from .cache import KVCache
 from .context import LayerContext
 from .hf_check import Findings, find_out
 from .hf_config import HFDecoderConfig
 from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed, serve_hooks
 from .hf_padded import SequenceCaches, run_padded
-from .hf_read import read_causal_lm
+from .hf_read import OLDEST_TRANSFORMERS, read_causal_lm
 from .hooks import HOOK_OFFERS, pass_vision
 from .vision import VisionContext
 
@@ -44,13 +45,14 @@ class HFDecoder(nn.Module):
         vocab: rows of the embedding table.
 
     Raises:
-        LmmError: not a language model with a table and a head, or ``way="packed"`` for one that can't; the reasons are listed.
+        LmmError: an older transformers, not a language model with a table and a head, or ``way="packed"`` for one that can't; the reasons are listed.
 
     Example:
         ``decoder = HFDecoder.of("EleutherAI/pythia-160m"); print(decoder.explain())``
     """
 
     def __init__(self, model: Any, config: HFDecoderConfig | None = None) -> None:
+        refuse_older_than(OLDEST_TRANSFORMERS, "transformers", "decoder 'hf'")
         super().__init__()
         self.config = config or HFDecoderConfig.of(model)
         # The same tables of children as the model's: names are the model's, and what replaces a child in one place is seen in both.

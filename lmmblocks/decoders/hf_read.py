@@ -10,7 +10,11 @@ from torch import Tensor
 
 from ..locate import locate
 from ..spec import LmmError, some
+from ..versions import refuse_older_than
 from .hf_config import HFDecoderConfig
+
+OLDEST_TRANSFORMERS = "5.4"
+"""The first version whose models scale embeddings, make masks and hand down caches as the ``hf`` decoder counts on."""
 
 
 def is_causal_lm(values: Mapping[str, Any]) -> bool:
@@ -24,8 +28,9 @@ def read_causal_lm(path_or_id: str | os.PathLike[str]) -> Any:
     """Return the ``AutoModelForCausalLM`` of a folder or hub id, in the dtype of the file and in eval mode.
 
     Raises:
-        LmmError: nothing there, no causal language model of transformers' own, or weights that don't fit the config.
+        LmmError: an older transformers, nothing there, no causal language model of transformers' own, or weights that don't fit the config.
     """
+    refuse_older_than(OLDEST_TRANSFORMERS, "transformers", "decoder 'hf'")
     from transformers import AutoModelForCausalLM
 
     folder = locate(path_or_id)

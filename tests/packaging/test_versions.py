@@ -77,6 +77,14 @@ def test_an_older_optional_package_is_refused_with_the_version_it_needs(installe
         optional_package(extra, extra)
 
 
+@pytest.mark.parametrize("part", ["HFDecoder.of('anywhere')", "register_with_transformers()"])
+def test_a_part_that_needs_a_newer_transformers_than_the_rest_says_so(installed, part):
+    code = f"from lmmblocks.decoders.hf import HFDecoder; from lmmblocks.ops import register_with_transformers; {part}"
+    done = run(installed("transformers", "5.3.9"), "-c", code)
+    assert done.returncode == 1
+    assert "needs transformers 5.4 or newer, 5.3.9 is installed: pip install --upgrade 'transformers>=5.4'" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "text, numbers",
     [("2.6.0", (2, 6, 0)), ("2.14.1+cpu", (2, 14, 1)), ("2.6.0a0+df5bbc09d1.nv24.11", (2, 6, 0)), ("5.0.0rc1", (5, 0, 0)), ("unknown", ())],

@@ -13,9 +13,7 @@ the device once a pass.
 
 from __future__ import annotations
 
-import inspect
-
-from ...spec import LmmError
+from ...versions import refuse_older_than
 
 IMPLEMENTATION = "lmmblocks"
 
@@ -31,22 +29,14 @@ def register_with_transformers() -> str:
         The name it is known by, ``"lmmblocks"``.
 
     Raises:
-        LmmError: a transformers that asks for masks in another way than 5.x.
+        LmmError: a transformers before 5.4, which asks for masks in another way.
     """
-    from transformers import __version__ as version
-
-    older = LmmError(f"transformers {version} asks for attention masks in an older way: install transformers >= 5.0")
-    try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-    except ImportError as error:
-        raise older from error
+    refuse_older_than("5.4", "transformers", "register_with_transformers()")
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     from .attention import attention_of_transformers
     from .mask import rows_instead_of_mask
 
-    if "q_offset" not in inspect.signature(sdpa_mask).parameters:
-        raise older
     AttentionInterface.register(IMPLEMENTATION, attention_of_transformers)
     AttentionMaskInterface.register(IMPLEMENTATION, rows_instead_of_mask)
     return IMPLEMENTATION
