@@ -9,11 +9,12 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from .chat import get_template, template_setting
+from .chat import get_template
 from .chat.lookup import AUTO
 from .composition import Parts, mismatches, refuse
 from .config import LMMConfig, is_config
 from .construct import Recipe, named_config, recipe, recipes
+from .current_config import template_or_name
 from .decoders.hf import HFDecoder, is_hf_model
 from .dtypes import check_dtype
 from .encoders.choices import keep_choices, preprocess_for
@@ -88,7 +89,7 @@ def build(
         own = None if swapped is None or not read or config.decoder_source is None else _own_tokenizer(config.decoder_source)
         config = _grown(config, decoder_module, tokenizer, own, grow_vocab)
     template = get_template(asked, tokenizer) if template is None else template
-    config = replace(config, template=_template_setting(template, asked))
+    config = replace(config, template=template_or_name(template, asked))
     if config.preprocess is not None:
         encoder_module.preprocess = config.preprocess
     max_length = config.max_length or getattr(config.decoder, "max_positions", None)
@@ -103,7 +104,7 @@ def build(
     parts = (move(encoder_module), connector, move(decoder_module))
     several = blocks["reducer"], blocks["hook"]
     if problems:
-        refuse([*problems, *mismatches(Parts(*parts, *several, tokenizer, template, max_length))])
+        refuse([*problems, *mismatches(Parts(*parts, *several, tokenizer, template, max_length, config.attention))])
     return LMM(
         *parts,
         reducers=several[0],
@@ -113,6 +114,7 @@ def build(
         config=config,
         max_length=max_length,
         tokenize_mode=config.tokenize_mode,
+        attention=config.attention,
     ).eval()
 
 
@@ -189,8 +191,15 @@ def _decoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | st
     from .weights.sources import load_decoder
 
     shape, state = load_decoder(config.decoder_source)
+    shape = _with_choices(shape, config.decoder)
     config = replace(config, decoder=shape)
     return config, _filled(shape, state) if read else _new(shape, device)
+
+
+def _with_choices(read: Any, wanted: Any) -> Any:
+    """Return a decoder's config that was read, with what the config before had chosen beside the shape of the weights (``recompute``)."""
+    names = set(getattr(read, "choices", ())) & set(getattr(wanted, "choices", ()))
+    return replace(read, **{name: getattr(wanted, name) for name in names})
 
 
 def _config_or_source(kind: str, swap: Any, words: Any) -> Any:
@@ -268,14 +277,6 @@ def _grown(config: LMMConfig, decoder: Any, tokenizer: Any, own: Any, init: str)
         check_extends(tokenizer, own)
     grow_decoder(decoder, tokenizer, None if own is None else own.get_vocab(), init=init)
     return replace(config, decoder=_config_of(decoder, "decoder"))
-
-
-def _template_setting(template: Any, asked: Any) -> Any:
-    """Return what the config says about the template; one that can't be written down is in nobody's way until it is saved."""
-    try:
-        return template_setting(template, asked)
-    except LmmError:
-        return template.name
 
 
 def _config_of(module: nn.Module, kind: str) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .config import ATTENTIONS
 from .decoders.hooks import HOOK_OFFERS
 from .dtypes import disagreement
+from .field_checks import is_whole
 from .ops.dispatch import check_environment
-from .spec import LmmError
+from .spec import LmmError, closest
 from .trial import OF_THE_MODEL, name_of, row_mismatches
 from .vocabulary import ids_needed
 
@@ -27,6 +30,7 @@ class Parts:
         tokenizer: None = the model eats ready batches.
         template: a chat template.
         max_length: most rows of a segment, or None.
+        attention: ``causal`` or ``images``.
     """
 
     encoder: Any
@@ -37,6 +41,7 @@ class Parts:
     tokenizer: Any = None
     template: Any = None
     max_length: int | None = None
+    attention: str = "causal"
 
     @property
     def named(self) -> list[tuple[str, str, Any]]:
@@ -99,9 +104,11 @@ def _disagreements(parts: Parts) -> Iterator[str]:
                 f"{sorted(offers)}: choose an encoder that offers them, or another {name.partition(' ')[0]}"
             )
     if parts.projector is not None:
-        yield from row_mismatches(parts.encoder, parts.projector, parts.decoder, parts.reducers, parts.max_length)
+        most = parts.max_length if is_whole(parts.max_length) else None
+        yield from row_mismatches(parts.encoder, parts.projector, parts.decoder, parts.reducers, most)
         yield from _instruction_mismatches(parts)
     yield from _hook_mismatches(parts)
+    yield from _attention_mismatches(parts)
     yield from _text_mismatches(parts)
     several = disagreement({name: part for _, name, part in parts.named})
     if several:
@@ -150,6 +157,25 @@ def _hook_mismatches(parts: Parts) -> Iterator[str]:
             yield f"hook {name_of(hook)} names layers {outside}, decoder {decoder} has layers 0 to {count - 1}: choose among these"
 
 
+def _attention_mismatches(parts: Parts) -> Iterator[str]:
+    """Rows that see ahead need a decoder that computes them, in one pass and behind a cache."""
+    if parts.attention not in ATTENTIONS:
+        yield f"attention {parts.attention!r} is none of {ATTENTIONS}{closest(str(parts.attention), ATTENTIONS)}"
+    if parts.attention == "causal":
+        return
+    refusal = getattr(parts.decoder, "sees_ahead", "its forward takes no kv_end" if not _takes(parts.decoder.forward, "kv_end") else True)
+    if refusal is not True:
+        yield (
+            f"attention={parts.attention!r} lets image rows see ahead, which decoder {name_of(parts.decoder)} can't compute: {refusal}: use "
+            f"attention='causal', or another decoder"
+        )
+
+
+def _takes(function: Any, name: str) -> bool:
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def _text_mismatches(parts: Parts) -> Iterator[str]:
     tokenizer, decoder = parts.tokenizer, parts.decoder
     if tokenizer is not None and ids_needed(tokenizer) > decoder.vocab:
@@ -157,10 +183,12 @@ def _text_mismatches(parts: Parts) -> Iterator[str]:
             f"the tokenizer has {ids_needed(tokenizer)} ids, decoder {name_of(decoder)} has a table of {decoder.vocab} rows: use the decoder's own "
             f"tokenizer, or let table and head grow with build(..., grow_vocab='mean')"
         )
-    if parts.template is not None and hasattr(tokenizer, "backend_tokenizer"):
-        yield from _template_mismatches(parts.template, tokenizer)
-    most = getattr(getattr(decoder, "config", None), "max_positions", None)
-    if parts.max_length and most and parts.max_length > most:
+    if parts.template is not None:
+        yield from template_mismatches(parts.template, tokenizer)
+    most = positions_of(decoder)
+    if parts.max_length is not None and not (is_whole(parts.max_length) and parts.max_length > 0):
+        yield f"max_length must be a whole number above 0, or None for the decoder's positions, found {parts.max_length!r}"
+    elif parts.max_length and most and parts.max_length > most:
         yield f"max_length {parts.max_length} is above the decoder's max_positions {most}: lower max_length"
 
 
@@ -169,10 +197,17 @@ def more_ids(ids: int, rows: int) -> str:
     return f"the tokenizer has {ids} ids, the decoder's table {rows} rows: let table and head grow with model.grow_vocab(model.tokenizer)"
 
 
-def _template_mismatches(template: Any, tokenizer: Any) -> Iterator[str]:
-    """Every special token that a conversation needs has to be one of the tokenizer's."""
+def positions_of(decoder: Any) -> int | None:
+    """Return the most rows of a sequence that a decoder was made for; None where it says nothing."""
+    return getattr(getattr(decoder, "config", None), "max_positions", None)
+
+
+def template_mismatches(template: Any, tokenizer: Any) -> Iterator[str]:
+    """Every special token that a conversation needs has to be one of the tokenizer's; nothing is said where there is none."""
     from .chat.tokenize import tokenize
 
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return
     messages = [{"role": "user", "content": "<image>\nHello"}, {"role": "assistant", "content": "Hello"}]
     said = set()
     for piece in template.render(messages):

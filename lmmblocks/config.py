@@ -8,12 +8,13 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from typing import Any
 
 from . import registry
-from .field_checks import field_problems
+from .field_checks import field_problems, make_plain
 from .images.kinds import preprocess_from_dict, preprocess_to_dict
 from .spec import LmmError, closest
 
 FORMAT_VERSION = 1
 TOKENIZE_MODES = ("pieces", "llava15")
+ATTENTIONS = ("causal", "images")
 SEVERAL = {"reducers": "visionzip", "hooks": "my_package.my_module:MyHook"}
 """Fields that hold any number of blocks by name, with an example; their kind is the word without its s."""
 
@@ -31,6 +32,7 @@ class Block:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        make_plain(self)
         joint = sorted({"in_dim", "out_dim"} & set(self.options))
         if joint:
             raise LmmError(f"block {self.type!r}: {joint} follow from the encoder and the decoder: leave them out")
@@ -51,6 +53,7 @@ class LMMConfig:
         template: name of the chat template, ``auto`` for the tokenizer's own, or the fields of one (``chat.template_to_dict``).
         tokenize_mode: ``pieces`` or ``llava15`` (the original's token ids).
         max_length: most rows a segment may have; None = the decoder's ``max_positions``.
+        attention: ``causal``, or ``images``: each image row also sees the rest of its image, in training and in answers alike.
         preprocess: how pictures become pixels; None = the encoder's own.
         encoder_source: folder or hub id of the encoder's pretrained weights.
         decoder_source: folder or hub id of the decoder's pretrained weights.
@@ -65,6 +68,7 @@ class LMMConfig:
     template: Mapping[str, Any] | str = "vicuna_v1"
     tokenize_mode: str = "pieces"
     max_length: int | None = None
+    attention: str = "causal"
     preprocess: Any = None
     encoder_source: str | None = None
     decoder_source: str | None = None
@@ -72,9 +76,10 @@ class LMMConfig:
 
     def __post_init__(self) -> None:
         problems = field_problems(self)
-        if self.tokenize_mode not in TOKENIZE_MODES:
-            mode = self.tokenize_mode
-            problems.append(f"tokenize_mode {mode!r} is none of {TOKENIZE_MODES}{closest(str(mode), TOKENIZE_MODES)}")
+        for name, known in (("tokenize_mode", TOKENIZE_MODES), ("attention", ATTENTIONS)):
+            value = getattr(self, name)
+            if value not in known:
+                problems.append(f"{name} {value!r} is none of {known}{closest(str(value), known)}")
         for kind, example in (("encoder", "CLIPConfig(...)"), ("decoder", "TransformerConfig(...)")):
             if not is_config(getattr(self, kind)):
                 problems.append(f"{kind} needs a config dataclass such as {example}, found {getattr(self, kind)!r}")

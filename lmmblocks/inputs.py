@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .connect import RowCount
+from .field_checks import is_whole, plain
 from .spec import Arrangement, Grid, LmmError, TileGrid, image_count
 
 
@@ -20,8 +21,10 @@ class InputSpec:
         template: object with ``render(messages, add_generation_prompt=...)``.
         preprocess: object with ``batch(images) -> (pixels, grids)``.
         out_grid: from the encoder's grid to what the decoder sees of an image (the projector's and the reducers' arithmetic).
-        max_length: most rows a segment may have; None = no limit.
+        max_length: most rows a segment may have; None = ``max_positions``.
+        max_positions: most rows the decoder has positions for; None = it knows no limit.
         tokenize_mode: ``pieces`` or ``llava15``.
+        attention: ``causal``, or ``images``: each image row sees its whole image.
         instruct: text of an instruction to ids, for a projector that reads what is asked about an image; else None.
         arrangement: how the rows of an image's tiles become its rows, for an encoder that cuts images into tiles; else None.
     """
@@ -31,7 +34,9 @@ class InputSpec:
     preprocess: Any
     out_grid: Callable[[Grid], Grid | int]
     max_length: int | None = None
+    max_positions: int | None = None
     tokenize_mode: str = "pieces"
+    attention: str = "causal"
     instruct: Callable[[str], list[int]] | None = None
     arrangement: Arrangement | None = None
 
@@ -50,6 +55,26 @@ class InputSpec:
         from .instruction import image_instructions
 
         return [self.instruct(text) for text in image_instructions(messages)]
+
+    def most_rows(self, max_length: int | None = None) -> int | None:
+        """Return the most rows of a segment; None = no limit.
+
+        Args:
+            max_length: instead of the model's own; None = the model's.
+
+        Raises:
+            LmmError: more than the decoder has positions for.
+        """
+        most = plain(self.max_length if max_length is None else max_length)
+        if most is None or self.max_positions is None:
+            return self.max_positions if most is None else most
+        if is_whole(most) and most > self.max_positions:
+            whose = "the model's max_length" if max_length is None else "max_length"
+            raise LmmError(
+                f"{whose} is {most}, above the {self.max_positions} positions of the decoder (its config's max_positions), behind which it was never "
+                f"trained: lower it to {self.max_positions} or less"
+            )
+        return most
 
     def image_rows(self, grid: Grid | TileGrid) -> int:
         """Return how many rows of the decoder one image of ``grid`` becomes."""

@@ -14,16 +14,19 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from . import ops
 from .chat import get_template
-from .composition import OF_THE_MODEL, Parts, mismatches, more_ids, refuse
+from .composition import OF_THE_MODEL, Parts, mismatches, more_ids, positions_of, refuse, template_mismatches
 from .config import LMMConfig, is_config
 from .connect import Encoded, connected, out_grid_of
+from .current_config import template_or_name
 from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
+from .field_checks import plain
+from .images.fit import with_fit
 from .inputs import InputSpec
 from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
 from .vocabulary import as_tokens, check_extends, grow_decoder
+from .wrapped_ends import spliced, supervised_loss
 
 
 class LMM(nn.Module):
@@ -41,8 +44,9 @@ class LMM(nn.Module):
         template: name of a chat template, ``auto`` for the tokenizer's own, or an object with ``render``.
         tokenizer: a transformers tokenizer; None = the model eats ready batches only.
         config: what the model was built from; needed to save it.
-        max_length: most rows a segment may have.
+        max_length: most rows a segment may have; None = as many as the decoder has positions.
         tokenize_mode: ``pieces`` or ``llava15``.
+        attention: ``causal``, or ``images``: each image row also sees the rest of its image.
 
     Raises:
         LmmError: the parts don't fit; every mismatch is listed.
@@ -61,13 +65,14 @@ class LMM(nn.Module):
         config: LMMConfig | None = None,
         max_length: int | None = None,
         tokenize_mode: str = "pieces",
+        attention: str = "causal",
     ) -> None:
         super().__init__()
         self.vision_tower, self.multi_modal_projector, self.language_model = encoder, projector, decoder
         self.template = get_template(template, tokenizer)
-        self.tokenizer, self.config, self.tokenize_mode = tokenizer, config, tokenize_mode
-        self.max_length = max_length
-        parts = Parts(encoder, projector, decoder, tuple(reducers), tuple(hooks), tokenizer, self.template, max_length)
+        self.tokenizer, self.config, self.tokenize_mode, self.attention = tokenizer, config, tokenize_mode, attention
+        self.max_length = max_length = plain(max_length)
+        parts = Parts(encoder, projector, decoder, tuple(reducers), tuple(hooks), tokenizer, self.template, max_length, attention)
         refuse(list(mismatches(parts)))
         self.reducers, self.hooks = nn.ModuleList(reducers), HookList(hooks)
         table, arrangement = decoder.table, self._arrangement
@@ -121,10 +126,33 @@ class LMM(nn.Module):
             preprocess=self.encoder.preprocess,
             out_grid=out_grid_of(self.projector, tuple(self.reducers)),
             max_length=self.max_length,
+            max_positions=positions_of(self.decoder),
             tokenize_mode=self.tokenize_mode,
+            attention=self.attention,
             instruct=self.projector.instruct(self.tokenizer) if "instruction" in self.projector.requires else None,
             arrangement=self._arrangement,
         )
+
+    def set_inputs(self, *, template: Any = None, image_fit: str | None = None) -> None:
+        """Change how conversations and pictures are read from now on: in batches, in answers, and in what ``save`` writes.
+
+        A training stage that names a template or a fit sets it here, so the model asks and is saved as it was last trained.
+
+        Args:
+            template: as of ``LMM``; None = as it is.
+            image_fit: ``pad``, ``crop`` or ``squash``; None = as it is.
+
+        Raises:
+            LmmError: an unknown template, one whose tokens the tokenizer lacks, or a preprocessing without a fit; nothing is changed then.
+        """
+        chosen = self.template if template is None else get_template(template, self.tokenizer)
+        preprocess = self.encoder.preprocess if image_fit is None else with_fit(self.encoder.preprocess, image_fit)
+        if template is not None and (problems := list(template_mismatches(chosen, self.tokenizer))):
+            raise LmmError("; ".join(problems))
+        self.template, self.encoder.preprocess = chosen, preprocess
+        if self.config is not None:
+            asked = self.config.template if template is None else template
+            self.config = replace(self.config, template=template_or_name(chosen, asked), preprocess=preprocess)
 
     def encode(self, pixels: Any, *, instruction: Instruction | None = None) -> tuple[Tensor, tuple[int, ...]]:
         """Encode and project images.
@@ -162,19 +190,28 @@ class LMM(nn.Module):
 
         Args:
             encoded: of all images of the plan.
-            plan: on the model's device.
+            plan: on the model's device; behind a cache its ``kv_end`` counts the cached keys too.
             positions_T: of each row in its sequence; None = the plan's.
             cache: of the decoder; its sequences go on with the plan's segments.
 
         Returns:
             ``hidden_TD`` after the final norm.
+
+        Raises:
+            LmmError: image rows see ahead in this model, and the plan doesn't say how far.
         """
-        embeds_TD = ops.splice(
-            self.decoder.table, encoded.rows_MD, plan, scale=getattr(self.decoder, "embed_scale", None)
-        )
+        self._refuse_other_attention(plan)
+        embeds_TD = spliced(self.decoder, encoded.rows_MD, plan)
         vision = VisionContext.of(encoded, plan) if any(VISION in hook.requires for hook in self.hooks) else None
         positions_T = plan.positions if positions_T is None else positions_T
         return self.decode(embeds_TD, positions_T, plan.segments, kv_end=plan.kv_end, cache=cache, vision=vision)
+
+    def _refuse_other_attention(self, plan: SplicePlan) -> None:
+        if self.attention == "images" and plan.kv_end is None and plan.image_rows.shape[0]:
+            raise LmmError(
+                "the model's attention is 'images', the plan's is causal: image rows would not see their image: make the plan with collate(), or "
+                "with bidirectional_images=True"
+            )
 
     def decode(self, embeds_TD: Tensor, positions_T: Tensor, segments: Segments, **options: Any) -> Tensor:
         """Run the decoder with the model's hooks on rows that are spliced already; options as of ``Decoder.forward``."""
@@ -195,15 +232,7 @@ class LMM(nn.Module):
         """
         weights = batch.plan.target_weights if weights is None else weights
         hidden_RD = self(batch).index_select(0, batch.plan.target_rows)
-        return ops.linear_cross_entropy(
-            hidden_RD,
-            self.decoder.head_weight,
-            batch.plan.targets,
-            weights=weights,
-            softcap=getattr(self.decoder, "logit_softcap", None),
-            bias_V=getattr(self.decoder, "head_bias", None),
-            reduction=reduction,
-        )
+        return supervised_loss(self.decoder, hidden_RD, batch.plan.targets, weights, reduction)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return ``logits_TV`` of every row, for scoring and for parity."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from .field_checks import is_whole
 from .spec import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, LmmError, SplicePlan, boundaries, closest
 
 TRUNCATE = ("error", "drop", "turn", "right")
@@ -89,6 +90,8 @@ def _check_arguments(
         raise LmmError(f"plan_splice needs one entry per sample in each list, found {counts}")
     if truncate == "turn" and labels is None and max_length is not None:
         raise LmmError("truncate='turn' cuts behind supervised answers and needs labels: pass labels or choose 'error' or 'drop'")
+    if max_length is not None and not is_whole(max_length):
+        raise LmmError(f"max_length must be a whole number or None, found {max_length!r}")
     if max_length is not None and max_length < 1:
         raise LmmError(f"max_length must be at least 1, found {max_length}")
 

@@ -18,7 +18,10 @@ LAYERS = (
     ("ops", ("ops",)),
     ("what blocks are made with", ("chat", "connect", "images", "instruction", "locate", "pixels", "registry")),
     ("blocks", ("decoders", "encoders", "hooks", "projectors", "reducers")),
-    ("composition", ("composition", "config", "construct", "dtypes", "inputs", "presets", "trial", "vocabulary")),
+    (
+        "composition",
+        ("composition", "config", "construct", "current_config", "dtypes", "finite", "inputs", "presets", "trial", "vocabulary", "wrapped_ends"),
+    ),
     ("lmm", ("lmm",)),
     # Parts of files come before the model that is built of them, whole models after.
     ("weights of parts", tuple(f"weights.{path.stem}" for path in (Path(lmmblocks.__file__).parent / "weights").glob("[!_]*.py"))),

@@ -100,11 +100,11 @@ def test_forward_and_backward_run_no_operation_that_waits(make_tiny_model, conve
 
 def test_other_paths_run_no_operation_that_waits(make_tiny_model, conversations, tiny_config, monkeypatch):
     monkeypatch.setattr(sys.modules[linear_cross_entropy.__module__], "CHUNK_ROWS", 4)
-    config = replace(tiny_config, decoder=replace(tiny_config.decoder, recompute=True, tied=True))
+    config = replace(tiny_config, decoder=replace(tiny_config.decoder, recompute=True, tied=True), attention="images")
     model = make_tiny_model(config=config, projector="linear")
     model.encoder.frozen = False
     longest = collate(conversations, model).plan.max_seqlen
-    batch = collate(conversations, model, bidirectional_images=True, max_length=longest - 1, truncate="turn")
+    batch = collate(conversations, model, max_length=longest - 1, truncate="turn")
     assert sum(batch.plan.target_counts) > 4 and batch.plan.kv_end is not None and any(batch.plan.truncated)
     weights = torch.ones(sum(batch.plan.target_counts))
     with NoSync():

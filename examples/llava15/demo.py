@@ -158,7 +158,7 @@ def _results(seen: list[Any], without: list[Any], runs: dict[str, Any], clock: _
 def _stage_figures(run: Any) -> dict[str, Any]:
     return {
         "steps": run.steps,
-        "last_loss": run.losses[-1] if run.losses else None,
+        "last_loss": run.last_loss,
         "tokens": run.tokens,
         "tokens_per_second": run.tokens_per_second,
         "padding_fraction": run.padding_fraction,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..chat import Tokens, encode_chat
-from ..images.fit import with_fit
 from ..inputs import InputSpec
 from ..plan import plan_splice
 from ..spec import Batch, Grid, Instruction, LmmError, Sample, as_sample
@@ -19,22 +17,19 @@ def collate(
     *,
     max_length: int | None = None,
     truncate: str = "error",
-    template: Any = None,
-    fit: str | None = None,
     add_generation_prompt: bool = False,
-    bidirectional_images: bool = False,
 ) -> Batch:
     """Pack samples of any lengths into one batch without padding.
+
+    Template, image fit and attention are the model's, so that it is saved and asked with what it was trained with; ``model.set_inputs``
+    changes the first two.
 
     Args:
         samples: conversations with their images.
         model_or_spec: an ``LMM``, or its ``input_spec`` (picklable, for workers).
-        max_length: most rows per sample; None = the model's.
+        max_length: most rows per sample, not above the decoder's positions; None = the model's.
         truncate: what happens to longer ones: ``error | drop | turn | right``, see ``plan_splice``.
-        template: name or object used instead of the model's.
-        fit: ``pad`` or ``crop`` instead of the model's.
         add_generation_prompt: the conversations wait for an answer.
-        bidirectional_images: each image row sees its whole image.
 
     Returns:
         The batch, on the CPU. ``batch.plan.kept`` says which samples are in it.
@@ -49,10 +44,6 @@ def collate(
     spec = model_or_spec if isinstance(model_or_spec, InputSpec) else getattr(model_or_spec, "input_spec", None)
     if spec is None:
         raise LmmError(f"collate takes a list of samples and a model or its input_spec, found {type(model_or_spec).__name__} for the model")
-    if template is not None:
-        spec = replace(spec, template=template)
-    if fit is not None:
-        spec = replace(spec, preprocess=with_fit(spec.preprocess, fit))
     names = [index if sample.id is None else sample.id for index, sample in enumerate(samples)]
     tokens = [_tokens(sample, spec, add_generation_prompt, name) for sample, name in zip(samples, names)]
     pixels, grids = _pixels(samples, spec, names)
@@ -61,9 +52,9 @@ def collate(
         [entry.ids for entry in tokens],
         [[next(rows) for _ in sample.images] for sample in samples],
         labels=[entry.labels for entry in tokens],
-        max_length=spec.max_length if max_length is None else max_length,
+        max_length=spec.most_rows(max_length),
         truncate=truncate,
-        bidirectional_images=bidirectional_images,
+        bidirectional_images=spec.attention == "images",
         names=names,
     )
     return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept), _instruction(samples, spec))

@@ -31,7 +31,8 @@ class LayerContext:
         positions: ``(T,)``.
         segments: boundaries of queries and keys.
         kv_end: see ``ops.attention``; None = causal.
-        cos_TE: rotary tables, one for each kind of layer (``TransformerConfig.rotary_kind``).
+        cos_TE: rotary tables, one for each kind of layer (``TransformerConfig.rotary_kind``). A hook may replace both, for its layer and those
+            behind it: ``return hidden_TD, dataclasses.replace(context, cos_TE=..., sin_TE=...)``; a decoder that can't follow refuses.
         sin_TE: rotary tables.
         cache: keys and values of earlier tokens, or None.
         vision: the images, for hooks that require ``vision``; else None.
@@ -40,6 +41,7 @@ class LayerContext:
         wants_scores: the layer about to run has to leave ``last_row_scores``.
         kept_rows: ``(T,)`` row of the whole pass that each row was; None until a hook drops some.
         total_rows: rows of the whole pass, set together with ``kept_rows``.
+        given_tables: the very ``(cos_TE, sin_TE)`` that came from the decoder, by which it sees that a hook replaced them; None = it did.
     """
 
     layer: int
@@ -54,6 +56,13 @@ class LayerContext:
     wants_scores: bool = False
     kept_rows: Tensor | None = None
     total_rows: int = 0
+    given_tables: tuple[Any, Any] | None = None
+
+    @property
+    def has_given_tables(self) -> bool:
+        """Whether the rotary tables are the decoder's own, or rows of these."""
+        given = self.given_tables
+        return given is not None and self.cos_TE is given[0] and self.sin_TE is given[1]
 
     def keep(self, hidden_TD: Tensor, keep_T: Tensor, lengths: Sequence[int]) -> tuple[Tensor, LayerContext]:
         """Drop every row but the kept ones from this layer on. Only image rows may be dropped: text rows are predicted and predict.
@@ -87,6 +96,7 @@ class LayerContext:
             total_rows=self.total_rows or hidden_TD.shape[0],
             **{f.name: _rows_of(getattr(self, f.name), rows) for f in fields(self) if f.name.endswith("_TE")},
         )
+        changed.given_tables = (changed.cos_TE, changed.sin_TE) if self.has_given_tables else None
         return hidden_TD.index_select(0, rows), changed
 
     def restored(self, hidden_TD: Tensor) -> Tensor:

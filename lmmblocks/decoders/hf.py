@@ -22,6 +22,7 @@ from ..spec import LayerHook, LmmError, Segments
 from ..versions import refuse_older_than
 from .cache import KVCache
 from .context import LayerContext
+from .ends import is_weight
 from .hf_check import Findings, find_out
 from .hf_config import HFDecoderConfig
 from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed, serve_hooks
@@ -62,8 +63,8 @@ class HFDecoder(nn.Module):
         _check_parts(model)
         self.vocab, self.dim = model.get_input_embeddings().weight.shape
         self._found: Findings | None = None
-        if self.config.recompute:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._own_ends = tuple(type(end) for end in self._ends())
+        self.recompute = self.config.recompute
         self._findings()
 
     @classmethod
@@ -155,6 +156,44 @@ class HFDecoder(nn.Module):
         if self.packed:
             return KVCache(self.config.layers, sequences)
         return SequenceCaches(sequences, bool(getattr(self.hf_model, "_is_stateful", False)))
+
+    def _ends(self) -> tuple[nn.Module, nn.Module]:
+        return self.hf_model.get_input_embeddings(), self.hf_model.get_output_embeddings()
+
+    @property
+    def table_is_weight(self) -> bool:
+        """False where something wraps the table, so that its rows alone don't say what ``embed`` gives."""
+        return is_weight(self._ends()[0], self._own_ends[0])
+
+    @property
+    def head_is_weight(self) -> bool:
+        """False where something wraps the head, so that its rows alone don't say what ``head`` gives."""
+        return is_weight(self._ends()[1], self._own_ends[1])
+
+    @property
+    def recompute(self) -> bool:
+        """Whether each layer is computed again in the backward; may be set at any time, and the config follows.
+
+        Raises:
+            LmmError: when set to True for a model of transformers that can't (``supports_gradient_checkpointing``).
+        """
+        return self.config.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        model = self.hf_model
+        if value and not getattr(model, "supports_gradient_checkpointing", False):
+            raise LmmError(f"recompute=True, but transformers' {type(model).__name__} can't recompute its layers: set recompute=False")
+        self.config = replace(self.config, recompute=value)
+        if value:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        elif getattr(model, "is_gradient_checkpointing", False):
+            model.gradient_checkpointing_disable()
+
+    @property
+    def sees_ahead(self) -> str | bool:
+        """Whether rows may see ahead (``kv_end``): when packed; if not, why."""
+        return True if self.packed else self.explain()
 
     @property
     def hook_offers(self) -> frozenset[str]:

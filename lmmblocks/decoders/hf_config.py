@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..spec import LmmError, closest
 
@@ -32,6 +32,9 @@ class HFDecoderConfig:
     >>> HFDecoderConfig({"model_type": "gpt2", "n_embd": 32, "n_head": 4}).dim
     32
     """
+
+    choices: ClassVar[tuple[str, ...]] = ("way", "recompute")
+    """What is the user's choice and not a property of the weights, and stays when these are read."""
 
     hf: Mapping[str, Any] = field(default_factory=dict)
     way: str = "auto"

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -38,6 +38,15 @@ _WITHOUT_EFFECT = frozenset(
 """Keyword arguments of attention functions that don't change what is computed here; any other one is refused."""
 
 
+class _Turned(NamedTuple):
+    """Tables ``cos_TE, sin_TE`` that replaced what the model had ``given`` to a layer, for the rows that were left."""
+
+    layer: int
+    given: Any
+    cos_TE: Any
+    sin_TE: Any
+
+
 @dataclass(slots=True)
 class PackedPass:
     """What one pass brings to the layers of the model.
@@ -46,11 +55,13 @@ class PackedPass:
         context: of the layer that runs now.
         hooks: called in front of the layers they name.
         calls: attention modules and windows in the order they were called, noted when it is a list.
+        turned: rotary tables that hooks put in the place of the model's, for their layer and those behind it.
     """
 
     context: LayerContext
     hooks: Sequence[LayerHook] = ()
     calls: list[tuple[nn.Module, int | None]] | None = None
+    turned: list[_Turned] = field(default_factory=list)
 
 
 @functools.cache
@@ -189,15 +200,42 @@ class EnterLayer:
         if run is None or not (run.hooks or (run.context.cache is not None and run.context.cache.ragged)):
             return None
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        cos_TE, sin_TE = _tables(_of_rows(rest.get("position_embeddings"), run.context))
-        context = replace(run.context, cos_TE=cos_TE, sin_TE=sin_TE)
+        given = rest.get("position_embeddings")
+        context = replace(run.context, **self._tables(run, given))
         hidden_TD = (args[0] if args else kwargs["hidden_states"])[0]
         hidden_TD, run.context = enter_layer(run.hooks, hidden_TD, context, self.layer)
+        turned = self._turned(run, given)
         # Recomputing a layer needs the context it had, not the one that the pass has by then.
-        rest = {**_of_rows(rest, run.context), PASS: replace(run)}
+        rest = {**_of_rows(rest, run.context), **turned, PASS: replace(run)}
         if args:
             return (hidden_TD[None], *_of_rows(args[1:], run.context)), rest
         return (), {"hidden_states": hidden_TD[None], **rest}
+
+
+    def _tables(self, run: PackedPass, given: Any) -> dict[str, Any]:
+        """Return the tables of this layer, for the rows that are left: the model's, or what a hook of an earlier layer put in their place."""
+        earlier = [entry for entry in run.turned if entry.layer < self.layer]
+        if not earlier:
+            cos_TE, sin_TE = _tables(_of_rows(given, run.context))
+            return {"cos_TE": cos_TE, "sin_TE": sin_TE, "given_tables": (cos_TE, sin_TE)}
+        if given is not earlier[-1].given:
+            raise LmmError(
+                f"a hook replaced the rotary tables in front of layer {earlier[-1].layer}, layer {self.layer} has tables of another kind: use the "
+                f"native decoder, whose hooks get the tables of all kinds at once"
+            )
+        return {"cos_TE": earlier[-1].cos_TE, "sin_TE": earlier[-1].sin_TE, "given_tables": None}
+
+    def _turned(self, run: PackedPass, given: Any) -> dict[str, Any]:
+        """Remember tables that hooks replaced, and return them as this layer takes them; nothing where none did."""
+        context = run.context
+        if context.has_given_tables:
+            return {}
+        if not isinstance(given, tuple):
+            raise LmmError(
+                f"a hook replaced the rotary tables of layer {self.layer}, which has none: the model turns its rows in another way, or not at all"
+            )
+        run.turned = [*(entry for entry in run.turned if entry.layer < self.layer), _Turned(self.layer, given, context.cos_TE, context.sin_TE)]
+        return {"position_embeddings": (context.cos_TE[None], context.sin_TE[None])}
 
 
 def _of_rows(value: Any, context: LayerContext) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn as nn
@@ -22,6 +22,7 @@ from ..field_checks import field_problems
 from ..spec import LayerHook, LmmError, Segments, closest
 from .cache import KVCache
 from .context import LayerContext
+from .ends import is_weight
 from .hooks import HOOK_OFFERS, enter_layer, pass_vision
 from .layer import GATES, RMSNorm, SandwichLayer, TransformerLayer, make_norm
 from .rereading import RereadingCache
@@ -64,6 +65,9 @@ class TransformerConfig:
         scaled_embeddings: token embeddings are multiplied by the square root of ``dim``; image rows are not (Gemma).
         fused: one weight for queries, keys and values, one for gate and up (Phi-3's files).
     """
+
+    choices: ClassVar[tuple[str, ...]] = ("recompute",)
+    """What is the user's choice and not a property of the weights, and stays when these are read."""
 
     dim: int = 4096
     layers: int = 32
@@ -214,6 +218,32 @@ class Transformer(nn.Module):
         head.weight = table.weight if self.config.tied else _longer(head.weight, rows)
         table.num_embeddings = head.out_features = self.vocab = rows
         self.config = replace(self.config, vocab=rows)
+
+    @property
+    def sees_ahead(self) -> str | bool:
+        """Whether rows may see ahead (``kv_end``), behind a cache too; if not, why."""
+        if isinstance(self.config.rope_scaling, LongRope):
+            return "behind a cache LongRoPE reads rows again, without remembering what each of them saw"
+        return True
+
+    @property
+    def table_is_weight(self) -> bool:
+        """False where something wraps the table, so that its rows alone don't say what ``embed`` gives."""
+        return is_weight(self.model.embed_tokens, nn.Embedding)
+
+    @property
+    def head_is_weight(self) -> bool:
+        """False where something wraps the head, so that its rows alone don't say what ``head`` gives."""
+        return is_weight(self.lm_head, nn.Linear)
+
+    @property
+    def recompute(self) -> bool:
+        """Whether each layer is computed again in the backward; may be set at any time, and the config follows."""
+        return self.config.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.config = replace(self.config, recompute=value)
 
     def new_cache(self, sequences: int) -> KVCache:
         """Return an empty cache for ``sequences`` sequences."""

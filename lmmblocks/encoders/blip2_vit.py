@@ -144,3 +144,4 @@ class Blip2ViT(ViTEncoder):
     def __init__(self, config: Blip2ViTConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="blip2_vit", prefix=1, offers=WITH_CLS)
         self.vision_model = Blip2VisionTransformer(config)
+        self.frozen = True

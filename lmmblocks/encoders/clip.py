@@ -100,7 +100,6 @@ class CLIP(ViTEncoder):
     Attributes:
         spec: what it emits.
         preprocess: how a picture becomes pixels.
-        frozen: computes without autograd and keeps no activations (the default; stages that train it clear it).
 
     >>> CLIPConfig(dim=8, layers=2, heads=2, mlp_dim=8, image_size=28).build().spec.dim
     8
@@ -109,3 +108,4 @@ class CLIP(ViTEncoder):
     def __init__(self, config: CLIPConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="clip", prefix=1, offers=WITH_CLS)
         self.vision_model = CLIPVisionTransformer(config)
+        self.frozen = True

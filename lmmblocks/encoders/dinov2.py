@@ -229,6 +229,7 @@ class DINOv2(ViTEncoder):
         self.embeddings = _Embeddings(config)
         self.encoder = _Stack(config)
         self.layernorm = ops.LayerNorm(config.dim, eps=config.eps)
+        self.frozen = True
 
     def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
         states = hidden_states_of_images(self.embeddings(pixels), self.encoder.layer, wanted)

@@ -106,6 +106,7 @@ class OpenCLIP(WrappedViT):
         parts = open_clip_parts(visual, name)
         super().__init__(config, parts, preprocess_of(_preprocess_values(config), parts), name=f"open_clip {name}")
         self.visual = visual
+        self.frozen = True
 
 
 def create_tower(config: OpenCLIPConfig) -> Any:

@@ -141,3 +141,4 @@ class SigLIP(ViTEncoder):
     def __init__(self, config: SigLIPConfig, preprocess: ImagePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="siglip", prefix=0, offers=WITHOUT_CLS)
         self.vision_model = SigLIPVisionTransformer(config)
+        self.frozen = True

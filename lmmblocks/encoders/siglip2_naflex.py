@@ -129,6 +129,7 @@ class NaFlex(ViTEncoder):
     def __init__(self, config: NaFlexConfig, preprocess: NativePreprocess | None = None) -> None:
         super().__init__(config, preprocess or config.default_preprocess(), name="siglip2-naflex", prefix=0, offers=WITHOUT_CLS)
         self.vision_model = NaFlexVisionTransformer(config)
+        self.frozen = True
 
     def forward(self, pixels: PatchPixels, *, need: frozenset[str] = PATCHES) -> VisionFeatures:  # type: ignore[override]
         """Encode images of any shape.
@@ -148,6 +149,4 @@ class NaFlex(ViTEncoder):
             found = f"patches of width {pixels.rows.shape[1]}" if isinstance(pixels, PatchPixels) else type(pixels).__name__
             raise LmmError(f"encoder {self.name!r} needs PatchPixels of width {width}, found {found}: use its own preprocess")
         self._refuse_unknown(need)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states = self.vision_model.hidden_states(pixels, self._wanted(need))
-            return self._features(states, pixels.grids, need)
+        return self._features(self.vision_model.hidden_states(pixels, self._wanted(need)), pixels.grids, need)

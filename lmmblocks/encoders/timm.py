@@ -115,6 +115,7 @@ class Timm(WrappedViT):
         parts = timm_parts(model, config.model)
         super().__init__(config, parts, preprocess_of(model, parts), name=f"timm {config.model}")
         self.model = model
+        self.frozen = True
 
 
 def timm_parts(model: Any, name: str) -> TowerParts:

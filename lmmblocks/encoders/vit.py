@@ -167,7 +167,6 @@ class ViTEncoder(nn.Module):
     Attributes:
         spec: what it emits.
         preprocess: how a picture becomes pixels.
-        frozen: computes without autograd and keeps no activations (the default; stages that train it clear it).
     """
 
     vision_model: Any
@@ -187,7 +186,18 @@ class ViTEncoder(nn.Module):
             layers=config.select,
             offers=offers,
         )
-        self.frozen = True
+
+    @property
+    def frozen(self) -> bool:
+        """Whether no parameter learns, so that no activation is kept; ``requires_grad`` alone says so. A new tower is frozen.
+
+        Setting it freezes or wakes all parameters.
+        """
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        self.requires_grad_(not value)
 
     def _states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
         """Return ``{index: (I, prefix + P, C)}`` of the wanted hidden states."""
@@ -216,9 +226,8 @@ class ViTEncoder(nn.Module):
             raise LmmError(f"encoder {self.name!r} needs pixels (I, 3, {size}, {size}), found {tuple(pixels.shape)}")
         self._refuse_unknown(need)
         side = size // self.spec.patch
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            states = self._states(pixels.to(next(self.parameters()).dtype), self._wanted(need))
-            return self._features(states, (Grid(side, side),) * pixels.shape[0], need)
+        states = self._states(pixels.to(next(self.parameters()).dtype), self._wanted(need))
+        return self._features(states, (Grid(side, side),) * pixels.shape[0], need)
 
     def _refuse_unknown(self, need: frozenset[str]) -> None:
         if not need <= self.spec.offers:

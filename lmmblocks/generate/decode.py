@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,15 @@ from torch import Tensor
 
 from ..chat import answer_ends, answer_margins, stop_texts
 from ..chat.text_encoder import structure_ids
+from ..composition import positions_of
 from ..dtypes import disagreement
+from ..finite import broken_weights
 from ..pixels import join_pixels
 from ..plan import plan_splice
 from ..spec import Instruction, LmmError, Segments
 from .options import Options
 from .prompts import Prompt
-from .sampling import choose
+from .sampling import NotFinite, choose
 from .text import AnswerText
 
 if TYPE_CHECKING:
@@ -100,11 +103,17 @@ def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Opt
     _check_dtypes(model)
     _check_room(model, cache, prompts, options.max_new_tokens)
     plan = plan_splice(
-        [p.ids for p in prompts], [p.image_rows for p in prompts], names=[p.name for p in prompts]
+        [p.ids for p in prompts],
+        [p.image_rows for p in prompts],
+        bidirectional_images=model.attention == "images",
+        names=[p.name for p in prompts],
     )
     positions_T = plan.positions + torch.from_numpy(
         np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths)
     )
+    if plan.kv_end is not None:  # keys of the cache lie in front: those of each row's own sequence, and of all before
+        before = np.repeat(np.cumsum(cache.lengths), plan.lengths).astype(np.int32)
+        plan = replace(plan, kv_end=plan.kv_end + torch.from_numpy(before))
     pixels = join_pixels([p.pixels for p in prompts]).to(model.device)
     asked = [ids for p in prompts for ids in p.instructions]
     instruction = Instruction.of(asked, device=model.device) if asked else None
@@ -141,7 +150,10 @@ def decode(
     """
     live = list(range(len(answers)))
     while live:
-        tokens = choose(logits_SV, options, [answers[index].generator for index in live])
+        try:
+            tokens = choose(logits_SV, options, [answers[index].generator for index in live])
+        except NotFinite as error:
+            raise LmmError(_why_not_finite(model, logits_SV.dtype)) from error
         for index, token in zip(live, tokens):
             text = answers[index].push(token)
             if text:
@@ -153,6 +165,18 @@ def decode(
             cache.keep(going)
         live = [live[row] for row in going]
         logits_SV = _step(model, cache, [tokens[row] for row in going])
+
+
+def _why_not_finite(model: LMM, dtype: torch.dtype) -> str:
+    """Look before anything is blamed."""
+    broken = broken_weights(model)
+    if broken is not None:
+        return f"the logits are not finite, because weights hold NaN or inf: {broken}: load intact ones"
+    wider = "" if dtype == torch.float32 else "convert the model with .to(torch.float32), or "
+    return (
+        f"the logits are not finite, and all weights are: {dtype} overflows with these weights, or the pixels of a picture are not finite: "
+        f"{wider}check what the preprocessing gives, and whether the run that made the weights diverged"
+    )
 
 
 def new_cache(model: LMM, sequences: int) -> Any:
@@ -177,7 +201,7 @@ def _check_dtypes(model: LMM) -> None:
 
 
 def _check_room(model: LMM, cache: Any, prompts: Sequence[Prompt], new_tokens: int) -> None:
-    most = getattr(getattr(model.decoder, "config", None), "max_positions", None)
+    most = positions_of(model.decoder)
     for prompt, read in zip(prompts, cache.lengths):
         rows = read + prompt.rows
         if most is None or rows + new_tokens <= most:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..field_checks import is_whole
 from ..spec import LmmError, closest
-from .sampling import Sampling, is_integer
+from .sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Options(Sampling):
         """Yield what is wrong with the values."""
         yield from super().problems()
         most = self.max_new_tokens
-        if not is_integer(most) or most < 1:
+        if not is_whole(most) or most < 1:
             yield f"max_new_tokens is {most!r}, expected an integer >= 1"
         if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
             yield f"stop is {self.stop!r}, expected a string or a list of strings, none of them empty"

@@ -6,14 +6,13 @@ answer does not depend on what is decoded beside it, nor on the device that comp
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+from ..field_checks import is_number, is_whole, make_plain
 from ..spec import LmmError
 
 _SEEDS = 2**63
@@ -43,6 +42,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        make_plain(self)
         problems = list(self.problems())
         if problems:
             raise LmmError("generation options: " + "; ".join(problems))
@@ -54,13 +54,13 @@ class Sampling:
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values."""
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+        if not is_number(self.temperature) or self.temperature < 0:
             yield f"temperature is {self.temperature!r}, expected a number >= 0 (0 = greedy)"
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             yield f"top_p is {self.top_p!r}, expected a number above 0 and at most 1 (1 = all tokens)"
-        if not is_integer(self.top_k) or self.top_k < 0:
+        if not is_whole(self.top_k) or self.top_k < 0:
             yield f"top_k is {self.top_k!r}, expected an integer >= 0 (0 = all tokens)"
-        if self.seed is not None and (not is_integer(self.seed) or not 0 <= self.seed < _SEEDS):
+        if self.seed is not None and (not is_whole(self.seed) or not 0 <= self.seed < _SEEDS):
             yield f"seed is {self.seed!r}, expected None or an integer from 0 to 2**63 - 1"
 
     def generator(self) -> torch.Generator:
@@ -68,6 +68,10 @@ class Sampling:
         if self.seed is not None or self.greedy:  # a greedy answer leaves the global state alone
             return torch.Generator().manual_seed(int(self.seed or 0))
         return torch.Generator().manual_seed(int(torch.randint(_SEEDS - 1, ())))
+
+
+class NotFinite(LmmError):
+    """Logits that hold NaN or +inf, or nothing finite."""
 
 
 def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
@@ -82,7 +86,7 @@ def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
         One token id per sequence.
 
     Raises:
-        LmmError: a row holds NaN or +inf, or nothing finite.
+        NotFinite: a row holds NaN or +inf, or nothing finite.
 
     >>> choose(torch.tensor([[0.0, 2.0, 2.0]]), Sampling(), [])
     [1]
@@ -90,10 +94,7 @@ def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
     dtype, logits_SV = logits_SV.dtype, logits_SV.float()
     peak_S1 = logits_SV.amax(-1, keepdim=True)
     if not bool(peak_S1.isfinite().all()):
-        raise LmmError(
-            f"the model's logits are not finite: its weights hold NaN or inf, or {dtype} overflows: check the weights, "
-            f"or convert the model with .to(torch.float32)"
-        )
+        raise NotFinite(f"the logits ({dtype}) are not finite: nothing can be chosen among NaN and inf")
     if sampling.greedy:
         return logits_SV.argmax(-1).tolist()
     probabilities_SV, ids_SV = candidates(logits_SV - peak_S1, sampling)
@@ -126,12 +127,3 @@ def candidates(logits_SV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
         outside_SV[:, 0] = False
         probabilities_SV = probabilities_SV.masked_fill(outside_SV, 0)
     return probabilities_SV, ids_SV
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_integer(value: object) -> bool:
-    """Whether a value is an integer, numpy's included, and not a bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)

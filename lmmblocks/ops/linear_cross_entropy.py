@@ -70,11 +70,11 @@ def linear_cross_entropy(
     if targets_R.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
         raise LmmError(f"linear_cross_entropy: {rows} hidden rows need {rows} targets and weights, found {tuple(targets_R.shape)}")
     if reduction == "mean" and normalizer is None:
-        normalizer = _weight_sum(targets_R, weights)
+        normalizer = weight_sum(targets_R, weights)
     return dispatch("linear_cross_entropy", hidden_RD, weight_VD, targets_R, softcap, bias_V, weights, normalizer, reduction, backend=backend)
 
 
-def _weight_sum(targets_R: Tensor, weights_R: Tensor | None) -> Tensor:
+def weight_sum(targets_R: Tensor, weights_R: Tensor | None) -> Tensor:
     """Sum of the weights of the rows that have a loss, never 0; stays on the device."""
     kept_R = targets_R != IGNORED
     if weights_R is None:

@@ -110,7 +110,9 @@ class Decoder(Protocol):
         head_weight: the head ``(V, D)``, which the loss reads.
 
     A decoder may also have ``embed_scale`` (factor of the table's rows, which the splice applies to text) and ``logit_softcap`` (soft limit
-    of the logits, which ``head`` applies itself and the loss has to); left out or None, there is none. ``hook_offers`` says what layer hooks
+    of the logits, which ``head`` applies itself and the loss has to); left out or None, there is none. ``sees_ahead`` is True, or why rows
+    with a ``kv_end`` can't be computed in every pass (with a cache too). ``table_is_weight`` and ``head_is_weight`` are False where ``embed`` or
+    ``head`` do more than the weights say, and then are called instead. ``hook_offers`` says what layer hooks
     may require of it (``decoders/hooks.py``); one that offers ``vision`` takes ``forward(..., vision=None)`` too.
     ``resize_vocab(rows)`` makes table and head longer, where tokens may be added.
     """

@@ -182,11 +182,19 @@ def verify_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim
         for key, value in entries.items()
     ]
     pairs = [(name, tensor, saved.get(name)) for name, tensor in live.items()] + moments
-    wrong = [name for name, ours, theirs in pairs if theirs is None or not torch.equal(ours.cpu(), theirs)]
+    wrong = [name for name, ours, theirs in pairs if theirs is None or not _same_bits(ours.cpu(), theirs)]
     if wrong or on_disk["param_groups"] != in_memory["param_groups"]:
         raise LmmError(
             f"{checkpoint.path} reads back differently from what was written ({wrong[:3]}): check the disk"
         )
+
+
+def _same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Compare bits, not numbers: NaN is no disk's fault."""
+    if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+        return False
+    left, right = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs))
+    return torch.equal(left, right)
 
 
 def trained_tensors(model: Any) -> dict[str, Tensor]:

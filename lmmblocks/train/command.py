@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..data.records import load_records
     from .loop import train
+    from .stage_inputs import set_stage_inputs
 
     stage = read_stage(args.stage, args.settings)
     out = Path(args.out)
@@ -76,12 +77,13 @@ def run(args: argparse.Namespace) -> None:
         raise LmmError(f"--out {args.out!r} is a file: give a folder")
     records = load_records(args.data, args.images, policy=stage.bad_samples)  # type: ignore[arg-type]
     model = _model(args)
+    set_stage_inputs(model, stage)  # as train() does: what is rehearsed is the model as it will be
     _warn_of_random(model, stage, new=_is_preset(args.model))
     _rehearse_saving(model, out, args.format)
     result = train(model, stage, records, out)
     model.save(out / "model", format=args.format)
     print(
-        f"loss {result.losses[-1]:.4f} after {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s; model saved in {out / 'model'}"
+        f"last loss {result.last_loss:.4f} after {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s; model saved in {out / 'model'}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..current_config import current_config, template_or_name
 from ..images.identity import picture_identity
 from ..spec import LmmError, Sample
 from .stage import Stage
@@ -38,9 +39,16 @@ def fingerprint(model: Any, stage: Stage, samples: Sequence[Sample]) -> dict[str
             name: tensors_hash(part.state_dict().items())
             for name, part in model.parts.items()
             if name not in stage.train
-        },
+        }
+        | _frozen_beside_trained(model, stage),
         "data": {"samples": len(samples), "hash": samples_hash(samples)},
     }
+
+
+def _frozen_beside_trained(model: Any, stage: Stage) -> dict[str, str]:
+    """Hashes of what stays frozen inside trained parts, such as the base of adapters; parts that learn as a whole have none."""
+    frozen = {name: [(n, p) for n, p in part.named_parameters() if not p.requires_grad] for name, part in model.parts.items()}
+    return {f"{name}, beside what is trained": tensors_hash(frozen[name]) for name in stage.train if frozen[name]}
 
 
 def refuse_difference(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
@@ -62,9 +70,17 @@ def refuse_difference(found: Mapping[str, Any], expected: Mapping[str, Any], whe
 
 def _model_settings(model: Any) -> dict[str, Any]:
     """The model's config without the places its weights came from: what they are counts, not where they were."""
-    if model.config is None:
-        return {name: repr(part) for name, part in model.parts.items()}
-    plain = json.loads(json.dumps(model.config.to_dict()))
+    config = current_config(model)
+    if config is None:
+        return {
+            **{name: repr(part) for name, part in model.parts.items()},
+            "template": template_or_name(model.template, None),
+            "tokenize_mode": model.tokenize_mode,
+            "max_length": model.max_length,
+            "attention": model.attention,
+            "image_fit": getattr(model.encoder.preprocess, "fit", None),
+        }
+    plain = json.loads(json.dumps(config.to_dict()))
     return {key: value for key, value in plain.items() if not key.endswith("_source")}
 
 
@@ -110,5 +126,5 @@ def samples_hash(samples: Sequence[Sample]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for sample in samples:
         names = [picture_identity(image) for image in sample.images]
-        digest.update(json.dumps([sample.id, sample.messages, names], sort_keys=True).encode())
+        digest.update(json.dumps([sample.id, sample.messages, names], sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -32,8 +32,8 @@ class StepDataset(Dataset["StepInput | LmmError"]):
     Args:
         samples: the training data.
         order: which samples make up which step.
-        spec: of the model.
-        stage: template, image fit and limits.
+        spec: of the model, which has the stage's template and image fit.
+        stage: limits, truncation, policy for bad samples.
     """
 
     def __init__(self, samples: Sequence[Sample], order: StepOrder, spec: InputSpec, stage: Stage) -> None:
@@ -59,20 +59,19 @@ class StepDataset(Dataset["StepInput | LmmError"]):
 
 
 def stage_inputs(spec: InputSpec, stage: Stage) -> InputSpec:
-    """Return the model's input spec with the stage's template and image fit.
+    """Return how the batches of a stage are made: as the model says, which has the stage's template and image fit by now.
 
     Raises:
-        LmmError: an unknown template, or an encoder whose preprocessing has no ``fit``.
+        LmmError: the stage names others than the model has (``set_stage_inputs`` sets them).
     """
     from ..chat import get_template
 
-    if stage.template is not None:
-        spec = dataclasses.replace(spec, template=get_template(stage.template, spec.tokenizer))
-    if stage.image_fit is not None:
-        try:
-            spec = dataclasses.replace(spec, preprocess=with_fit(spec.preprocess, stage.image_fit))
-        except LmmError as error:
-            raise LmmError(f"stage {stage.name!r}: image_fit={stage.image_fit!r}, but {error}") from error
+    template = spec.template if stage.template is None else get_template(stage.template, spec.tokenizer)
+    preprocess = spec.preprocess if stage.image_fit is None else with_fit(spec.preprocess, stage.image_fit)
+    for name, own, named in (("template", spec.template, template), ("image_fit", spec.preprocess, preprocess)):
+        if named != own:
+            asked = getattr(stage, name)
+            raise LmmError(f"stage {stage.name!r} names {name}={asked!r}, the model has another: set it with model.set_inputs({name}={asked!r})")
     return spec
 
 

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,28 @@ class StepRow:
 
     Attributes:
         step: counted from 1: how many steps had been taken with it.
-        loss: of the step.
+        loss: of the step; None where no sample had a target, so that there is no mean.
         lr: what the part with the highest learning rate had.
-        grad_norm: before clipping.
+        grad_norm: before clipping; None as the loss.
         tokens_per_s: packed rows per second since the last log line.
         samples: in the step.
         supervised_tokens: in the step.
     """
 
     step: int
-    loss: float
+    loss: float | None
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     tokens_per_s: float
     samples: int
     supervised_tokens: int
 
 
-COLUMNS = {f.name: {"int": int, "float": float}[str(f.type)] for f in fields(StepRow)}
+COLUMNS = {f.name: {"int": int, "float": float}[str(f.type).partition(" ")[0]] for f in fields(StepRow)}
 
 
 def rows_to_csv(rows: Sequence[StepRow], *, header: bool = True) -> str:
-    """Return CSV text; numbers keep every bit."""
+    """Return CSV text; numbers keep every bit, and what there is none of is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if header:
@@ -55,10 +55,12 @@ def rows_to_csv(rows: Sequence[StepRow], *, header: bool = True) -> str:
 
 def rows_from_csv(text: str) -> list[StepRow]:
     """Return the rows of :func:`rows_to_csv`, bit for bit."""
-    return [
-        StepRow(**{name: read(line[name]) for name, read in COLUMNS.items()})
-        for line in csv.DictReader(io.StringIO(text))
-    ]
+    return [_row(line) for line in csv.DictReader(io.StringIO(text))]
+
+
+def _row(line: Mapping[str, str]) -> StepRow:
+    values: dict[str, Any] = {name: read(line[name]) if line[name] else None for name, read in COLUMNS.items()}
+    return StepRow(**values)
 
 
 class TrainLog:
@@ -107,7 +109,8 @@ class TrainLog:
         if self.board is not None:
             for row in rows:
                 for column in ("loss", "lr", "grad_norm", "tokens_per_s"):
-                    self.board.add_scalar(column, getattr(row, column), row.step)
+                    if getattr(row, column) is not None:
+                        self.board.add_scalar(column, getattr(row, column), row.step)
             self.board.add_scalar("data_wait", data_wait, rows[-1].step)
         self._show(rows[-1], len(rows), padding, data_wait)
 
@@ -123,7 +126,7 @@ class TrainLog:
 
     def _show(self, row: StepRow, steps: int, padding: float, data_wait: float) -> None:
         shown = {
-            "loss": f"{row.loss:.4f}",
+            "loss": "none" if row.loss is None else f"{row.loss:.4f}",
             "lr": f"{row.lr:.2e}",
             "tokens/s": f"{row.tokens_per_s:,.0f}",
             "padding": f"{padding:.0%}",

@@ -13,32 +13,36 @@ from typing import Any
 import torch
 
 from ..spec import LmmError, Sample
+from .blame import cause, refuse_broken_weights, refuse_diverged_weights
 from .checkpoint import Checkpoint, CheckpointStore, load_checkpoint, verify_checkpoint
 from .fingerprint import fingerprint, refuse_difference
 from .loader import StepDataset, StepLoader
 from .log import StepRow, TrainLog, rows_from_csv, rows_to_csv
-from .micro_batches import StepInput, step_input
-from .optimizer import build_optimizer, prepare_parts
+from .micro_batches import StepInput
+from .movable import idle_parts
+from .optimizer import build_optimizer, forget_sources, learning_as_before, prepare_parts
 from .order import StepOrder
 from .plot import plot_losses
 from .result import Totals, TrainResult
+from .samples import Samples
 from .schedule import lr_factor
 from .settings import effective_settings, run_conditions, settings_text, use_bf16
 from .stage import Stage
-from .step import StepOutcome, Stepper, non_finite_samples
+from .stage_inputs import set_stage_inputs, unchanged_if_refused
+from .step import StepOutcome, Stepper
 from .traces import WRITTEN, no_traces
 
 
 def train(
     model: Any,
     stage: Stage,
-    records: Sequence[Sample],
+    records: Any,
     out_dir: str | Path,
     *,
     resume: bool = True,
     on_step: Callable[[StepRow], None] | None = None,
 ) -> TrainResult:
-    """Train one stage; the model is changed in place.
+    """Train one stage; the model is changed in place. It asks, and is saved, with the template and image fit it was trained with.
 
     Killed at any moment and called again with the same arguments, it goes on from its last checkpoint and gives, bit for bit, the losses of
     the uninterrupted run (on the same kind of device with as many threads; on a GPU with ``deterministic=True``).
@@ -46,7 +50,7 @@ def train(
     Args:
         model: an ``LMM`` with a tokenizer, on the device to train on.
         stage: what is trained, and how.
-        records: samples, such as ``load_records`` gives.
+        records: samples, such as ``load_records`` gives: a list, or anything else with a length that takes an index.
         out_dir: gets ``settings.json``, ``losses.csv``, ``loss_curve.png``, ``tensorboard/`` and ``checkpoints/``. One folder per stage.
         resume: go on from the newest checkpoint in ``out_dir``; False refuses a folder that holds one.
         on_step: called with each row of the log, when it is written (every ``log_every`` steps).
@@ -56,12 +60,21 @@ def train(
 
     Raises:
         LmmError: settings, data or checkpoint don't fit; a sample can't be used; a loss or gradient isn't finite (no update is made then).
-            Before the first checkpoint, which the first step writes, nothing is left in ``out_dir`` that wasn't there.
+            Before the first checkpoint, which the first step writes, nothing is left in ``out_dir`` that wasn't there, and before the first
+            update the model is as it was.
     """
     out = Path(out_dir)
     started = CheckpointStore(out / "checkpoints").latest
-    with run_conditions(stage, model.device), no_traces(out, WRITTEN, keep=lambda: started() is not None):
-        run = _Run(model, stage, records, out, on_step)
+    begun: list[_Run] = []
+    with (
+        run_conditions(stage, model.device),
+        no_traces(out, WRITTEN, keep=lambda: started() is not None),
+        learning_as_before(model),
+        unchanged_if_refused(model, lambda: any(run.totals.supervised_tokens for run in begun)),
+    ):
+        set_stage_inputs(model, stage)
+        run = _Run(model, stage, Samples(records), out, on_step)
+        begun.append(run)
         run.restore(resume)
         try:
             run.steps()
@@ -86,7 +99,9 @@ class _Run:
         on_step: Callable[[StepRow], None] | None,
     ) -> None:
         self.model, self.stage, self.out, self.on_step = model, stage, out, on_step
+        refuse_broken_weights(model, stage)
         self.order = StepOrder(samples, stage)
+        self.idle = idle_parts(model, stage, samples)
         self.data = StepDataset(samples, self.order, model.input_spec, stage)
         bf16 = use_bf16(stage, model.device)
         prepare_parts(model, stage, bf16=bf16)
@@ -94,7 +109,7 @@ class _Run:
         self.stepper = Stepper(model, self.optimizer, clip_norm=stage.clip_norm, bf16=bf16, threads=stage.micro_batch_threads)
         self.fingerprint = fingerprint(model, stage, samples)
         self.store = CheckpointStore(out / "checkpoints", stage.keep_checkpoints)
-        self.totals, self.taken = Totals(), 0
+        self.totals, self.taken, self.moved = Totals(), 0, False
         self.checkpoint: Checkpoint | None = None
         self.pending: list[tuple[StepInput, StepOutcome | None, float]] = []
 
@@ -110,6 +125,7 @@ class _Run:
             refuse_difference(found.fingerprint, self.fingerprint, str(found.path))
             load_checkpoint(found, self.model, self.optimizer)
             self.taken, self.totals, self.checkpoint = found.step, Totals(**found.counts), found
+            self.moved = True
             rows = rows_from_csv(found.losses)
         settings = effective_settings(
             self.model, self.stage, self.data.spec, self.order, len(self.data.samples)
@@ -122,6 +138,8 @@ class _Run:
         except OSError as error:
             raise LmmError(f"can't write to {self.out}: {error}: choose another folder") from error
         self.log.message(settings_text(self.model, self.stage, settings))
+        if self.idle:
+            self.log.message(f"warning: no sample has an image, so nothing reaches {', '.join(self.idle)}: these parts stay as they are")
         for path in removed:
             self.log.message(f"removed {path}: it was not written to its end")
         if found is not None:
@@ -132,6 +150,7 @@ class _Run:
 
         The first one writes a checkpoint and reads it back: a disk that fails does so in the first minute.
         """
+        forget_sources(self.model, self.stage)
         loader = StepLoader(self.data, self.taken, pin=self.model.device.type == "cuda")
         first, self.clock = self.taken + 1, _Clock(loader)
         for inputs in loader:
@@ -165,6 +184,13 @@ class _Run:
                 f"stage {self.stage.name!r}: no sample of the data has anything to learn: {self.totals.report()}{example}"
             )
 
+    def _refuse_an_epoch_without_gradient(self) -> None:
+        if self.taken >= min(len(self.order), self.order.steps_per_epoch) and not self.moved:
+            raise LmmError(
+                f"stage {self.stage.name!r}: no sample of an epoch gave a gradient to any trained parameter ({', '.join(self.stage.train)}), so "
+                f"nothing was learned: train a part that the loss depends on, or use data that reaches these"
+            )
+
     def _flush(self) -> None:
         """Fetch the numbers of all steps since the last time, in one transfer, and log them."""
         outcomes = [outcome for _, outcome, _ in self.pending if outcome is not None]
@@ -172,12 +198,12 @@ class _Run:
             torch.stack([torch.stack([o.loss, o.grad_norm]) for o in outcomes]).tolist() if outcomes else []
         )
         values = iter(fetched)
-        numbers = [
-            (math.nan, math.nan) if outcome is None else tuple(next(values)) for _, outcome, _ in self.pending
-        ]
+        numbers: list[Any] = [(None, None) if outcome is None else tuple(next(values)) for _, outcome, _ in self.pending]
         for (inputs, outcome, _), (loss, norm) in zip(self.pending, numbers):
             if outcome is not None and not (math.isfinite(loss) and math.isfinite(norm)):
                 raise self._non_finite(inputs, loss, norm)
+        self.moved = self.moved or any(norm for _, norm in numbers)
+        self._refuse_an_epoch_without_gradient()
         seconds, waited_s = self.clock.lap()
         speed = sum(inputs.rows for inputs, _, _ in self.pending) / seconds
         self.totals.seconds += seconds
@@ -196,6 +222,7 @@ class _Run:
                 self.on_step(row)
 
     def _save(self, *, verify: bool) -> None:
+        refuse_diverged_weights(self.model, self.stage, self.taken)
         self.checkpoint = self.store.save(
             self.taken,
             self.model,
@@ -208,20 +235,16 @@ class _Run:
             verify_checkpoint(self.checkpoint, self.model, self.optimizer)
 
     def _non_finite(self, inputs: StepInput, loss: float, norm: float) -> LmmError:
-        """Find the samples to blame: the weights are still those before the step, so each can be tried alone."""
+        """Find whom to blame: the weights are still those before the step, so it can be tried again."""
         samples = self.data.samples_of(inputs.step)
-        singles = [
-            step_input(inputs.step, [s], self.data.spec, self.stage)
-            for s in samples
-            if s.id in inputs.sample_ids
-        ]
-        guilty = non_finite_samples(self.stepper, singles)
-        alone = ", ".join(repr(name) for name in guilty) if guilty else "none"
-        advice = "mend or remove them" if guilty else "lower the learning rate, or set clip_norm"
+        updated = inputs.step and self.totals.supervised_tokens > inputs.supervised_tokens
+        first = self.data.samples_of(0) if updated else []
+        used = [sample for sample in samples if sample.id in inputs.sample_ids]
+        guilt = cause(self.stepper, self.data.spec, self.stage, used, first)
         saved = self.checkpoint.path if self.checkpoint else "none"
         return LmmError(
             f"stage {self.stage.name!r}, step {inputs.step + 1}: loss {loss}, gradient norm {norm}; no update was made. "
-            f"Samples that are not finite on their own: {alone}: {advice}. "
+            f"{guilt}. "
             f"Samples of the step: {list(inputs.sample_ids)}. Last checkpoint: {saved}"
         )
 

@@ -62,7 +62,7 @@ def step_input(step: int, samples: Sequence[Sample], spec: InputSpec, stage: Sta
     Args:
         step: counted from 0.
         samples: of this step, each with an id.
-        spec: of the model, with the stage's template and image fit.
+        spec: of the model, which has the stage's template and image fit.
         stage: limits of a micro-batch, truncation, policy for bad samples.
 
     Raises:

@@ -7,6 +7,8 @@ and weights that don't (biases and the scales of norms). Frozen parts hold no gr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from .stage import Stage
 
 def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
     """Freeze the parts the stage doesn't name (no gradient, eval mode), wake the others (train mode).
+
+    A named part of which some parameters require a gradient and some don't, such as one with adapters in it, is woken as it is: the others stay
+    frozen. One that is frozen or learns as a whole learns as a whole.
 
     Trained weights become fp32, in which small updates don't vanish. Frozen ones do too, which loses nothing, unless they are
     bf16 and the run computes in it.
@@ -41,11 +46,37 @@ def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
         raise LmmError(f"stage {stage.name!r}: " + "; ".join(problems) + ": change 'train'")
     for name, part in model.parts.items():
         trained = name in stage.train
-        part.train(trained).requires_grad_(trained)
-        if hasattr(part, "frozen"):
-            part.frozen = not trained
+        part.train(trained)
+        if not (trained and _has_chosen(part)):
+            part.requires_grad_(trained)
         if trained or not bf16 or any(p.dtype == torch.float16 for p in part.parameters()):
             part.float()
+
+
+def _has_chosen(part: nn.Module) -> bool:
+    """Whether somebody said which parameters of a part learn."""
+    return len({parameter.requires_grad for parameter in part.parameters()}) > 1
+
+
+@contextmanager
+def learning_as_before(model: Any) -> Iterator[None]:
+    """Give every parameter its ``requires_grad`` back behind the body, so that one stage doesn't forget who learns in the next."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+
+
+def forget_sources(model: Any, stage: Stage) -> None:
+    """What is trained is no longer what its source holds, and isn't named after it any more; the tokenizer still is."""
+    config = model.config
+    if config is None:
+        return
+    tokenizer = config.tokenizer_source or config.decoder_source
+    trained = {f"{part}_source": None for part in ("encoder", "decoder") if part in stage.train}
+    model.config = replace(config, **{"tokenizer_source": tokenizer, **trained} if trained else {})
 
 
 def trained_parameters(model: Any) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def plot_losses(
-    losses: Sequence[float], path: Path, *, title: str = "", smoothing: float = 0.9
+    losses: Sequence[float | None], path: Path, *, title: str = "", smoothing: float = 0.9
 ) -> Path | None:
     """Draw the loss of every step, and its running mean, into a PNG file.
 
     Args:
-        losses: one per step.
+        losses: one per step; None, for a step without any, is a gap.
         path: of the PNG.
         title: above the curve.
         smoothing: weight of the past in the running mean, corrected for its start.
@@ -36,7 +37,7 @@ def plot_losses(
     axes = figure.add_axes(
         (0.1, 0.13, 0.87, 0.79)
     )  # placed by hand: a layout engine draws everything several times
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss of the step")
+    axes.plot(steps, [math.nan if loss is None else loss for loss in losses], color="tab:blue", alpha=0.3, linewidth=1, label="loss of the step")
     axes.plot(
         steps,
         running_mean(losses, smoothing),
@@ -53,8 +54,8 @@ def plot_losses(
     return path
 
 
-def running_mean(values: Sequence[float], smoothing: float) -> list[float]:
-    """Return the exponential mean, corrected for its start; NaNs (steps without samples) are passed over.
+def running_mean(values: Sequence[float | None], smoothing: float) -> list[float]:
+    """Return the exponential mean, corrected for its start; None (a step without a loss) is passed over, NaN in front of the first number.
 
     >>> running_mean([1.0, 3.0], 0.5)
     [1.0, 2.3333333333333335]
@@ -62,7 +63,7 @@ def running_mean(values: Sequence[float], smoothing: float) -> list[float]:
     means: list[float] = []
     total = weight = 0.0
     for value in values:
-        if value == value:
+        if value is not None:
             total, weight = smoothing * total + value, smoothing * weight + 1.0
-        means.append(total / weight if weight else float("nan"))
+        means.append(total / weight if weight else math.nan)
     return means

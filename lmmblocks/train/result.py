@@ -86,7 +86,7 @@ class TrainResult:
     """What :func:`lmmblocks.train.train` gives back.
 
     Attributes:
-        losses: one per step from the first on, also when this call resumed; NaN for a step without targets.
+        losses: one per step from the first on, also when this call resumed; None for a step without targets, which has none.
         steps: steps taken in all.
         tokens: packed rows trained on.
         tokens_per_second: of the whole stage, without checkpoints.
@@ -96,7 +96,7 @@ class TrainResult:
         checkpoint: folder of the last checkpoint.
     """
 
-    losses: list[float]
+    losses: list[float | None]
     steps: int
     tokens: int
     tokens_per_second: float
@@ -104,6 +104,11 @@ class TrainResult:
     data_wait_share: float
     totals: Totals
     checkpoint: Path
+
+    @property
+    def last_loss(self) -> float:
+        """Loss of the last step that had a target; a run has at least one."""
+        return next(loss for loss in reversed(self.losses) if loss is not None)
 
     @property
     def skipped(self) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..current_config import current_config
 from ..inputs import InputSpec
 from ..spec import LmmError
 from .optimizer import trainable_table
@@ -49,10 +50,11 @@ def effective_settings(
     Args:
         model: with its parts prepared for the stage.
         stage: of the run.
-        spec: the model's, with the stage's template and image fit.
+        spec: the model's.
         order: of the samples.
         samples: how many there are.
     """
+    config = current_config(model)
     return {
         "stage": stage.to_dict(),
         "resolved": {
@@ -62,12 +64,13 @@ def effective_settings(
             "warmup_steps": math.ceil(len(order) * stage.warmup_ratio),
             "template": spec.template.name,
             "image_fit": getattr(spec.preprocess, "fit", None),
-            "max_length": stage.max_length or spec.max_length,
+            "max_length": spec.most_rows(stage.max_length),
+            "attention": spec.attention,
             "precision": "bf16 autocast" if use_bf16(stage, model.device) else "fp32",
             "device": _device_name(model.device),
             "threads": torch.get_num_threads(),
         },
-        "model": model.config.to_dict() if model.config is not None else None,
+        "model": None if config is None else config.to_dict(),
         "versions": {
             "lmmblocks": __version__,
             "python": platform.python_version(),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..config import refuse_unknown
+from ..field_checks import make_plain
 from ..spec import LmmError
 from .stage_checks import stage_problems
 
@@ -21,9 +22,10 @@ class Stage:
 
     Attributes:
         name: for logs and files.
-        train: part (``encoder``, ``projector``, ``decoder``) -> peak learning rate. Other parts are frozen.
+        train: part (``encoder``, ``projector``, ``decoder``) -> peak learning rate. Other parts are frozen. Of a part in which some parameters
+            require a gradient and some don't (adapters), those that do are trained.
         batch_size: samples per optimiser step.
-        template: chat template of this stage; None = the model's.
+        template: chat template, set on the model, which asks and is saved with it from then on; None = the model's.
         epochs: passes over the data.
         max_steps: end after this many steps, over as many epochs as that takes; None = ``epochs``.
         micro_batch_rows: most packed rows (text and image) of one forward and backward; a longer sample is a micro-batch of its own.
@@ -39,9 +41,9 @@ class Stage:
         seed: of the order of the samples and of every random generator.
         sampler: ``packed`` (seeded permutation) or ``modality_length_grouped`` (LLaVA's order).
         truncate: what happens to samples longer than ``max_length``: see ``plan_splice``.
-        max_length: most rows of a sample; None = the model's.
+        max_length: most rows of a sample, not above the decoder's positions; None = the model's.
         bad_samples: ``error``, or ``skip`` samples that can't be read, and count them.
-        image_fit: ``pad``, ``crop`` or ``squash``; None = the model's.
+        image_fit: ``pad``, ``crop`` or ``squash``, set on the model as the template is; None = the model's.
         llava15_compat: the loss is the mean of the means over ``micro_batch_samples`` samples, as in LLaVA, not the mean over all tokens.
         precision: ``auto`` (bf16 autocast on CUDA devices that have it, else fp32), ``bf16`` or ``fp32``.
         deterministic: refuse operations whose result differs from run to run on the same device.
@@ -50,6 +52,8 @@ class Stage:
         keep_checkpoints: how many of the newest checkpoints stay.
         workers: processes that prepare batches; 0 = one thread of this process.
         prefetch_steps: how many steps each worker, or the thread, works ahead.
+
+    Numbers may be numpy's or torch's scalars; they are kept as Python's own.
 
     Raises:
         LmmError: values that make no sense, all of them in one message.
@@ -90,8 +94,7 @@ class Stage:
     prefetch_steps: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.train, Mapping):
-            object.__setattr__(self, "train", dict(self.train))
+        make_plain(self)
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
         problems = list(stage_problems(self))

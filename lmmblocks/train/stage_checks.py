@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from ..field_checks import is_number, is_whole
 from ..spec import closest
 
 if TYPE_CHECKING:
@@ -51,16 +50,12 @@ def _joint_problems(stage: Stage) -> Iterator[str]:
         )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return is_whole(value) and value >= least
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(_number(v) and 0 <= v < 1 for v in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(is_number(v) and 0 <= v < 1 for v in value)
 
 
 Check = tuple[Callable[[Any], bool], str]
@@ -80,9 +75,9 @@ def _one_of(*choices: str) -> Check:
 
 _TRUTH: Check = (lambda value: isinstance(value, bool)), "true or false"
 _TEXT: Check = (lambda value: isinstance(value, str) and bool(value)), "a non-empty string"
-_ABOVE_ZERO: Check = (lambda value: _number(value) and value > 0), "a number above 0"
-_NOT_NEGATIVE: Check = (lambda value: _number(value) and value >= 0), "a number of at least 0"
-_SHARE: Check = (lambda value: _number(value) and 0 <= value <= 1), "a number from 0 to 1"
+_ABOVE_ZERO: Check = (lambda value: is_number(value) and value > 0), "a number above 0"
+_NOT_NEGATIVE: Check = (lambda value: is_number(value) and value >= 0), "a number of at least 0"
+_SHARE: Check = (lambda value: is_number(value) and 0 <= value <= 1), "a number from 0 to 1"
 
 _CHECKS: dict[str, Check] = {
     "name": _TEXT,

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pixels import pixel_tensors
 from ..spec import Batch
 from .micro_batches import StepInput
 
@@ -130,23 +129,3 @@ class Stepper:
         for parameter in self.parameters:
             if parameter.grad is None and parameter in self.optimizer.state:
                 parameter.grad = torch.zeros_like(parameter)
-
-
-def non_finite_samples(stepper: Stepper, singles: list[StepInput]) -> list[str | int | None]:
-    """Return which samples of a failed step are not finite on their own: pixels, loss or gradient.
-
-    Args:
-        stepper: whose weights are still those before the failed step.
-        singles: the samples of the failed step, each as a step of its own.
-    """
-    guilty: list[str | int | None] = []
-    for single in singles:
-        pixels = (tensor for batch in single.batches for tensor in pixel_tensors(batch.pixels))
-        pixels_fine = all(bool(torch.isfinite(tensor).all()) for tensor in pixels)
-        loss = stepper.backward(single)
-        gradients = [p.grad for p in stepper.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-        stepper.optimizer.zero_grad(set_to_none=True)
-        if not (pixels_fine and bool(torch.isfinite(loss)) and bool(torch.isfinite(norm))):
-            guilty += single.sample_ids
-    return guilty

@@ -157,6 +157,7 @@ def _describe_model(report: Inspection, config: LMMConfig, model: LMM) -> None:
     report.settings |= {
         "token ids": config.tokenize_mode,
         "max length": f"{model.max_length} rows of a conversation, image rows included",
+        "attention": "causal" if model.attention == "causal" else "causal, but each image row sees its whole image",
         "preprocessing": describe_preprocess(preprocess),
     }
     report.image_tokens = _image_tokens(model, preprocess)

@@ -41,9 +41,9 @@ def load(
 
     A model of others is talked to as its files say (``chat_files.py``): their chat template becomes the model's, one of the library's where
     that gives the same ids, and the tokens they list end an answer. Where they say nothing it gets LLaVA-1.5's template, and always its token
-    ids and length. Its image processing is followed; hub conversions crop where the original pads (``collate(..., fit="pad")``). An original
-    checkpoint may hold its vision tower or only name it (``mm_vision_tower``); weights inside are used, which the original's own code does only
-    for ``unfreeze_mm_vision_tower``.
+    ids and length. Its image processing is followed; hub conversions crop where the original pads (``model.set_inputs(image_fit="pad")``). An
+    original checkpoint may hold its vision tower or only name it (``mm_vision_tower``); weights inside are used, which the original's own code does
+    only for ``unfreeze_mm_vision_tower``.
 
     Args:
         path_or_id: folder or hub id.

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
 from ..composition import more_ids
-from ..config import LMMConfig, is_config
+from ..config import LMMConfig
+from ..current_config import current_config
 from ..dtypes import check_dtype
 from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
@@ -78,7 +79,12 @@ def save(
     unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
     if unknown:
         raise LmmError(f"format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
-    config = _current_config(model)
+    config = _config_to_write(model)
+    if format != "native" and config.attention != "causal":
+        raise LmmError(
+            f"format {format!r} can't say that attention is {config.attention!r}: its readers let image rows see only what is before them, and "
+            f"would answer otherwise: save with format='native'"
+        )
     state = _state(model)
     with replaced_folder(Path(path)) as folder:
         config = with_tokenizer_inside(model, config, folder)
@@ -90,7 +96,7 @@ def save(
     return Path(path)
 
 
-def _current_config(model: LMM) -> LMMConfig:
+def _config_to_write(model: LMM) -> LMMConfig:
     """Return the config of the model as it is now; its weights come from the folder from now on."""
     if model.config is None:
         raise LmmError(
@@ -106,23 +112,13 @@ def _current_config(model: LMM) -> LMMConfig:
                 f"make model.config agree"
             )
     return replace(
-        model.config,
+        current_config(model) or model.config,
         template=template_setting(model.template, model.config.template),
-        tokenize_mode=model.tokenize_mode,
-        max_length=model.max_length,
-        encoder=_config_now(model.encoder, model.config.encoder),
-        decoder=_config_now(model.decoder, model.config.decoder),
         preprocess=_preprocess_setting(model),
         encoder_source=None,
         decoder_source=None,
         tokenizer_source=None,
     )
-
-
-def _config_now(part: Any, told: Any) -> Any:
-    """Return the config that a part has itself; what the model was built from where it has none."""
-    own = getattr(part, "config", None)
-    return own if is_config(own) else told
 
 
 def _preprocess_setting(model: LMM) -> Any:

@@ -101,7 +101,7 @@ def _known_name(model: LMM, config: LMMConfig, include_vision: bool) -> str | No
     known = not list(preprocess_problems(config.preprocess))
     plain = config.preprocess is None or known and with_fit(config.preprocess, "pad") == with_fit(encoder.default_preprocess(), "pad")
     source = str(model.config.encoder_source) if model.config is not None else ""
-    untouched = getattr(model.encoder, "frozen", False)  # a stage that trains the tower clears it
+    untouched = getattr(model.encoder, "frozen", False)  # a stage that trains the tower takes the source out of the config
     if plain and (untouched or include_vision) and source.startswith(_HUB_OWNERS) and not Path(source).exists():
         return source
     same = [name for shape, name in ENCODERS.values() if replace(shape, select=encoder.select) == encoder]

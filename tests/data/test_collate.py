@@ -78,22 +78,21 @@ def test_no_samples_are_an_empty_batch(spec):
     assert batch.pixels.shape == (0, 3, 28, 28) and batch.plan.total_rows == 0 and batch.sample_ids == ()
 
 
-def test_template_is_overridden_by_name_and_by_object(conversations, spec):
-    plain = get_template("plain")
+def test_the_models_template_is_followed_set_by_name_or_by_object(conversations, make_tiny_model):
+    model = make_tiny_model()
     pictured = [conversations[0], conversations[2]]
-    for template in ("plain", plain):
-        batch = collate(pictured, spec, template=template)
-        assert rows_of(batch) == expected_rows(pictured, spec, template="plain")
-    assert rows_of(collate(pictured, spec)) != rows_of(batch)
+    before = rows_of(collate(pictured, model))
+    for template in ("plain", get_template("plain")):
+        model.set_inputs(template=template)
+        assert rows_of(collate(pictured, model)) == expected_rows(pictured, model.input_spec, template="plain") != before
 
 
-def test_fit_is_overridden(colour_picture, spec):
+def test_the_models_image_fit_is_followed(colour_picture, make_tiny_model):
+    model = make_tiny_model()
     wide = sample("<image>?", images=[colour_picture(1, (90, 30))])
-    for fit in ("pad", "crop"):
-        expected = clip_preprocess(28, 14, fit)(wide.images[0])
-        assert torch.equal(collate([wide], spec, fit=fit).pixels[0], expected)
-    assert torch.equal(collate([wide], spec).pixels, collate([wide], spec, fit="pad").pixels)
-    assert not torch.equal(collate([wide], spec, fit="crop").pixels, collate([wide], spec).pixels)
+    for fit in ("pad", "crop", "squash"):
+        model.set_inputs(image_fit=fit)
+        assert torch.equal(collate([wide], model).pixels[0], clip_preprocess(28, 14, fit)(wide.images[0]))
 
 
 def test_tokenize_mode_of_the_model_is_followed(conversations, spec):
@@ -109,8 +108,8 @@ def test_generation_prompt_waits_for_an_answer(spec, colour_picture):
     assert batch.plan.total_rows == len(ids) + ROWS_OF_AN_IMAGE - 1 and batch.plan.target_counts == (0,)
 
 
-def test_bidirectional_images_see_their_last_row(conversations, spec):
-    plan = collate(conversations[:1], spec, bidirectional_images=True).plan
+def test_image_rows_see_their_last_row_where_the_model_says_so(conversations, spec):
+    plan = collate(conversations[:1], replace(spec, attention="images")).plan
     image = (plan.source < 0).nonzero().flatten()
     assert plan.kv_end[image].tolist() == [int(image[-1]) + 1] * ROWS_OF_AN_IMAGE
 
@@ -248,10 +247,20 @@ def test_an_image_that_is_none_is_an_error_of_its_sample(spec):
     [
         ({"truncate": "trun"}, "truncate='trun' is none of .*did you mean 'turn'"),
         ({"max_length": 0}, "max_length must be at least 1, found 0"),
-        ({"template": "vicuna"}, "unknown template 'vicuna'"),
-        ({"fit": "stretch"}, "image fit 'stretch' is unknown"),
     ],
 )
 def test_wrong_options_are_refused(conversations, spec, options, message):
     with pytest.raises(LmmError, match=message):
         collate(conversations, spec, **options)
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [({"template": "vicuna"}, "unknown template 'vicuna'"), ({"image_fit": "stretch"}, "image fit 'stretch' is unknown")],
+)
+def test_wrong_inputs_of_the_model_are_refused_and_change_nothing(make_tiny_model, inputs, message):
+    model = make_tiny_model()
+    before = model.template, model.encoder.preprocess, model.config
+    with pytest.raises(LmmError, match=message):
+        model.set_inputs(**{"template": "plain", "image_fit": "crop", **inputs})
+    assert (model.template, model.encoder.preprocess, model.config) == before

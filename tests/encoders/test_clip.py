@@ -118,7 +118,7 @@ def test_unused_layers_are_carried_and_get_no_gradient():
 
 def test_frozen_encoder_keeps_no_activation_and_builds_no_graph():
     made, kept = encoder(), []
-    assert made.frozen and all(parameter.requires_grad for parameter in made.parameters())
+    assert made.frozen and not any(parameter.requires_grad for parameter in made.parameters())
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
         got = made(pixels(), need=EVERYTHING)
         assert not kept

@@ -28,8 +28,8 @@ from lmmblocks.pixels import join_pixels
 from lmmblocks.presets import preset
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Sample, TileGrid
 from lmmblocks.train import stage1
-from lmmblocks.train.loader import stage_inputs
 from lmmblocks.train.optimizer import parameter_groups, prepare_parts
+from lmmblocks.train.stage_inputs import set_stage_inputs
 
 TOLERANCE = 1e-5
 PINPOINTS = ((28, 56), (56, 28), (56, 56), (84, 28), (28, 84))
@@ -513,7 +513,7 @@ def test_a_stage_that_crops_is_refused(tiny):
     with pytest.raises(
         LmmError, match="stage 'stage1': image_fit='crop', but the encoder cuts pictures into tiles"
     ):
-        stage_inputs(tiny.input_spec, stage1())
+        set_stage_inputs(tiny, stage1())
 
 
 def test_transformers_reads_what_we_write(ours, theirs, pixels, token_samples, tmp_path):

@@ -1,7 +1,6 @@
 """Batches come in order and are the same, however they are prepared; errors arrive as they were raised."""
 
 import dataclasses
-import pickle
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ import torch
 from lmmblocks.spec import LmmError
 from lmmblocks.train.loader import StepDataset, StepLoader, stage_inputs
 from lmmblocks.train.order import StepOrder
+from lmmblocks.train.stage_inputs import set_stage_inputs
 
 
 def dataset(model, samples, stage):
@@ -58,10 +58,11 @@ def test_a_sample_without_an_id_is_named_by_its_place_in_the_data(model, samples
     assert names == {*(f"s{i}" for i in range(12) if i != 9), 9}
 
 
-def test_the_stage_chooses_template_and_image_fit(model, stage):
-    chosen = stage_inputs(model.input_spec, dataclasses.replace(stage, template="plain", image_fit="crop"))
-    assert (chosen.template.name, chosen.preprocess.fit) == ("plain", "crop")
-    assert stage_inputs(model.input_spec, stage).template is model.template
-    with pytest.raises(LmmError, match="did you mean 'vicuna_v1'"):
-        stage_inputs(model.input_spec, dataclasses.replace(stage, template="vicuna"))
-    pickle.loads(pickle.dumps(chosen))
+def test_batches_are_made_as_the_model_says_and_a_stage_that_says_otherwise_is_refused(model, samples, stage):
+    named = dataclasses.replace(stage, template="plain", image_fit="crop")
+    for changes in ({"template": "plain"}, {"image_fit": "crop"}):
+        with pytest.raises(LmmError, match=f"names {next(iter(changes))}=.*the model has another"):
+            dataset(model, samples, dataclasses.replace(stage, **changes))
+    set_stage_inputs(model, named)
+    found = stage_inputs(model.input_spec, named)
+    assert (found.template.name, found.preprocess.fit) == ("plain", "crop") and found.template is model.template

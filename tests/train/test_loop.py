@@ -3,13 +3,13 @@
 import copy
 import dataclasses
 import json
-import math
 import sys
 
 import pytest
 import torch
 
 import lmmblocks as lb
+from lmmblocks.current_config import current_config
 from lmmblocks.spec import LmmError
 from lmmblocks.train import log as log_module
 from lmmblocks.train import plot as plot_module
@@ -91,7 +91,8 @@ def test_settings_curve_and_checkpoints_are_written(finished):
     assert settings["stage"] == stage.to_dict()
     assert settings["resolved"]["steps"] == 24 and settings["resolved"]["warmup_steps"] == 1
     assert settings["resolved"]["template"] == "vicuna_v1" and settings["resolved"]["max_length"] == 512
-    assert settings["model"] == model.config.to_dict()
+    assert settings["model"] == current_config(model).to_dict()  # what it is, defaults resolved
+    assert settings["model"]["preprocess"]["fit"] == "pad" and settings["model"]["max_length"] == 512
     assert (out / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000020", "step-00000024"]
     assert result.checkpoint.name == "step-00000024"
@@ -155,7 +156,10 @@ def test_a_step_without_any_target_changes_nothing_and_is_counted(model, samples
         weights.append([p.clone() for p in model.parameters()])
 
     result = train(model, stage, samples, tmp_path, on_step=on_step)
-    assert [math.isnan(loss) for loss in result.losses] == [step == empty for step in range(12)]
+    assert [loss is None for loss in result.losses] == [step == empty for step in range(12)]
+    rows = rows_from_csv((tmp_path / "losses.csv").read_text())
+    assert (rows[empty].loss, rows[empty].grad_norm) == (None, None) and [row.loss for row in rows] == result.losses
+    assert "nan" not in (tmp_path / "losses.csv").read_text()
     assert result.totals.empty_steps == result.skipped == 1
     before = weights[empty - 1]
     assert all(torch.equal(p, q) for p, q in zip(weights[empty], before))
@@ -198,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(
         train(model, stage, samples, tmp_path)
     message = str(error.value)
     assert "stage 'test', step 3: loss nan" in message and "no update was made" in message
-    assert f"not finite on their own: 's{victim}': mend or remove them" in message
+    assert f"not finite on their own: 's{victim}' (their pixels are not): mend or remove them" in message
     assert "step-00000002" in message
     assert [row.step for row in rows_from_csv((tmp_path / "losses.csv").read_text())] == [1, 2]
 

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmmblocks as lb
+from lmmblocks.train.blame import cause
 from lmmblocks.train.micro_batches import step_input
 from lmmblocks.train.optimizer import build_optimizer, prepare_parts
 from lmmblocks.train.stage import Stage
-from lmmblocks.train.step import Stepper, non_finite_samples
+from lmmblocks.train.step import Stepper
 
 
 def gradients(model, samples, stage):
@@ -141,8 +142,8 @@ def test_the_sample_that_is_not_finite_is_found_among_its_step(model, poisoned_s
     model.encoder.preprocess = Poisoned(model.encoder.preprocess)
     prepare_parts(model, stage)
     stepper = Stepper(model, build_optimizer(model, stage))
-    singles = [step_input(0, [sample], model.input_spec, stage) for sample in poisoned_samples]
-    assert non_finite_samples(stepper, singles) == ["s5"]
+    found = cause(stepper, model.input_spec, stage, poisoned_samples, [])
+    assert found == "Samples that are not finite on their own: 's5' (their pixels are not): mend or remove them"
     assert all(p.grad is None for p in model.parameters())
 
 

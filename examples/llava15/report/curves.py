@@ -11,9 +11,9 @@ _SMOOTHING = 0.92
 
 
 def read_losses(file: Path) -> list[tuple[int, float]]:
-    """Return (step, loss) of a ``losses.csv``."""
+    """Return (step, loss) of a ``losses.csv``; a step in which nothing was to learn has no loss."""
     with file.open(newline="") as lines:
-        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines)]
+        return [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines) if row["loss"]]
 
 
 def running_mean(values: list[float], keep: float = _SMOOTHING) -> list[float]:

@@ -1,0 +1,54 @@
+"""A stage's template and image fit are set on the model, which alone says how conversations and pictures are read; a refused run puts them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..spec import LmmError
+from .stage import Stage
+
+
+def set_stage_inputs(model: Any, stage: Stage) -> None:
+    """Make the model read conversations and pictures as the stage says; what the stage leaves open stays the model's.
+
+    Raises:
+        LmmError: an unknown template, one whose tokens the tokenizer lacks, an encoder whose preprocessing has no ``fit``, or a
+            ``max_length`` above the decoder's positions.
+    """
+    named = {"template": stage.template, "image_fit": stage.image_fit}
+    for name, value in named.items():
+        if value is None:
+            continue
+        try:
+            model.set_inputs(**{name: value})
+        except LmmError as error:
+            raise LmmError(f"stage {stage.name!r}: {name}={value!r}, but {error}") from error
+    try:
+        model.input_spec.most_rows(stage.max_length)
+    except LmmError as error:
+        raise LmmError(f"stage {stage.name!r}: {error}") from error
+
+
+@contextmanager
+def unchanged_if_refused(model: Any, begun: Callable[[], bool]) -> Iterator[None]:
+    """Put a model back as it was when the body fails before it has begun to train: its inputs, dtypes, modes.
+
+    Args:
+        model: an ``LMM``.
+        begun: whether an update may have been made.
+    """
+    inputs = model.template, model.encoder.preprocess, model.config
+    modules = [(module, module.training) for module in model.modules()]
+    dtypes = [(tensor, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        yield
+    except BaseException:
+        if not begun():
+            model.template, model.encoder.preprocess, model.config = inputs
+            for tensor, dtype in dtypes:
+                tensor.data = tensor.data.to(dtype)
+            for module, training in modules:
+                module.training = training
+        raise
