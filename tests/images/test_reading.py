@@ -132,9 +132,7 @@ def test_unknown_ways_are_refused():
 
 
 def test_the_choice_is_saved_trained_and_asked_with(tiny_model, tmp_path):
-    tiny_model.encoder.preprocess = with_reading(
-        tiny_model.encoder.preprocess, exif="rotate", transparent="white"
-    )
+    tiny_model.set_inputs(exif="rotate", transparent="white")
     tiny_model.save(tmp_path / "model", format="native")
     again = lb.load(tmp_path / "model")
     assert again.encoder.preprocess == tiny_model.encoder.preprocess
