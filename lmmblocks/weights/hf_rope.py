@@ -68,6 +68,8 @@ def rope_to_hf(config: TransformerConfig) -> dict[str, Any]:
         values["rope_scaling"] = _WRITERS[type(config.rope_scaling)](config.rope_scaling)
     if isinstance(config.rope_scaling, LongRope):
         values["original_max_position_embeddings"] = config.rope_scaling.original
+        if math.isclose(config.rope_scaling.magnitude, _magnitude(config.max_positions / config.rope_scaling.original, config.rope_scaling.original)):
+            del values["rope_scaling"]["attention_factor"]  # Phi-3 of transformers 4 takes three keys and no more
     return values
 
 
@@ -115,8 +117,13 @@ def _longrope(rope: Values, values: Values) -> RopeScaling:
     magnitude = rope.get("attention_factor")
     if magnitude is None:
         factor = rope.get("factor") or values["max_position_embeddings"] / original
-        magnitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        magnitude = _magnitude(factor, original)
     return LongRope(rope["short_factor"], rope["long_factor"], original, magnitude)
+
+
+def _magnitude(factor: float, original: int) -> float:
+    """Return the factor of the tables where a file states none."""
+    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 _READERS: dict[str, Callable[[Values, Values], RopeScaling]] = {
@@ -143,8 +150,7 @@ def _llama3_to_hf(scaling: Any) -> dict[str, Any]:
 
 def _longrope_to_hf(scaling: Any) -> dict[str, Any]:
     return {
-        "rope_type": "longrope",
-        "type": "longrope",  # Phi-3 of transformers before 4.43 reads this key
+        "type": "longrope",  # as Phi-3 of transformers 4 wants it; 5 reads it too
         "short_factor": list(scaling.short),
         "long_factor": list(scaling.long),
         "attention_factor": scaling.magnitude,

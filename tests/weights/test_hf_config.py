@@ -186,3 +186,15 @@ def test_tied_is_read_from_either_place(place):
 def test_what_the_blocks_cannot_compute_is_refused(read, values, message):
     with pytest.raises(LmmError, match=message):
         read(values)
+
+
+def test_longrope_is_written_with_the_three_keys_that_phi3_of_transformers_4_takes():
+    """Its ``_rope_scaling_validation`` refuses any other number of keys (configuration_phi3.py of 4.57)."""
+    from lmmblocks.weights.hf_decoders import decoder_from_hf, decoder_to_hf
+
+    rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
+    lengths = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    config = decoder_from_hf({"model_type": "phi3", "vocab_size": 100, **shape, **lengths, "rope_scaling": rope})
+    written = decoder_to_hf(config)
+    assert written["rope_scaling"] == rope and decoder_from_hf(written) == config
