@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from .foreign import file_kind
 from .spec import LmmError, closest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -28,7 +29,10 @@ def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise LmmError(f"{path} is a file, expected the folder that holds it: give {path.parent}")
+        kind = file_kind(path)
+        raise LmmError(f"{path} is {kind}" if kind else f"{path} is a file, expected the folder that holds it: give {path.parent}")
+    if path.is_symlink():
+        raise LmmError(f"{path} is a link to {os.readlink(path)}, where nothing is: correct the link, or give the folder itself")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
         raise LmmError(
             f"no folder {path}{closest(path.name, _models_in(path.parent))}; expected a model folder or a hub id 'owner/name'"

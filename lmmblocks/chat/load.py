@@ -24,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..foreign import file_kind
 from ..locate import first_line, locate
 from ..spec import LmmError
 from .merges import mended_merges
@@ -60,6 +61,9 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
         raise LmmError(
             f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}; pass tokenizer=... or another folder"
         )
+    for path in (folder / name for name in TOKENIZER_FILES if (folder / name).is_file()):
+        if (kind := file_kind(path)) is not None:
+            raise LmmError(f"{path} is {kind}")
     try:
         with _readable(folder) as files:
             tokenizer = _read(files)

@@ -117,10 +117,27 @@ def _with_images(jinja: JinjaTemplate, template: MarkedTemplate, image_token: st
         return template, ()  # contents are strings, in which a picture is marked as it is here
     prompt = [{"role": "user", "content": question}]
     opening, _, _ = written(template.render(prompt, add_generation_prompt=True)).partition(question)
-    before, _, after = text.partition(question)[0].removeprefix(opening).partition(image_token)
-    template = replace(template, image=(before, after.removesuffix("\n")))
-    told = () if after.endswith("\n") else ("a question follows its picture in the same line there: ask it as '<image>question'",)
-    return template, told
+    head, told = text.partition(question)[0], list[str]()
+    if not head.startswith(opening):
+        template, opening = _without_breaks(template), opening.removesuffix("\n")
+        told.append("a question without a picture begins with its words, and not with the line break that stands behind pictures")
+        if not head.startswith(opening):
+            raise Unfit(f"a picture changes what stands in front of a question: {head!r}, without one {opening!r}")
+    before, _, after = head.removeprefix(opening).partition(image_token)
+    if not after.endswith("\n"):
+        told.append("a question follows its picture in the same line there: ask it as '<image>question'")
+    return replace(template, image=(before, after.removesuffix("\n"))), tuple(told)
+
+
+def _without_breaks(template: MarkedTemplate) -> MarkedTemplate:
+    """Take off the line break that a program writes in front of every text, so that one stands between a picture and its question."""
+    around = template.around_system
+    markup = [template.opening, template.to_question, *(around or ())]
+    if not all(text.endswith("\n") for text in markup):
+        raise Unfit("a picture changes what stands in front of a question")
+    opening, to_question, *system = (text.removesuffix("\n") for text in markup)
+    lead = template.lead.removesuffix("\n")
+    return replace(template, opening=opening, to_question=to_question, lead=lead, around_system=(system[0], system[1]) if system else None)
 
 
 def _times(count: int) -> str:

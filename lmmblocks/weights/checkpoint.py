@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -23,18 +23,28 @@ import torch
 from ..chat.load import has_tokenizer
 from ..config import LMMConfig
 from ..encoders.choices import sized
+from ..foreign import file_kind, folder_kind
 from ..locate import locate
 from ..spec import LmmError
 from . import lora
 from .encoder_shapes import read_preprocess
+from .file_checks import listing
 from .files import CONFIG, WeightFiles, has_weights, open_file, open_weights, read_json
 from .hf_config import llava_from_hf
-from .hf_decoders import decoder_from_hf
+from .hf_decoders import decoder_from_hf, knows_decoder
+from .hf_encoders import CONTAINERS, HF_ENCODERS
+from .idefics import MODEL_TYPE as IDEFICS_TYPE
 from .idefics import is_idefics, read_idefics_config, with_added_rows
-from .instructblip import instructblip_from_hf, instruction_tokenizer, is_instructblip, with_tokenizer_found
-from .llava_next import is_llava_next, llava_next_from_hf, read_tile_preprocess
+from .instructblip import (
+    INSTRUCTBLIP_TYPE,
+    instructblip_from_hf,
+    instruction_tokenizer,
+    is_instructblip,
+    with_tokenizer_found,
+)
+from .llava_next import LLAVA_NEXT, is_llava_next, llava_next_from_hf, read_tile_preprocess
 from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
-from .original import TOWER, check, decoder_values, fit_of, is_original, original_to_config
+from .original import DECODER_TYPES, TOWER, check, decoder_values, fit_of, is_original, original_to_config
 from .overlay import in_dtype, of_state, overlaid, renamed
 from .sources import load_encoder
 from .stored_dtypes import decoder_dtype
@@ -46,6 +56,9 @@ OWN_TOKENIZER = "lmmblocks_tokenizer"
 
 PROJECTOR = "mm_projector.bin"
 TRAINABLES = "non_lora_trainables.bin"
+HF_MODELS = ("llava", LLAVA_NEXT, INSTRUCTBLIP_TYPE, IDEFICS_TYPE)
+"""``model_type`` of the models of transformers that are read whole."""
+
 Open = Callable[[Collection[str], "torch.dtype | None"], WeightFiles]
 
 
@@ -92,7 +105,12 @@ def identify(folder: Path) -> Layout:
     Raises:
         LmmError: no model that :func:`open_checkpoint` reads.
     """
-    if not has_weights(folder) and lora.has_adapter(folder):
+    if lora.has_adapter(folder):
+        if has_weights(folder):
+            raise LmmError(
+                f"{folder} holds a whole model and a LoRA adapter beside it, expected one of them: move {lora.CONFIG} and the adapter's weights "
+                f"into a folder of their own, and load that with base=... if it belongs to this model"
+            )
         return Layout.LORA
     if not has_weights(folder) and (folder / PROJECTOR).is_file():
         return Layout.PROJECTOR
@@ -102,7 +120,7 @@ def identify(folder: Path) -> Layout:
         return Layout.NATIVE
     if (folder / CONFIG).is_file():
         return Layout.HF
-    raise LmmError(f"{folder} is no model folder: it holds neither {NATIVE_CONFIG} nor {CONFIG}")
+    raise LmmError(f"{folder} is no model folder: it holds neither {NATIVE_CONFIG} nor {CONFIG}, but {listing(folder)}{folder_kind(folder)}")
 
 
 def open_checkpoint(
@@ -144,8 +162,14 @@ def _whole(folder: Path, layout: Layout) -> Checkpoint:
 
 
 def hf_config(folder: Path) -> LMMConfig:
-    """Return what the ``config.json`` of a LLaVA, a LLaVA-NeXT, an InstructBLIP or an IDEFICS of transformers describes."""
+    """Return what the ``config.json`` of a LLaVA, a LLaVA-NeXT, an InstructBLIP or an IDEFICS of transformers describes.
+
+    Raises:
+        LmmError: another model, or one that the blocks can't compute.
+    """
     values = read_json(folder / CONFIG)
+    if values.get("model_type") not in HF_MODELS:
+        raise LmmError(other_type(folder, values))
     if is_llava_next(values):
         config = llava_next_from_hf(values)
         return replace(config, preprocess=read_tile_preprocess(folder, config.encoder))
@@ -154,6 +178,27 @@ def hf_config(folder: Path) -> LMMConfig:
     config = instruction_tokenizer(instructblip_from_hf(values), folder) if is_instructblip(values) else llava_from_hf(values)
     preprocess = read_preprocess(folder, config.encoder)
     return replace(config, encoder=sized(config.encoder, preprocess), preprocess=preprocess)
+
+
+def other_type(folder: Path, values: Mapping[str, Any]) -> str:
+    """Return the message about a model that is none of those that are read whole."""
+    ours, theirs = (", ".join(map(repr, types)) for types in (HF_MODELS, DECODER_TYPES))
+    return (
+        f"{folder / CONFIG} has model_type {values.get('model_type')!r}, expected one of {ours} of transformers, or of {theirs} with {TOWER!r} "
+        f"beside, the original LLaVA's: {_instead(values)}"
+    )
+
+
+def _instead(values: Mapping[str, Any]) -> str:
+    """Say what to do with a model that is no whole one of ours."""
+    kind = values.get("model_type")
+    if knows_decoder(values) and kind not in CONTAINERS and "vision_config" not in values:
+        return "a language model alone is taken with build(..., decoder=...)"
+    if kind in HF_ENCODERS or kind in CONTAINERS:
+        return "a vision tower is taken with build(..., encoder=...)"
+    if kind is None:
+        return "give the config.json that was saved with the model"
+    return "give a folder of such a model, or build one of parts with build(..., encoder=..., decoder=...)"
 
 
 def _original(folder: Path, vision_tower: str | os.PathLike[str] | None) -> Checkpoint:
@@ -172,8 +217,12 @@ def _original(folder: Path, vision_tower: str | os.PathLike[str] | None) -> Chec
 def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.PathLike[str] | None) -> Checkpoint:
     """A projector or an adapter: its own config if it has one, the base's table, and the base's weights under its own."""
     values = read_json(folder / CONFIG) if layout is Layout.PROJECTOR or (folder / CONFIG).is_file() else None
+    if layout is Layout.LORA and values is not None and not is_original(values):
+        values = None  # transformers' own config, as PEFT's users copy it: the base has the same, and the adapter names the base
     if values is not None and not is_original(values):
-        raise LmmError(f"{folder / CONFIG} has no {TOWER!r}: expected the config that LLaVA's training writes beside a {layout.value}")
+        raise LmmError(
+            f"{folder / CONFIG} has no {TOWER!r}, expected the config that LLaVA's training writes beside {PROJECTOR}: give the folder that it wrote"
+        )
     base_folder = base_folder_of(folder, layout, base, values)
     decoder_alone = not is_lmm(base_folder)
     if decoder_alone and values is None:
@@ -181,7 +230,8 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
     lower = None if decoder_alone else open_checkpoint(base_folder, vision_tower=vision_tower)
     config = lower.config if values is None and lower is not None else original_config(folder, values or {}, vision_tower)
     below = decoder_from_hf(read_json(base_folder / CONFIG)) if lower is None else lower.config.decoder
-    config = replace(config, decoder=replace(config.decoder, vocab=below.vocab))
+    rows, stored = _vocabulary(folder, layout, below.vocab, None if lower is None else lower.stored_vocab)
+    config = replace(config, decoder=replace(config.decoder, vocab=rows))
 
     def weights(expected: Collection[str], dtype: torch.dtype | None) -> WeightFiles:
         if lower is not None:
@@ -194,7 +244,15 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
     tokenizer = tokenizer_folder(folder) or (lower.tokenizer if lower is not None else tokenizer_folder(base_folder))
     chat = (*chat_folders(folder), *((base_folder,) if lower is None else lower.chat))
     said = lower is not None and not lower.chat and values is None  # by the base's lmmblocks.json
-    return Checkpoint(folder, layout, config, weights, tokenizer, None if lower is None else lower.stored_vocab, () if said else chat)
+    return Checkpoint(folder, layout, config, weights, tokenizer, stored, () if said else chat)
+
+
+def _vocabulary(folder: Path, layout: Layout, below: int, stored: int | None) -> tuple[int, int | None]:
+    """Return the token rows of a model over a base, and those in its files where these may be more: the base's, unless a LoRA run has new tables."""
+    files = [lora.open_adapter(folder)] if layout is Layout.LORA else []
+    files += [open_file(folder / TRAINABLES)] if layout is Layout.LORA and (folder / TRAINABLES).is_file() else []
+    rows = next((found for each in files if (found := lora.table_rows(each)) is not None), None)
+    return (below, stored) if rows in (None, below, stored) else (int(rows), None)
 
 
 def _upper(folder: Path, layout: Layout, model: WeightFiles, expected: Collection[str]) -> WeightFiles:
@@ -247,7 +305,8 @@ def native_config(folder: Path) -> LMMConfig:
     try:
         return with_tokenizer_found(LMMConfig.from_json((folder / NATIVE_CONFIG).read_text(encoding="utf-8")), folder)
     except (LmmError, UnicodeDecodeError) as error:
-        raise LmmError(f"{folder / NATIVE_CONFIG}: {error}") from error
+        kind = file_kind(folder / NATIVE_CONFIG)
+        raise LmmError(f"{folder / NATIVE_CONFIG} is {kind}" if kind else f"{folder / NATIVE_CONFIG}: {error}") from error
 
 
 def named_base(folder: Path, layout: Layout, values: Any) -> str | None:

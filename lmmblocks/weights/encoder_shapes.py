@@ -35,18 +35,26 @@ def read_preprocess(folder: Path, encoder: Any, *, fit: Fit | None = None) -> An
     Raises:
         LmmError: other steps than the native preprocessing has, or images of another size than the encoder's.
     """
+    path, values = image_processor(folder)
+    if not values:
+        return None
+    if isinstance(encoder, NaFlexConfig):
+        return NativePreprocess.from_hf_processor_config(values)
+    preprocess = ImagePreprocess.from_hf_processor_config(values, patch_px=encoder.patch, fit=fit)
+    if preprocess.size_px != sized(encoder, preprocess).image_size:
+        raise LmmError(
+            f"{path} makes images of {preprocess.size_px} px, the encoder in config.json takes {encoder.image_size} px: correct crop_size and size"
+        )
+    return preprocess
+
+
+def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file that says how a folder's pictures become pixels and what it says, nothing where none does: transformers 4 writes a file of
+    its own, 5 a section of the processor's.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
         values = read_json(folder / name) if (folder / name).is_file() else {}
-        if "image_processor" not in values and name.startswith("processor"):
-            continue
-        if values and isinstance(encoder, NaFlexConfig):
-            return NativePreprocess.from_hf_processor_config(values)
+        values = values.get("image_processor", {} if name.startswith("processor") else values)
         if values:
-            preprocess = ImagePreprocess.from_hf_processor_config(values, patch_px=encoder.patch, fit=fit)
-            if preprocess.size_px != sized(encoder, preprocess).image_size:
-                raise LmmError(
-                    f"{folder / name} makes images of {preprocess.size_px} px, the encoder in config.json takes {encoder.image_size} px: "
-                    f"correct crop_size and size"
-                )
-            return preprocess
-    return None
+            return folder / name, values
+    return folder, {}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..foreign import file_kind, folder_kind
 from ..spec import LmmError, some
 
 
@@ -16,10 +17,13 @@ def read_json(path: Path) -> dict[str, Any]:
         LmmError: no such file (the message says what the folder holds), or not a JSON object.
     """
     if not path.is_file():
-        raise LmmError(f"{path.parent} holds no {path.name}: expected a model folder; found {listing(path.parent)}")
+        raise LmmError(f"{path.parent} holds no {path.name}: expected a model folder; found {listing(path.parent)}{folder_kind(path.parent)}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
+        kind = file_kind(path)
+        if kind is not None:
+            raise LmmError(f"{path} is {kind}") from error
         raise LmmError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise LmmError(f"{path} is not JSON: byte {error.start} is not UTF-8") from error
@@ -39,9 +43,8 @@ def listing(folder: Path) -> str:
 
 def damaged(path: Path, reason: str) -> str:
     """Return the message about a weight file that can't be opened."""
-    with path.open("rb") as file:
-        start = file.read(40)
-    if start.startswith(b"version https://git-lfs"):
-        return f"{path} is a Git LFS pointer, not the weights: run 'git lfs pull' in its repository"
+    kind = file_kind(path)
+    if kind is not None:
+        return f"{path} is {kind}"
     size = path.stat().st_size
     return f"{path} ({size} bytes) is truncated or not a weight file ({reason}): copy or download it again"

@@ -13,9 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..foreign import folder_kind
 from ..spec import LmmError
 from .bin_files import BinFile
 from .file_checks import damaged, listing, read_json, some
+from .quantised import refuse_packed
 
 __all__ = ["CONFIG", "WeightFiles", "open_file", "open_weights", "read_json", "some"]
 
@@ -64,7 +66,7 @@ def open_weights(folder: Path) -> WeightFiles:
             index = _index(folder / name) if is_index else None
             return _opened(folder, sorted(set(index.values())) if index is not None else [name], index)
     expected = ", ".join((SAFETENSORS, SAFETENSORS_INDEX, BIN, BIN_INDEX))
-    raise LmmError(f"{folder} holds no weights: expected one of {expected}; found {listing(folder)}")
+    raise LmmError(f"{folder} holds no weights: expected one of {expected}; found {listing(folder)}{folder_kind(folder)}")
 
 
 def open_file(path: Path) -> WeightFiles:
@@ -100,6 +102,7 @@ def _opened(folder: Path, names: list[str], index: Mapping[str, str] | None) -> 
     shards: dict[str, Any] = {name: (_Safetensors if name.endswith(".safetensors") else BinFile)(folder / name) for name in names}
     found = {tensor: name for name, shard in shards.items() for tensor in shard.shapes}
     place = _placed(folder, found, index)
+    refuse_packed(folder, {tensor: shards[name].dtypes[tensor] for tensor, name in place.items()})
     return WeightFiles(
         folder,
         {tensor: shards[name].shapes[tensor] for tensor, name in place.items()},
@@ -133,6 +136,7 @@ def _index(path: Path) -> dict[str, str]:
     if missing:
         raise LmmError(
             f"{path.parent} lacks {len(missing)} of {len(set(weight_map.values()))} shards: {some(missing)}: download them"
+            f"{folder_kind(path.parent) if any((path.parent / shard).is_symlink() for shard in missing) else ''}"
         )
     return weight_map
 

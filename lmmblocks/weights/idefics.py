@@ -22,7 +22,8 @@ from ..chat.pieces import IMAGE_MARKER
 from ..config import Block, LMMConfig
 from ..images.preprocess import ImagePreprocess, clip_preprocess
 from ..spec import LmmError
-from .files import WeightFiles, read_json
+from .encoder_shapes import image_processor
+from .files import WeightFiles
 from .hf_decoders import decoder_from_hf
 from .hf_encoders import clip_from_hf
 from .hf_values import Values, check_numbers, refuse, section
@@ -131,18 +132,15 @@ def read_idefics_config(folder: Path, values: Values) -> LMMConfig:
 
 def _read_preprocess(folder: Path, encoder: Any) -> ImagePreprocess | None:
     """Return the preprocessing of a folder: any shape becomes a square, whose side older files call ``image_size``."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        values = read_json(folder / name) if (folder / name).is_file() else {}
-        values = values.get("image_processor", {} if name.startswith("processor") else values)
-        if not values:
-            continue
-        side = values.get("image_size", encoder.image_size)
-        stated = {"size": {"height": side, "width": side}, **values}
-        preprocess = ImagePreprocess.from_hf_processor_config(stated, patch_px=encoder.patch)
-        if preprocess.size_px != encoder.image_size:
-            raise LmmError(f"{folder / name} makes images of {preprocess.size_px} px, config.json says {encoder.image_size} px: make them agree")
-        return preprocess
-    return None
+    path, values = image_processor(folder)
+    if not values:
+        return None
+    side = values.get("image_size", encoder.image_size)
+    stated = {"size": {"height": side, "width": side}, **values}
+    preprocess = ImagePreprocess.from_hf_processor_config(stated, patch_px=encoder.patch)
+    if preprocess.size_px != encoder.image_size:
+        raise LmmError(f"{path} makes images of {preprocess.size_px} px, config.json says {encoder.image_size} px: make them agree")
+    return preprocess
 
 
 def with_added_rows(files: WeightFiles) -> WeightFiles:

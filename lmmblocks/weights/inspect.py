@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..assemble import build
+from ..chat.load import has_tokenizer
 from ..config import LMMConfig
 from ..connect import out_grid_of
 from ..dtypes import name_of
@@ -34,18 +35,20 @@ from .checkpoint import (
     native_config,
     open_checkpoint,
     original_config,
+    other_type,
     tokenizer_folder,
 )
 from .describe import describe, describe_preprocess
 from .files import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
 from .hf_decoders import decoder_from_hf, knows_decoder
+from .hf_encoders import CONTAINERS, HF_ENCODERS
 from .idefics import with_added_rows
 from .inspect_alone import inspect_decoder, inspect_tower
 from .inspect_chat import describe_chat
 from .inspection import SIZES, Inspection, Part
 from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
 from .names import name_problems
-from .original import TOWER, decoder_values, projector_of
+from .original import TOWER, decoder_values, is_original, projector_of
 from .other_encoders import other_encoder
 from .overlay import renamed
 from .stored_dtypes import ROLES, by_role, decoder_dtype, mixture
@@ -72,7 +75,11 @@ def inspect(
     if is_lmm(folder):
         return _model(folder, base, vision_tower)
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    return inspect_decoder(folder, values) if knows_decoder(values) else inspect_tower(folder)
+    if knows_decoder(values):
+        return inspect_decoder(folder, values)
+    if other_encoder(folder) is None and values.get("model_type") not in (*HF_ENCODERS, *CONTAINERS):
+        raise LmmError(other_type(folder, values))
+    return inspect_tower(folder)
 
 
 def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
@@ -82,8 +89,8 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     for files, layouts in inside:
         _count_inside(report, files, layouts)
     if layout is Layout.LORA:
-        weights, rank = lora.changed_modules(folder)
-        report.settings["adapter"] = f"LoRA of rank {rank} on {weights} weights"
+        weights, rank, whole = lora.changed_modules(folder)
+        report.settings["adapter"] = f"LoRA of rank {rank} on {weights} weights" + (f", and {whole} whole ones" if whole else "")
     try:
         config = _config(folder, layout, base, vision_tower)
         skeleton = build(config, weights="random", device="meta")
@@ -124,9 +131,10 @@ def _config(folder: Path, layout: Layout, base: Any, vision_tower: Any) -> LMMCo
         return native_config(folder)
     if layout is Layout.HF:
         return hf_config(folder)
-    if (folder / CONFIG).is_file():
-        return original_config(folder, read_json(folder / CONFIG), vision_tower, download=False)
-    return open_checkpoint(base_folder_of(folder, layout, base, None), vision_tower=vision_tower).config
+    if (folder / CONFIG).is_file() and is_original(values := read_json(folder / CONFIG)):
+        return original_config(folder, values, vision_tower, download=False)
+    base_folder_of(folder, layout, base, None)  # says what to give
+    return open_checkpoint(folder, base=base, vision_tower=vision_tower).config
 
 
 def _count_inside(report: Inspection, files: WeightFiles, layouts: tuple[KeyMap, ...]) -> None:
@@ -213,7 +221,8 @@ def _settings_of_files(report: Inspection, folder: Path, layout: Layout) -> None
     elif layout in (Layout.PROJECTOR, Layout.LORA):
         report.settings["tokenizer"] = "the base's"
     else:
-        report.missing.append("tokenizer: none inside, so the model eats ready batches only; copy the language model's tokenizer files")
+        above = "; the folder above holds one" if has_tokenizer(folder.absolute().parent) else ""
+        report.missing.append(f"tokenizer: none inside, so the model eats ready batches only; copy the language model's tokenizer files{above}")
 
 
 def _look_for_the_rest(report: Inspection, folder: Path, layout: Layout, base: Any, vision_tower: Any) -> None:

@@ -16,15 +16,12 @@ from ..encoders.tiled import Tiled, TiledConfig
 from ..images.preprocess import ImagePreprocess
 from ..images.tiles import LLAVA_NEXT_RESOLUTIONS, TilePreprocess
 from ..spec import LmmError
-from .files import read_json
+from .encoder_shapes import image_processor
 from .hf_config import llava_from_hf, llava_to_hf
 
 LLAVA_NEXT = "llava_next"
 MAX_LENGTH = 4096
 """Longest row count LLaVA-NeXT was trained with (``tokenizer_model_max_length`` of llava-v1.6-vicuna-7b)."""
-
-_PROCESSOR = "preprocessor_config.json"
-
 
 def is_llava_next(values: Mapping[str, Any]) -> bool:
     """Say whether a ``config.json`` is LLaVA-NeXT's."""
@@ -70,15 +67,14 @@ def tile_problems(encoder: TiledConfig) -> Iterator[str]:
 
 
 def read_tile_preprocess(folder: Path, encoder: TiledConfig) -> TilePreprocess | None:
-    """Return the preprocessing of a folder's ``preprocessor_config.json``, None when there is none.
+    """Return the preprocessing that a folder's processor config describes, None when there is none.
 
     Raises:
         LmmError: steps that are not LLaVA-NeXT's, or other resolutions than those of ``config.json``.
     """
-    path = folder / _PROCESSOR
-    if not path.is_file():
+    path, values = image_processor(folder)
+    if not values:
         return None
-    values = read_json(path)
     tower = ImagePreprocess.from_hf_processor_config(
         {**values, "do_pad": False}, patch_px=encoder.tower.patch
     )

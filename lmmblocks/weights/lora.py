@@ -2,8 +2,9 @@
 
 What PEFT's ``merge_and_unload`` does, in its order and precision: ``W += scale * (B @ A)`` with the product in fp32 and one rounding to the
 dtype of ``W``; ``scale = alpha / r``, with ``use_rslora`` ``alpha / sqrt(r)``; on an embedding the product is transposed. Whole tensors in an
-adapter (``modules_to_save``) take the place of the base's. ``fan_in_fan_out`` says how a GPT-2 ``Conv1D`` stores its weights: PEFT turns it off
-for linear layers, and there is nothing else here. Source: Hu et al., arXiv 2106.09685; ``peft/tuners/lora/layer.py``.
+adapter (``modules_to_save``, biases, tables of a vocabulary that has grown) take the place of the base's, and factors change them.
+``fan_in_fan_out`` says how a GPT-2 ``Conv1D`` stores its weights: PEFT turns it off for linear layers, and there is nothing else here.
+Source: Hu et al., arXiv 2106.09685; ``peft/tuners/lora/layer.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _WRAPPER = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B)(\.(?!weight$)\w+)?(\.weight)?$")
 _SAVED_WHOLE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.\w+$)")
-_OTHER_MATHS = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "megatron_config")
+_WRAPPED = re.compile(r"\.base_layer(?=\.\w+$)")
+_OTHER_MATHS = (
+    *("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "megatron_config"),
+    *("trainable_token_indices", "arrow_config", "velora_config"),
+)
+_TABLES = re.compile(r"(^|\.)(embed_tokens|lm_head)\.weight$")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
@@ -82,17 +88,15 @@ def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> Weigh
     files = open_adapter(folder)
     factors, whole, left_over = _sorted(files, values, expected)
     problems = [f"no such weight in the model: {some(left_over)}"] if left_over else []
-    problems += list(_misfits(files, factors, lower))
+    shapes = {**lower.shapes, **{name: files.shapes[stored] for name, stored in whole.items()}}
+    problems += list(_misfits(files, factors, shapes))
     if problems:
         raise LmmError(f"the LoRA adapter in {folder} doesn't fit its base ({lower.folder}):\n" + "\n".join(f"- {p}" for p in problems))
 
     def read(name: str) -> Tensor:
-        if name in whole:
-            return files.read(whole[name])
-        weight = lower.read(name)
+        weight = files.read(whole[name]) if name in whole else lower.read(name)
         return _changed(weight, files, factors[name]) if name in factors else weight
 
-    shapes = {**lower.shapes, **{name: files.shapes[stored] for name, stored in whole.items()}}
     dtypes = {**lower.dtypes, **{name: files.dtypes[stored] for name, stored in whole.items()}}
     return replace(lower, shapes=shapes, dtypes=dtypes, read=read, layout=f"{lower.layout}, with the LoRA adapter in {folder}")
 
@@ -122,7 +126,7 @@ def _sorted(files: WeightFiles, values: Mapping[str, Any], expected: Collection[
         found = _FACTOR.match(bare)
         if found:
             kinds[name] = (found["kind"], found["module"])
-        target[name] = f"{found['module']}.weight" if found else _SAVED_WHOLE.sub("", bare)
+        target[name] = f"{found['module']}.weight" if found else whole_name(name)
     layout = choose(MODEL_LAYOUTS, set(target.values()), expected)
     pairs: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
@@ -145,16 +149,45 @@ def _sorted(files: WeightFiles, values: Mapping[str, Any], expected: Collection[
     return factors, whole, left_over
 
 
-def _misfits(files: WeightFiles, factors: Mapping[str, Factors], lower: WeightFiles) -> list[str]:
+def whole_name(name: str) -> str:
+    """Return the name that a whole tensor of an adapter had in the trained model.
+
+    >>> whole_name("base_model.model.lm_head.modules_to_save.default.weight"), whole_name("base_model.model.model.embed_tokens.base_layer.weight")
+    ('lm_head.weight', 'model.embed_tokens.weight')
+    """
+    return _WRAPPED.sub("", _SAVED_WHOLE.sub("", _WRAPPER.sub("", name)))
+
+
+def table_rows(files: WeightFiles) -> int | None:
+    """Return the tokens that whole tables among an adapter's or a LoRA run's tensors have rows for, None where there are none."""
+    rows = {shape[0] for name, shape in files.shapes.items() if not _FACTOR.match(name) and _TABLES.search(whole_name(name))}
+    if len(rows) > 1:
+        found = " and ".join(map(str, sorted(rows)))
+        raise LmmError(f"{files.folder}: table and head have rows for {found} tokens, expected as many in both: save them again")
+    return next(iter(rows), None)
+
+
+def _misfits(files: WeightFiles, factors: Mapping[str, Factors], lower: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = []
     for name, pair in factors.items():
         a, b = files.shapes[pair.a], files.shapes[pair.b]
         product = (b[0], a[-1])[:: -1 if pair.embedding else 1]
         if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
             problems.append(f"{name}: A is {a} and B is {b}, expected (r, in) and (out, r)")
-        elif lower.shapes.get(name) != product:
-            problems.append(f"{name} is {lower.shapes.get(name, 'missing')} in the base, the adapter's change is {product}")
+        elif lower.get(name) != product:
+            found = lower.get(name)
+            problems.append(f"{name} is {found or 'missing'} in the base, the adapter's change is {product}{_grown(name, found, product)}")
     return [some(problems)] if problems else []
+
+
+def _grown(name: str, below: tuple[int, ...] | None, product: tuple[int, ...]) -> str:
+    """Say what is missing where an adapter was trained on a table with more rows than the base's."""
+    if not _TABLES.search(name) or below is None or below[1:] != product[1:] or below[0] >= product[0]:
+        return ""
+    return (
+        f" (its vocabulary grew by {product[0] - below[0]}, and the new rows are not in the adapter: save it with save_embedding_layers=True, "
+        f"or give the base that was saved after it grew)"
+    )
 
 
 def _scale(values: Mapping[str, Any], module: str, rows: int) -> float:
@@ -172,9 +205,10 @@ def _for_module(values: Mapping[str, Any], key: str, module: str, default: Any) 
     return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
 
 
-def changed_modules(folder: Path) -> tuple[int, int]:
-    """Return how many weights an adapter changes, and its largest rank, from names and shapes alone."""
+def changed_modules(folder: Path) -> tuple[int, int, int]:
+    """Return how many weights an adapter changes, its largest rank, and how many tensors it brings whole, from names and shapes alone."""
     shapes = open_adapter(folder).shapes
     ranks = [shape[0] for name, shape in shapes.items() if (found := _FACTOR.match(_WRAPPER.sub("", name))) and found["kind"].endswith("A")]
-    return len(ranks), max(ranks, default=0)
+    whole = sum(not _FACTOR.match(_WRAPPER.sub("", name)) for name in shapes)
+    return len(ranks), max(ranks, default=0), whole
 

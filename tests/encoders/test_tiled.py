@@ -5,6 +5,7 @@ A toy of two layers: tiles of 28 px in 4 x 4 patches.
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -550,13 +551,21 @@ def test_tiles_that_transformers_has_no_setting_for_are_saved_natively_only(make
 
 
 def test_files_that_disagree_are_refused(folder, tmp_path):
-    import shutil
-
     shutil.copytree(folder, tmp_path / "copy")
     path = tmp_path / "copy" / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_grid_pinpoints": [[28, 56]]}))
     with pytest.raises(LmmError, match="make the two files agree"):
         lb.load(tmp_path / "copy")
+
+
+def test_preprocessing_is_read_from_the_processors_own_section_too(folder, tmp_path):
+    """transformers 4 writes a file of its own, 5 a section of ``processor_config.json``."""
+    shutil.copytree(folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "preprocessor_config.json"
+    values = {**json.loads(path.read_text()), "image_mean": [0.1, 0.2, 0.3]}
+    path.unlink()
+    (tmp_path / "copy" / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    assert lb.load(tmp_path / "copy").encoder.preprocess.tower.mean == (0.1, 0.2, 0.3)
 
 
 def test_joined_pixels_are_those_of_one_batch(tiny):

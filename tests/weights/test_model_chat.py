@@ -13,7 +13,7 @@ from lmmblocks.weights.inspect import inspect
 
 _IMAGES = "{% for c in m.content | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
 _TEXTS = "{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ c.text END }}{% endfor %}"
-PARTS = _IMAGES + _TEXTS.replace(" END", "")
+PARTS = _IMAGES + _TEXTS.replace("END ", "")
 LLAVA15 = (
     "{% for m in messages %}{% if m.role != 'system' %}{{ m.role.upper() + ': '}}{% endif %}"
     + _IMAGES
@@ -195,6 +195,19 @@ def test_markup_around_pictures_is_written_and_a_missing_line_break_told(folder_
     shown = written(lb.load(folder).template.render([{"role": "user", "content": "<image>What?"}], add_generation_prompt=True))
     assert shown == "<|im_start|>user\n<v><image></v>What?<|im_end|>\n<|im_start|>assistant\n"
     assert "ask it as '<image>question'" in inspect(folder).settings["template"]
+
+
+BREAKS_FIRST = CHATML.replace("'<image>\n'", "'<image>'").replace("{{ c.text }}", "{{ '\n' + c.text }}")
+
+
+def test_a_line_break_in_front_of_every_text_is_the_one_behind_a_picture(folder_of):
+    folder = folder_of("hf", "<|im_start|>", "<|im_end|>", bos=False)
+    (folder / "chat_template.jinja").write_text(BREAKS_FIRST)
+    model = lb.load(folder)
+    assert model.template == TEMPLATES["chatml"]
+    text = rendered(model.tokenizer, BREAKS_FIRST, [{"type": "image"}, {"type": "text", "text": "What?"}])
+    assert written(model.template.render([{"role": "user", "content": "<image>\nWhat?"}], add_generation_prompt=True)) == text
+    assert "a question without a picture begins with its words" in inspect(folder).settings["template"]
 
 
 UNFIT = {
