@@ -118,8 +118,8 @@ def test_eight_bit_floats_need_a_dtype_to_compute_in(make_model, tmp_path):
 
 def test_integers_in_the_place_of_weights_are_refused(make_model, tmp_path):
     make_model().save(tmp_path / "m")
-    stored(tmp_path / "m", lambda name, value: value.to(torch.int8) if "mlp.up_proj" in name else value)
-    with pytest.raises(LmmError, match="2 of integers, expected floating-point numbers: .*up_proj.weight is int8"):
+    stored(tmp_path / "m", lambda name, value: value.to(torch.int32) if "mlp.up_proj" in name else value)
+    with pytest.raises(LmmError, match="2 of integers, expected floating-point numbers: .*up_proj.weight is int32"):
         lb.load(tmp_path / "m")
 
 
