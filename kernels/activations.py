@@ -59,7 +59,7 @@ def _load(base, row, inner, outer_stride, inner_stride, column, live):
     return tl.load(base + start + column, mask=live, other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _activation_fwd_kernel(
     gate, up, y, gate_outer, gate_inner, up_outer, up_inner, rows, inner, width,
     FACTOR: tl.constexpr, CUBIC: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -73,7 +73,7 @@ def _activation_fwd_kernel(
     tl.store(y + row.to(tl.int64)[:, None] * width + column, out.to(y.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _activation_bwd_kernel(
     gate, up, dy, dgate, dup, gate_outer, gate_inner, up_outer, up_inner, dy_outer, dy_inner, rows, inner, width,
     FACTOR: tl.constexpr, CUBIC: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,

@@ -87,7 +87,7 @@ def _from_rows(
     return added(grads[0], ds, queries), added(grads[1], shares, slopes)
 
 
-@triton.jit(do_not_specialize=["rows_k", "segments", "blocks", "window"])
+@triton.jit(do_not_specialize=["rows_k", "segments", "blocks", "window", "rows_q"])
 def _attention_dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, kv_end,
     q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head,

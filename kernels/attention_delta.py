@@ -16,7 +16,7 @@ from .attention_tiles import DELTA_ROWS
 from .device import launching_on
 
 
-@triton.jit(do_not_specialize=["segments"])
+@triton.jit(do_not_specialize=["segments", "rows_q"])
 def _attention_delta_kernel(
     out, grad, grad_lse, delta, cu_q, grad_row, grad_head, grad_lse_row, grad_lse_head, rows_q, segments, heads,
     E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr,

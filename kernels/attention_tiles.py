@@ -59,8 +59,8 @@ class Tiles:
         forward: rows held.
         dkdv: keys held.
         dq: rows held.
-        forward_bytes: most shared memory of a forward, as the compiler has it (tests/static holds it to that).
-        backward_bytes: likewise of dkdv and dq.
+        forward_bytes: most shared memory of a forward, as the compiler has it (``resources.json``).
+        backward_bytes: likewise of dkdv and dq, of which ``kv_end`` takes 256 bytes.
     """
 
     forward: Tile
@@ -71,21 +71,21 @@ class Tiles:
 
 
 _AMPERE = {
-    64: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    96: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    128: Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(128, 32, 8, 2)),
-    256: Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), 49152, 33536),
+    96: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), 49152, 49920),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(32, 64, 4, 2), Tile(128, 32, 8, 2), 65536, 81920),
+    256: Tiles(Tile(128, 32, 8, 2), Tile(32, 64, 8, 2), Tile(64, 32, 8, 2), 98304, 102912),
 }
 _HOPPER = {
-    64: Tiles(Tile(128, 64, 4, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    96: Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    128: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
-    256: Tiles(Tile(128, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 64, 4, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2), 65536, 66304),
+    96: Tiles(Tile(128, 64, 8, 2), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2), 73728, 99072),
+    128: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2), 131072, 131840),
+    256: Tiles(Tile(128, 32, 8, 2), Tile(32, 32, 4, 2), Tile(64, 32, 8, 2), 131072, 131072),
 }
 _FP32 = {
-    64: Tiles(Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(32, 32, 4, 1)),
-    128: Tiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 32, 4, 1)),
-    256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1)),
+    64: Tiles(Tile(32, 32, 4, 1), Tile(16, 32, 4, 1), Tile(32, 32, 4, 1), 20608, 32768),
+    128: Tiles(Tile(16, 32, 4, 1), Tile(16, 16, 8, 1), Tile(16, 32, 4, 1), 26624, 49408),
+    256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 8, 1), Tile(16, 16, 4, 1), 33856, 67840),
 }
 """Products of fp32 run on the plain cores, out of registers."""
 

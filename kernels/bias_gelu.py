@@ -38,7 +38,7 @@ def _gelu_cdf(z):
     return 0.5 + 0.5 * tl.math.erf(z * 0.7071067811865476)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_fwd_kernel(x, bias, y, x_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -48,7 +48,7 @@ def _bias_gelu_fwd_kernel(x, bias, y, x_stride, rows, width, ROWS: tl.constexpr,
     tl.store(y + row * width + column[None, :], (z * _gelu_cdf(z)).to(y.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_bwd_kernel(
     x, bias, dy, dx, db_partial, x_stride, dy_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
 ):

@@ -18,7 +18,7 @@ from torch import Tensor
 COLUMNS, ROWS = 32, 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _column_sums_kernel(
     partial, first_out, second_out, rows, row_stride, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):

@@ -38,7 +38,7 @@ ELEMENTS = 12
 """Of a thread of the backward, about: it keeps ``db`` beside ``dw``."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd_kernel(
     x, w, b, y, mean, rstd, rows, inner, x_outer, x_inner, eps,
     C: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
@@ -69,7 +69,7 @@ def _layer_norm_fwd_kernel(
         store_part(y, y_start, tail, live, C, y_b)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_kernel(
     x, w, mean, rstd, dy, dx, partial, rows, inner, x_outer, x_inner, dy_outer, dy_inner,
     WEIGHTS: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,

@@ -78,7 +78,7 @@ def _norm_and_turn_heads(
     tl.store(y + y_start + HALF + place, b.to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _qk_norm_rope_fwd_kernel(
     q, k, q_weight, k_weight, cos, sin, q_out, k_out, tokens, q_token, q_head, k_token, k_head, cos_stride, sin_stride, eps,
     OFFSET: tl.constexpr, Q_BLOCKS: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
@@ -149,7 +149,7 @@ def _slopes_of_heads(
         tl.store(partial + HALF + column, tl.sum(tl.sum(dw_b, 0), 0), mask=column < HALF)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _qk_norm_rope_bwd_kernel(
     q, k, q_weight, k_weight, cos, sin, dq_out, dk_out, dq, dk, partial, tokens, q_token, q_head, k_token, k_head,
     dq_token, dq_head, dk_token, dk_head, cos_stride, sin_stride, eps,

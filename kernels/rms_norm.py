@@ -60,7 +60,7 @@ def _normed(wide, scale, weight, dtype: tl.constexpr, OFFSET: tl.constexpr):
     return normed * (weight + OFFSET)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_fwd_kernel(
     x, residual, w, summed, y, rstd, rows, inner, x_outer, x_inner, residual_outer, residual_inner, eps,
     OFFSET: tl.constexpr, ADD: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
@@ -113,7 +113,7 @@ def _input_slope(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_bwd_kernel(
     x, w, rstd, dy, grad_summed, dx, dw_partial, rows, inner, x_outer, x_inner, dy_outer, dy_inner, summed_outer, summed_inner,
     OFFSET: tl.constexpr, ADD: tl.constexpr, WEIGHT: tl.constexpr,

@@ -77,7 +77,7 @@ def _turn_heads(
         tl.store(y + y_start + place, tl.load(x + x_start + place, mask=kept_mask, other=0.0), mask=kept_mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _rope_kernel(
     q, k, cos, sin, q_out, k_out, tokens, q_token, q_head, k_token, k_head, q_out_token, q_out_head, k_out_token, k_out_head,
     cos_stride, sin_stride, Q_BLOCKS: tl.constexpr, BLOCKS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,

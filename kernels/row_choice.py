@@ -28,7 +28,7 @@ BY_RANK, BY_PLACE = tl.constexpr(0), tl.constexpr(1)
 """Rows that stay in falling order of their scores and others spread evenly, or in their own order and every so many-th of the others."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def _ranks_kernel(
     scores, rank, cu, segments, FALLING: tl.constexpr, RANKED: tl.constexpr, AGAINST: tl.constexpr
 ):
@@ -91,7 +91,7 @@ def _quantile(value, rank, length, live, QUARTERS: tl.constexpr):
     return tl.where(part < 0.5, below + part * (above - below), above - (above - below) * (1.0 - part))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments"])
 def _outlier_counts_kernel(scores, rank, out, cu, segments, ROWS: tl.constexpr):
     begin, length = other_rows(cu, tl.program_id(0), segments)
     place = tl.arange(0, ROWS)

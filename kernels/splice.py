@@ -31,7 +31,7 @@ ROWS = 4
 _NOWHERE = tl.constexpr(NOWHERE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "image_rows", "rows_per_image"])
 def _splice_fwd_kernel(
     table, images, source, out, table_stride, image_stride, row_stride, rows, vocabulary, image_rows, rows_per_image, scale,
     D: tl.constexpr, SCALED: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,

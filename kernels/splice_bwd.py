@@ -94,7 +94,7 @@ def _sum_of_rows(
     return tl.sum(total, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "tokens", "steps", "slots", "ids", "searches"])
 def _splice_bwd_rows_kernel(
     grad, source, image_rows, image_grad, order, partial, bounds, grad_stride, images, tokens, steps, slots, ids, searches,
     D: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, IDS: tl.constexpr,

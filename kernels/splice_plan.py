@@ -44,7 +44,7 @@ NO_LIMIT = 2**31 - 1
 _NOWHERE, _IGNORE, _NONE = tl.constexpr(NOWHERE), tl.constexpr(IGNORE), tl.constexpr(NO_LIMIT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ids_stride", "mask_stride", "labels_stride", "length", "samples"])
 def _splice_count_kernel(
     ids, mask, labels, begins, counts, ids_stride, mask_stride, labels_stride, length, samples, image_token, vocabulary,
     PACKED: tl.constexpr, MASKED: tl.constexpr, LABELLED: tl.constexpr, BLOCK: tl.constexpr,
@@ -127,7 +127,11 @@ def _place_image(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("ids_stride", "mask_stride", "labels_stride", "length", "samples", "images", "image_rows", "capacity", "max_length")
+    ]
+)
 def _splice_place_kernel(
     ids, mask, given_labels, begins, counts, image_cu, status, source, positions, labels, kv_end, cu_seqlens, image_places,
     ids_stride, mask_stride, labels_stride, length, samples, image_token, vocabulary, images, image_rows, capacity, max_length,

@@ -50,3 +50,13 @@ def test_exceeding_a_budget_is_an_error_that_names_the_kernel():
         "loads_128 2, budget at least 4",
     ]
     assert "has no budget" in next(iter(BUDGETS.exceeded("op / case", None, found)))
+
+
+def test_random_batches_compile_nothing_after_the_first_twenty():
+    """Counts of rows, tokens and images are no part of what is compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.resources.variants"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2000 batches" in done.stdout

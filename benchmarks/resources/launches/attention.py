@@ -31,4 +31,7 @@ CASES = {
     "E=128 causal, groups of 4, 16 rows": lambda: _both(32, 8, 128, length=16, backward=False),
     "E=256 causal, window, softcap": lambda: _both(8, 4, 256, window=4096, softcap=50.0),
     "E=64 causal, fp32": lambda: _both(32, 32, 64, dtype=torch.float32),
+    "E=96 causal": lambda: _both(32, 32, 96),
+    "E=128 causal, fp32": lambda: _both(32, 32, 128, dtype=torch.float32),
+    "E=256 causal, window, softcap, fp32": lambda: _both(8, 4, 256, window=4096, softcap=50.0, dtype=torch.float32),
 }
