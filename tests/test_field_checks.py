@@ -62,7 +62,7 @@ WRONG_WHOLE = (
     [8],
     np.array([8]),
     torch.tensor([8]),
-    object(),
+    print,
 )
 WRONG_REAL = (
     "1e-3",
