@@ -22,7 +22,7 @@ from .current_config import template_or_name
 from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
 from .field_checks import plain
-from .images.fit import with_fit, with_reading
+from .images.fit import with_choices
 from .inputs import InputSpec
 from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
 from .vocabulary import as_tokens, check_extends, grow_decoder
@@ -136,7 +136,7 @@ class LMM(nn.Module):
     def set_inputs(self, *, template: Any = None, image_fit: str | None = None, exif: str | None = None, transparent: str | None = None) -> None:
         """Change how conversations and pictures are read from now on: in batches, in answers, and in what ``save`` writes.
 
-        A training stage that names a template or a fit sets it here, so the model asks and is saved as it was last trained.
+        A training stage that names one of them sets it here, so the model asks and is saved as it was last trained.
 
         Args:
             template: as of ``LMM``; None = as it is.
@@ -145,12 +145,11 @@ class LMM(nn.Module):
             transparent: ``drop``, ``black`` or ``white``; None = as it is.
 
         Raises:
-            LmmError: an unknown template, one whose tokens the tokenizer lacks, or a preprocessing without a fit; nothing is changed then.
+            LmmError: an unknown template, one whose tokens the tokenizer lacks, or a preprocessing without a fit or a way to read
+                pictures; nothing is changed then.
         """
         chosen = self.template if template is None else get_template(template, self.tokenizer)
-        preprocess = self.encoder.preprocess if image_fit is None else with_fit(self.encoder.preprocess, image_fit)
-        if exif is not None or transparent is not None:
-            preprocess = with_reading(preprocess, exif=exif, transparent=transparent)
+        preprocess = with_choices(self.encoder.preprocess, image_fit=image_fit, exif=exif, transparent=transparent)
         if template is not None and (problems := list(template_mismatches(chosen, self.tokenizer))):
             raise LmmError("; ".join(problems))
         self.template, self.encoder.preprocess = chosen, preprocess

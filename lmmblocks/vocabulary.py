@@ -15,7 +15,7 @@ INITS = ("mean", "random")
 
 def ids_needed(tokenizer: Any) -> int:
     """Return the rows that a table needs for every id of a tokenizer; ids may have gaps."""
-    vocabulary = getattr(tokenizer, "get_vocab", dict)()
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
     return max(len(tokenizer), max(vocabulary.values(), default=-1) + 1)
 
 

@@ -21,8 +21,8 @@ def collate(
 ) -> Batch:
     """Pack samples of any lengths into one batch without padding.
 
-    Template, image fit and attention are the model's, so that it is saved and asked with what it was trained with; ``model.set_inputs``
-    changes the first two.
+    Template, attention and how pictures are read are the model's, so that it is saved and asked with what it was trained with;
+    ``model.set_inputs`` changes template and pictures.
 
     Args:
         samples: conversations with their images.

@@ -113,12 +113,12 @@ PROBLEM_KINDS = {
     ),
     "turned_image": ProblemKind(
         "EXIF says that it is to be turned; it is seen as stored, as LLaVA does",
-        "nothing, or train with exif='rotate', which the model keeps",
+        "nothing, or train with exif=rotate (and --format native), which the model keeps",
         note=True,
     ),
     "transparent_image": ProblemKind(
         "the colours below the transparency are seen, as LLaVA does; often all black",
-        "nothing, or train with transparent='white' or 'black', which the model keeps",
+        "nothing, or train with transparent=white or black (and --format native), which the model keeps",
         note=True,
     ),
     "wrong_extension": ProblemKind("content and file name differ", "nothing: the content decides", note=True),

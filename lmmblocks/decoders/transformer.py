@@ -307,7 +307,7 @@ def _recomputed(layer: nn.Module, x_TD: Tensor, context: LayerContext) -> Any:
     return checkpoint(layer, x_TD, context, use_reentrant=False)
 
 
-def _longer(weight: nn.Parameter, rows: int) -> nn.Parameter:
+def _longer(weight: Tensor, rows: int) -> nn.Parameter:
     longer = torch.cat([weight.detach(), weight.new_zeros(rows - len(weight), weight.shape[1])])
     return nn.Parameter(longer, weight.requires_grad)
 

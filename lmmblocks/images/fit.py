@@ -8,6 +8,27 @@ from typing import Any
 from ..spec import LmmError, closest
 from .choices import EXIF, TRANSPARENT
 
+CHOICES = ("image_fit", "exif", "transparent")
+"""What a model, and a stage of its training, choose about pictures, by the names they give it."""
+
+
+def with_choices(
+    preprocess: Any, *, image_fit: str | None = None, exif: str | None = None, transparent: str | None = None
+) -> Any:
+    """Return the same preprocessing with other choices; None = as it is.
+
+    Args:
+        preprocess: of an encoder, such as ``model.encoder.preprocess``.
+        image_fit: ``pad``, ``crop`` or ``squash``.
+        exif: see ``with_reading``.
+        transparent: see ``with_reading``.
+
+    Raises:
+        LmmError: an unknown value, or a preprocessing that has no such setting.
+    """
+    fitted = preprocess if image_fit is None else with_fit(preprocess, image_fit)
+    return fitted if exif is None and transparent is None else with_reading(fitted, exif=exif, transparent=transparent)
+
 
 def with_fit(preprocess: Any, fit: str) -> Any:
     """Return the same preprocessing with another way to make a picture square.

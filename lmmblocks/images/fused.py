@@ -40,7 +40,7 @@ class FusedPreprocess:
         Raises:
             ImageError: an image that cannot be used.
         """
-        read = [load_image(image, **reading_of(self.towers[0])) for image in images]
+        read = [load_image(image, **reading_of(self)) for image in images]
         pixels = FusedPixels(tuple(tower.batch(read)[0] for tower in self.towers))
         return pixels, tuple(self.grid(*image.size) for image in read)
 
@@ -48,6 +48,16 @@ class FusedPreprocess:
         """Return the patch grid of an image of this size without opening it."""
         of_first = self.towers[0].grid(width_px, height_px)
         return of_first if self.common is None else Grid(*self.common)
+
+    @property
+    def exif(self) -> str:
+        """How all towers read EXIF orientations."""
+        return reading_of(self.towers[0])["exif"]
+
+    @property
+    def transparent(self) -> str:
+        """How all towers read transparency."""
+        return reading_of(self.towers[0])["transparent"]
 
     def with_reading(self, **changes: str) -> FusedPreprocess:
         """Return the same with another way to read pictures, see ``fit.with_reading``."""

@@ -137,7 +137,7 @@ class TilePreprocess:
         """
         squares, grids = [], []
         for image in images:
-            rgb = load_image(image, **reading_of(self.tower))
+            rgb = load_image(image, **reading_of(self))
             grids.append(self.grid(*rgb.size))
             squares += self.squares(rgb)
         # Squares have the tower's size already: this fit scales and cuts nothing.
@@ -153,7 +153,7 @@ class TilePreprocess:
 
     def squares(self, image: ImageSource) -> list[Image.Image]:
         """Return the RGB squares the encoder sees, before normalising: the global view, then the tiles row by row."""
-        rgb, side = load_image(image, **reading_of(self.tower)), self.tower.size_px
+        rgb, side = load_image(image, **reading_of(self)), self.tower.size_px
         resample = Image.Resampling[self.tower.resample.upper()]
         height, width = resolution = best_resolution(*rgb.size, self.resolutions)
         scaled = rgb.resize(scaled_into(*rgb.size, resolution), resample)
@@ -162,6 +162,16 @@ class TilePreprocess:
         corners = ((left, top) for top in range(0, height, side) for left in range(0, width, side))
         tiles = [canvas.crop((left, top, left + side, top + side)) for left, top in corners]
         return [rgb.resize((side, side), resample), *tiles] if self.global_view else tiles
+
+    @property
+    def exif(self) -> str:
+        """How the tower reads EXIF orientations."""
+        return reading_of(self.tower)["exif"]
+
+    @property
+    def transparent(self) -> str:
+        """How the tower reads transparency."""
+        return reading_of(self.tower)["transparent"]
 
     def with_reading(self, **changes: str) -> TilePreprocess:
         """Return the same with another way to read pictures, see ``fit.with_reading``."""

@@ -65,7 +65,8 @@ def attention(
         LmmError: shapes or dtypes that don't fit together, lengths that aren't ``Segments``, or a forced backend that refuses.
     """
     scale = q_TNE.shape[-1] ** -0.5 if scale is None else scale
-    call = AttentionCall(*as_autocast_has_them(q_TNE, k_TKE, v_TKE), segments, causal, kv_end, scale, window, softcap, return_lse)
+    q, k, v = as_autocast_has_them(q_TNE, k_TKE, v_TKE)
+    call = AttentionCall(q, k, v, segments, causal, kv_end, scale, window, softcap, return_lse)
     _check(call)
     result = dispatch("attention", call, backend=backend)
     if return_lse and isinstance(result, Tensor):
@@ -85,8 +86,8 @@ def _check(call: AttentionCall) -> None:
         raise LmmError(f"attention: {q.shape[1]} query heads are not a multiple of {k.shape[1]} kv heads")
     compiling = torch.compiler.is_compiling()  # host lengths that are read there are guarded: every packing would be compiled anew
     if not compiling and (q.shape[0] < sum(segments.lengths_q) or k.shape[0] < sum(segments.lengths_k)):
-        found = (q.shape[0], k.shape[0])
-        raise LmmError(f"attention: segments need {sum(segments.lengths_q)} q and {sum(segments.lengths_k)} k rows, found {found}")
+        rows = (q.shape[0], k.shape[0])
+        raise LmmError(f"attention: segments need {sum(segments.lengths_q)} q and {sum(segments.lengths_k)} k rows, found {rows}")
     if call.kv_end is not None and call.kv_end.shape != (q.shape[0],):
         raise LmmError(f"attention: kv_end must be ({q.shape[0]},), one per query row, found {tuple(call.kv_end.shape)}")
     if (call.window is not None and call.window < 1) or (call.softcap is not None and call.softcap <= 0):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..current_config import current_config, template_or_name
+from ..images.fit import reading_of
 from ..images.identity import picture_identity
 from ..spec import LmmError, Sample
 from .stage import Stage
@@ -79,6 +80,7 @@ def _model_settings(model: Any) -> dict[str, Any]:
             "max_length": model.max_length,
             "attention": model.attention,
             "image_fit": getattr(model.encoder.preprocess, "fit", None),
+            **reading_of(model.encoder.preprocess),
         }
     plain = json.loads(json.dumps(config.to_dict()))
     return {key: value for key, value in plain.items() if not key.endswith("_source")}

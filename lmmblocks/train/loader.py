@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..images.fit import with_fit
+from ..images.fit import CHOICES, with_choices
 from ..inputs import InputSpec
 from ..spec import LmmError, Sample
 from .micro_batches import StepInput, step_input
@@ -32,7 +32,7 @@ class StepDataset(Dataset["StepInput | LmmError"]):
     Args:
         samples: the training data.
         order: which samples make up which step.
-        spec: of the model, which has the stage's template and image fit.
+        spec: of the model, which has what the stage chooses.
         stage: limits, truncation, policy for bad samples.
     """
 
@@ -59,7 +59,7 @@ class StepDataset(Dataset["StepInput | LmmError"]):
 
 
 def stage_inputs(spec: InputSpec, stage: Stage) -> InputSpec:
-    """Return how the batches of a stage are made: as the model says, which has the stage's template and image fit by now.
+    """Return how the batches of a stage are made: as the model says, which has what the stage chooses by now.
 
     Raises:
         LmmError: the stage names others than the model has (``set_stage_inputs`` sets them).
@@ -67,9 +67,11 @@ def stage_inputs(spec: InputSpec, stage: Stage) -> InputSpec:
     from ..chat import get_template
 
     template = spec.template if stage.template is None else get_template(stage.template, spec.tokenizer)
-    preprocess = spec.preprocess if stage.image_fit is None else with_fit(spec.preprocess, stage.image_fit)
-    for name, own, named in (("template", spec.template, template), ("image_fit", spec.preprocess, preprocess)):
-        if named != own:
+    named = {"template": template == spec.template}
+    for name in CHOICES:
+        named[name] = with_choices(spec.preprocess, **{name: getattr(stage, name)}) == spec.preprocess
+    for name, same in named.items():
+        if not same:
             asked = getattr(stage, name)
             raise LmmError(f"stage {stage.name!r} names {name}={asked!r}, the model has another: set it with model.set_inputs({name}={asked!r})")
     return spec

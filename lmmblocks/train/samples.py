@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
-from ..spec import LmmError, Sample
+from ..spec import LmmError, Sample, as_sample
 
 _WANTED = "expected what has a length and takes an index, such as a list of lmmblocks.Sample or what load_records gives"
 
@@ -60,9 +60,4 @@ class Samples(Sequence[Sample]):
             raise LmmError(
                 f"records[{place}] of {len(self)}: {type(error).__name__}: {error}: {_WANTED}"
             ) from error
-        if not all(hasattr(sample, name) for name in ("messages", "images", "id")):
-            raise LmmError(
-                f"records[{place}] is a {type(sample).__name__}, expected lmmblocks.Sample(messages=[...], images=[...]); files in LLaVA's "
-                f"format are read with lmmblocks.data.records.load_records"
-            )
-        return sample
+        return as_sample(sample, f"records[{place}]")

@@ -16,6 +16,7 @@ import torch
 
 from .. import __version__
 from ..current_config import current_config
+from ..images.fit import reading_of
 from ..inputs import InputSpec
 from ..spec import LmmError
 from .optimizer import trainable_table
@@ -64,6 +65,7 @@ def effective_settings(
             "warmup_steps": math.ceil(len(order) * stage.warmup_ratio),
             "template": spec.template.name,
             "image_fit": getattr(spec.preprocess, "fit", None),
+            **reading_of(spec.preprocess),
             "max_length": spec.most_rows(stage.max_length),
             "attention": spec.attention,
             "precision": "bf16 autocast" if use_bf16(stage, model.device) else "fp32",

@@ -44,6 +44,8 @@ class Stage:
         max_length: most rows of a sample, not above the decoder's positions; None = the model's.
         bad_samples: ``error``, or ``skip`` samples that can't be read, and count them.
         image_fit: ``pad``, ``crop`` or ``squash``, set on the model as the template is; None = the model's.
+        exif: ``ignore`` or ``rotate``, set on the model too: whether pictures are turned as EXIF says; None = the model's.
+        transparent: ``drop``, ``black`` or ``white``, set on the model too: what shows through; None = the model's.
         llava15_compat: the loss is the mean of the means over ``micro_batch_samples`` samples, as in LLaVA, not the mean over all tokens.
         precision: ``auto`` (bf16 autocast on CUDA devices that have it, else fp32), ``bf16`` or ``fp32``.
         deterministic: refuse operations whose result differs from run to run on the same device.
@@ -84,6 +86,8 @@ class Stage:
     max_length: int | None = None
     bad_samples: str = "error"
     image_fit: str | None = None
+    exif: str | None = None
+    transparent: str | None = None
     llava15_compat: bool = False
     precision: str = "auto"
     deterministic: bool = False

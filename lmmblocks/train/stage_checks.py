@@ -17,14 +17,25 @@ PARTS = ("encoder", "projector", "decoder", "reducers", "hooks")
 
 def stage_problems(stage: Stage) -> Iterator[str]:
     """Yield everything that is wrong with a stage, as what was expected and what was found."""
-    from ..plan import TRUNCATE  # needs torch, which listing the settings in --help must not load
-
-    for name, (holds, expected) in {**_CHECKS, "truncate": _one_of(*TRUNCATE)}.items():
+    for name, (holds, expected) in {**_CHECKS, **_checks_of_others()}.items():
         value = getattr(stage, name)
         if not holds(value):
             yield f"{name} must be {expected}, found {value!r}"
     yield from _part_problems(stage.train)
     yield from _joint_problems(stage)
+
+
+def _checks_of_others() -> dict[str, Check]:
+    """Checks of settings whose values belong to modules that need torch or PIL, which listing the settings in --help must not load."""
+    from ..images.choices import EXIF, FITS, TRANSPARENT
+    from ..plan import TRUNCATE
+
+    return {
+        "truncate": _one_of(*TRUNCATE),
+        "image_fit": _or_none(_one_of(*FITS)),
+        "exif": _or_none(_one_of(*EXIF)),
+        "transparent": _or_none(_one_of(*TRANSPARENT)),
+    }
 
 
 def _part_problems(train: Any) -> Iterator[str]:
@@ -98,7 +109,6 @@ _CHECKS: dict[str, Check] = {
     "sampler": _one_of("packed", "modality_length_grouped"),
     "max_length": _or_none(_at_least(1)),
     "bad_samples": _one_of("error", "skip"),
-    "image_fit": _or_none(_one_of("pad", "crop", "squash")),
     "llava15_compat": _TRUTH,
     "precision": _one_of("auto", "fp32", "bf16"),
     "deterministic": _TRUTH,

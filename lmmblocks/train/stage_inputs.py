@@ -1,4 +1,4 @@
-"""A stage's template and image fit are set on the model, which alone says how conversations and pictures are read; a refused run puts them back."""
+"""What a stage chooses about texts and pictures is set on the model, which alone says how they are read; a refused run puts it back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..images.fit import CHOICES
 from ..spec import LmmError
 from .stage import Stage
 
@@ -14,11 +15,11 @@ def set_stage_inputs(model: Any, stage: Stage) -> None:
     """Make the model read conversations and pictures as the stage says; what the stage leaves open stays the model's.
 
     Raises:
-        LmmError: an unknown template, one whose tokens the tokenizer lacks, an encoder whose preprocessing has no ``fit``, or a
+        LmmError: an unknown template, one whose tokens the tokenizer lacks, an encoder whose preprocessing has no such choice, or a
             ``max_length`` above the decoder's positions.
     """
-    named = {"template": stage.template, "image_fit": stage.image_fit}
-    for name, value in named.items():
+    for name in ("template", *CHOICES):
+        value = getattr(stage, name)
         if value is None:
             continue
         try:

@@ -60,7 +60,7 @@ def test_a_sample_without_an_id_is_named_by_its_place_in_the_data(model, samples
 
 def test_batches_are_made_as_the_model_says_and_a_stage_that_says_otherwise_is_refused(model, samples, stage):
     named = dataclasses.replace(stage, template="plain", image_fit="crop")
-    for changes in ({"template": "plain"}, {"image_fit": "crop"}):
+    for changes in ({"template": "plain"}, {"image_fit": "crop"}, {"exif": "rotate"}, {"transparent": "white"}):
         with pytest.raises(LmmError, match=f"names {next(iter(changes))}=.*the model has another"):
             dataset(model, samples, dataclasses.replace(stage, **changes))
     set_stage_inputs(model, named)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections import UserList
+from collections import UserList, namedtuple
 
 import numpy as np
 import pytest
@@ -36,6 +36,12 @@ class Stream(torch.utils.data.IterableDataset):
         return iter(())
 
 
+def of_their_own(samples):
+    """Samples of a class that isn't the library's."""
+    Theirs = namedtuple("Theirs", "messages images id")
+    return [Theirs(tuple(sample.messages), tuple(sample.images), sample.id) for sample in samples]
+
+
 def objects(samples):
     array = np.empty(len(samples), dtype=object)
     array[:] = samples
@@ -44,7 +50,7 @@ def objects(samples):
 
 @pytest.mark.parametrize("sampler", ["packed", "modality_length_grouped"])
 @pytest.mark.parametrize(
-    "made", [tuple, UserList, Endless, objects, lambda s: torch.utils.data.Subset(Endless(s), range(len(s)))]
+    "made", [tuple, UserList, Endless, objects, of_their_own, lambda s: torch.utils.data.Subset(Endless(s), range(len(s)))]
 )
 def test_whatever_has_a_length_and_an_index_trains_as_a_list_does(
     make_model, tokenizer, samples, stage, tmp_path, made, sampler
@@ -72,10 +78,10 @@ def test_whatever_has_a_length_and_an_index_trains_as_a_list_does(
         (lambda samples: torch.utils.data.DataLoader(Endless(samples)), "found DataLoader, which can't be"),
         (
             lambda samples: [dataclasses.asdict(s) for s in samples],
-            "records\\[0\\] is a dict, expected lmmblocks.Sample",
+            "records\\[0\\] is dict, expected lmmblocks.Sample.*: lmmblocks.Sample\\(record\\['messages'\\]",
         ),
-        (lambda samples: [*samples[:3], {"id": 1}], "records\\[3\\] is a dict, expected lmmblocks.Sample"),
-        (lambda samples: [*samples[:3], None], "records\\[3\\] is a NoneType"),
+        (lambda samples: [*samples[:3], {"id": 1}], "records\\[3\\] is dict, expected lmmblocks.Sample"),
+        (lambda samples: [*samples[:3], None], "records\\[3\\] is NoneType"),
         (lambda samples: [], "the data is empty"),
     ],
 )

@@ -1,16 +1,20 @@
-"""A model was trained, is saved and asks with one template and one image fit: those its last stage set, or its own."""
+"""A model was trained, is saved and asks with one template and one way to see pictures: those its last stage set, or its own."""
 
 import dataclasses
+import io
 import json
 import sys
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import lmmblocks as lb
 from lmmblocks.chat import encode_chat, get_template
+from lmmblocks.images.fit import reading_of, with_choices
+from lmmblocks.images.fused import FusedPreprocess
 from lmmblocks.images.preprocess import clip_preprocess
+from lmmblocks.images.tiles import TilePreprocess
 from lmmblocks.spec import LmmError
 from lmmblocks.train import stage1, stage2, train
 from lmmblocks.train.stage_inputs import set_stage_inputs
@@ -64,8 +68,8 @@ def trained(model, stage, out):
     return given(model, lambda: train(model, stage, [ANSWERED], out))
 
 
-def asked(model):
-    return given(model, lambda: model.generate(QUESTION, images=WIDE, max_new_tokens=1))
+def asked(model, picture=WIDE):
+    return given(model, lambda: model.generate(QUESTION, images=picture, max_new_tokens=1))
 
 
 @pytest.mark.parametrize("form", ["hf", "native", "llava"])
@@ -98,6 +102,50 @@ def test_a_stage_that_names_none_trains_with_the_models_own(model, stage, tmp_pa
     found = trained(model, stage, tmp_path / "run")
     assert_reads(found, expected(ANSWERED.messages, *own, model.tokenizer, asking=False))
     assert_reads(asked(model), expected(QUESTION, *own, model.tokenizer, asking=True))
+
+
+def turned_icon():
+    """A picture whose left half is see-through red, and which EXIF says to turn."""
+    icon = Image.new("RGBA", (8, 4), (0, 0, 200, 255))
+    icon.paste((250, 0, 0, 0), (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    icon.save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def shown(exif, transparent):
+    """The same as Pillow itself shows it."""
+    icon = Image.open(io.BytesIO(turned_icon()))
+    icon = ImageOps.exif_transpose(icon) if exif == "rotate" else icon
+    if transparent != "drop":
+        icon = Image.alpha_composite(Image.new("RGBA", icon.size, transparent), icon)
+    return icon.convert("RGB")
+
+
+@pytest.mark.parametrize("exif", ["ignore", "rotate"])
+@pytest.mark.parametrize("transparent", ["drop", "black", "white"])
+def test_pictures_are_read_in_training_in_answers_and_after_saving_as_the_stage_says(model, stage, tmp_path, exif, transparent):
+    stage = dataclasses.replace(stage, batch_size=1, max_steps=1, exif=exif, transparent=transparent)
+    wanted = model.encoder.preprocess.batch([shown(exif, transparent)])[0]
+    model.set_inputs(exif="rotate", transparent="black")  # what it was built with is another matter
+    data = [dataclasses.replace(ANSWERED, images=[turned_icon()])]
+    assert torch.equal(given(model, lambda: train(model, stage, data, tmp_path / "run"))[1], wanted)
+    told = json.loads((tmp_path / "run" / "settings.json").read_text())
+    for part in (told["stage"], told["resolved"], told["model"]["preprocess"]):
+        assert (part["exif"], part["transparent"]) == (exif, transparent)
+    model.save(tmp_path / "model", format="native")
+    assert torch.equal(asked(model, turned_icon())[1], wanted)
+    assert torch.equal(asked(lb.load(tmp_path / "model"), turned_icon())[1], wanted)
+
+
+def test_tiles_and_several_towers_tell_how_their_pictures_are_read():
+    square = clip_preprocess(28, 14)
+    for preprocess in (square, TilePreprocess(square, ((28, 56),)), FusedPreprocess((square, square))):
+        assert reading_of(preprocess) == {"exif": "ignore", "transparent": "drop"}
+        way = {"exif": "rotate", "transparent": "white"}
+        assert reading_of(with_choices(preprocess, **way)) == way
 
 
 def test_each_stage_sets_its_own_and_the_last_one_stays(model, tmp_path):
@@ -159,7 +207,9 @@ def test_a_run_resumes_on_a_model_that_was_built_with_other_inputs(make_model, t
     assert fresh.template.name == "plain"
 
 
-@pytest.mark.parametrize("change", [{"template": "llava_v1"}, {"image_fit": "squash"}])
+@pytest.mark.parametrize(
+    "change", [{"template": "llava_v1"}, {"image_fit": "squash"}, {"exif": "rotate"}, {"transparent": "white"}]
+)
 def test_a_run_isnt_resumed_with_other_inputs_of_the_model(make_model, tokenizer, stage, tmp_path, change):
     stage = dataclasses.replace(stage, batch_size=1, max_steps=1)
     train(make_model(tokenizer), stage, [ANSWERED], tmp_path)

@@ -78,6 +78,7 @@ def test_settings_on_the_command_line_change_the_stage(folder):
         "encoder": 1e-6,
     }
     assert read_stage(str(folder / "stage.json"), ["seed=7"]).seed == 7
+    assert read_stage("stage1", ["exif=rotate", "transparent=white"]) == stage1(exif="rotate", transparent="white")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,8 @@ def test_settings_on_the_command_line_change_the_stage(folder):
         ("stage1", ["batchsize=3"], "'batchsize'; did you mean 'batch_size'?"),
         ("stage1", ["batch_size=many"], "batch_size must be a whole number of at least 1, found 'many'"),
         ("stage1", ["batch_size"], "expected key=value"),
+        ("stage1", ["exif=turn"], "exif must be one of ignore, rotate, or null, found 'turn'"),
+        ("stage1", ["transparent=grey"], "transparent must be one of drop, black, white, or null, found 'grey'"),
         ("stage1", ["train.projektor=1"], "'projektor'; did you mean 'projector'?"),
         ("stage1", ["train=5"], "train must map parts to learning rates"),
     ],
