@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 
 from ..spec import LmmError
 from .merges import mended_merges
+from .pieces import IMAGE_MARKER
 from .spm_convert import SPACES_AT_ENDS
 from .spm_file import sentencepieces_of
 
@@ -83,7 +84,7 @@ class TextEncoder:
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         specials |= {token: backend.token_to_id(token) for token in reserved}
         self.special_tokens = frozenset(specials)
-        markup = structure_ids(tokenizer) | {backend.token_to_id(token) for token in reserved}
+        markup = structure_ids(tokenizer) | {backend.token_to_id(token) for token in (*reserved, IMAGE_MARKER)}
         added = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         unread = sorted((token for token, index in added.items() if index not in markup), key=len, reverse=True)
         self._unread = re.compile("|".join(map(re.escape, unread)) or "(?!)")

@@ -11,7 +11,8 @@ that would give others is not handed out.
 Blanks: here each text is encoded apart from the tokens around it, and gets the blank in front that some tokenizers put there; there the
 tokenizer sees the whole string. `Blanks` finds out where it would do otherwise, and the program writes that blank itself.
 
-Limits, none of which a string can express: contents that spell a special token become it; whitespace that begins an answer is joined to the
+Limits, none of which a string can express: contents that spell a special token become it, so the word `<image>`, escaped or in a text of a list,
+is refused; whitespace that begins an answer is joined to the
 markup in front by some vocabularies, and swallowed by tokens such as Phi-3's `<|assistant|>`.
 """
 
@@ -33,24 +34,41 @@ from .text_encoder import text_encoder
 from .tokenize import Mode, encode_chat
 
 _CONTENT = """\
+{%- set the_word = "a text holds the word <image>, which in a string is an image: write it in another way" -%}
 {%- set content -%}
-{%- if message.content is string -%}{{- message.content -}}{%- else -%}
+{%- if message.content is string -%}
+{%- for text in message.content.split("<image>") -%}
+{%- set bare = text if loop.last else text.rstrip("\\\\") -%}
+{%- set backslashes = text | length - bare | length -%}
+{%- if backslashes % 2 -%}{{- raise_exception(the_word) -}}{%- endif -%}
+{{- bare ~ "\\\\" * (backslashes // 2) -}}{%- if not loop.last -%}{{- "<image>" -}}{%- endif -%}
+{%- endfor -%}
+{%- else -%}
 {%- for part in message.content -%}
 {%- if not loop.first and (part.type == "image" or loop.previtem.type == "image") -%}{{- "\\n" -}}{%- endif -%}
 {%- if part.type == "image" -%}{{- "<image>" -}}
-{%- elif part.type == "text" and "<image>" in part.text -%}{{- raise_exception("a text part holds <image>: give the image as a part of its own") -}}
 {%- elif part.type == "text" -%}{{- part.text -}}
 {%- else -%}{{- raise_exception("content of type " ~ part.type ~ ": expected text or image") -}}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
 {%- endset -%}
-"""
-"""A message as one string: images stand where they are, on lines of their own."""
-
-_IMAGES_FIRST = """\
-{%- if "<image>" in content -%}
-{%- set content = (("<image>\\n" * content.count("<image>")) ~ (content.replace("<image>", "") | trim)) | trim -%}
+{%- if message.content is not string and content.count("<image>") != message.content | selectattr("type", "equalto", "image") | list | length -%}
+{{- raise_exception(the_word) -}}
 {%- endif -%}
+"""
+"""A message as one string in which every `<image>` is an image: those of a list stand on lines of their own."""
+
+_WITHOUT_IMAGES = """\
+{%- set said = content.replace("<image>", "") | trim -%}
+{%- if "<image>" in said -%}{{- raise_exception(the_word) -}}{%- endif -%}
+"""
+"""The words of a message; those that were around an image could make one together."""
+
+_IMAGES_FIRST = f"""\
+{{%- if "<image>" in content -%}}
+{_WITHOUT_IMAGES}
+{{%- set content = (("<image>\\n" * content.count("<image>")) ~ said) | trim -%}}
+{{%- endif -%}}
 """
 """What `llava15_messages` does."""
 
@@ -187,7 +205,7 @@ class _Writer:
         image = "" if images_apart else f'{{%- for _ in range(content.count("<image>")) -%}}\n{self.fixed((("image", ""),))}{{%- endfor -%}}\n'
         bos = "" if images_apart else self.fixed((("bos", ""),))
         none = f'{{%- if "<image>" not in content -%}}\n{_refuse(f"template {name} needs an image to caption")}{{%- endif -%}}\n'
-        words = '{%- set content = content.replace("<image>", "") | trim -%}\n' + self._text("content")
+        words = _WITHOUT_IMAGES + "{%- set content = said -%}\n" + self._text("content")
         return (
             "{%- for message in messages -%}\n"
             + self._message()

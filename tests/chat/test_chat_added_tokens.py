@@ -59,5 +59,6 @@ def test_markup_in_a_text_is_no_news(make_family, family_name):
     tokenizer = make_family(family_name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, labels = learned(tokenizer, f"it says {tokenizer.eos_token}.")
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+        _, labels = learned(tokenizer, f"it says {tokenizer.eos_token} and \\<image>.")
     assert labels.count(tokenizer.eos_token_id) == 1

@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass, replace
 from functools import cache
 
+import jinja2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,8 @@ from lmmblocks.chat import (
     from_jinja,
     to_jinja,
 )
+from lmmblocks.chat.messages import plain_messages
+from lmmblocks.chat.pieces import split_markers
 from lmmblocks.spec import IGNORE_LABEL, LmmError
 
 MODES = ("pieces", "llava15")
@@ -37,6 +40,11 @@ def conversations(draw):
         messages.append({"role": "assistant", "content": draw(texts).lstrip()})
     prompt = draw(st.booleans())
     return (messages[:-1] if prompt else messages), prompt
+
+
+def says_image(message):
+    """Whether a message holds the word, which a string can't tell from an image."""
+    return any("<image>" in text for text in split_markers(plain_messages([message])[0]["content"]))
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +91,15 @@ def test_the_string_has_our_ids_and_what_we_refuse_is_refused(programs, family, 
     tokenizer, sources, _ = programs(family, mode)
     image = tokenizer.get_vocab()["<image>"]
     messages, prompt = conversation
+    word = any(says_image(message) for message in messages)
     for name, source in sources.items():
         render = {"chat_template": source, "add_generation_prompt": prompt}
         try:
             expected = encode_chat(messages, TEMPLATES[name], tokenizer, mode=mode, add_generation_prompt=prompt, image_token=image)
         except LmmError:
-            with pytest.raises(Exception, match="template|conversation"):
+            expected = None
+        if expected is None or word:
+            with pytest.raises(jinja2.TemplateError, match="the word <image>|template|conversation" if expected is None else "the word <image>"):
                 tokenizer.apply_chat_template(messages, **render)
             continue
         found = tokenizer.apply_chat_template(messages, **render, return_dict=True)["input_ids"]
@@ -140,13 +151,38 @@ def test_parts_are_lines_of_one_text(programs, name, mode, parts, text):
 
 @pytest.mark.parametrize(
     "part, message",
-    [({"type": "video"}, "content of type video: expected text or image"), ({"type": "text", "text": "a <image>"}, "a text part holds <image>")],
+    [({"type": "video"}, "content of type video: expected text or image"), ({"type": "text", "text": "a <image>"}, "a text holds the word <image>")],
 )
 def test_a_part_that_has_no_place_is_refused(programs, part, message):
     tokenizer, sources, _ = programs("gpt", "pieces")
     messages = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]
     with pytest.raises(Exception, match=message):
         tokenizer.apply_chat_template(messages, chat_template=sources["chatml"], add_generation_prompt=True)
+
+
+MARKED = st.lists(st.sampled_from(["\\", "<image>", "<ima", "ge>", "a", " ", "\n", None]), min_size=1, max_size=8)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["vicuna_v1", "chatml", "plain", "instructblip"])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=MARKED, listed=st.booleans())
+def test_the_word_image_is_never_an_image_and_never_the_other_way_round(programs, name, mode, words, listed):
+    tokenizer, sources, _ = programs("gpt", mode)
+    parts = [{"type": "image"} if word is None else {"type": "text", "text": word} for word in words]
+    messages = [{"role": "user", "content": parts if listed else "".join(word or "<image>" for word in words)}]
+    ours = {"mode": mode, "add_generation_prompt": True, "image_token": tokenizer.get_vocab()["<image>"]}
+    theirs = {"chat_template": sources[name], "add_generation_prompt": True}
+    try:
+        expected = encode_chat(messages, TEMPLATES[name], tokenizer, **ours).ids
+        found = tokenizer.apply_chat_template(messages, **theirs, return_dict=True)["input_ids"]
+    except LmmError:  # plain without an image
+        return
+    except jinja2.TemplateError as error:
+        assert "a text holds the word <image>, which in a string is an image" in str(error)
+        assert says_image(messages[0]) or "<image>" in "".join(split_markers(plain_messages(messages)[0]["content"]))
+    else:
+        assert found == expected and not says_image(messages[0])
 
 
 @pytest.mark.parametrize("mode", MODES)
