@@ -10,8 +10,8 @@
 
 namespace simt {
 
-// What came of a step. WAITS: nothing can move until another CTA writes what is waited for.
-enum class Step { MOVED, WAITS, RETURNED, REFUSED };
+// What came of a step. PAUSED: others should go on first. WAITS: nothing can move until another CTA writes what is waited for.
+enum class Step { MOVED, PAUSED, WAITS, RETURNED, REFUSED };
 
 class Cta {
   public:
@@ -48,7 +48,7 @@ class Cta {
             if (awaiting()) return Step::WAITS;
             message_ = "deadlock: " + who_waits();
         }
-        if (message_.empty()) return live_ > 0 ? Step::MOVED : Step::RETURNED;
+        if (message_.empty()) return live_ == 0 ? Step::RETURNED : paused_ ? Step::PAUSED : Step::MOVED;
         last_fault() = where() + message_;
         return Step::REFUSED;
     }

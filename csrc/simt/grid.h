@@ -22,10 +22,8 @@ class Residents {
         for (;;) {
             while (running_.size() < schedule().resident() && begun_ < order_.size()) begin(order_[begun_++]);
             if (running_.empty()) return true;
-            std::vector<size_t> able;
-            for (size_t i = 0; i < running_.size(); ++i) {
-                if (!running_[i].waits) able.push_back(i);
-            }
+            std::vector<size_t> able = those([](const Resident& resident) { return !resident.waits && !resident.paused; });
+            if (able.empty()) able = those([](const Resident& resident) { return !resident.waits; });
             if (able.empty()) return deadlock();
             if (!get_on(able[schedule().choose_cta(able.size())])) return false;
         }
@@ -34,8 +32,17 @@ class Residents {
   private:
     struct Resident {
         Cta* cta;
-        bool waits;
+        bool waits = false, paused = false;
     };
+
+    template <class Condition>
+    std::vector<size_t> those(Condition condition) const {
+        std::vector<size_t> found;
+        for (size_t i = 0; i < running_.size(); ++i) {
+            if (condition(running_[i])) found.push_back(i);
+        }
+        return found;
+    }
 
     void begin(uint64_t number) {
         const uint64_t row = number / grid_.x;
@@ -44,7 +51,7 @@ class Residents {
             kept().push_back(std::make_unique<Cta>());
             free_.push_back(kept().back().get());
         }
-        running_.push_back({free_.back(), false});
+        running_.push_back({free_.back()});
         free_.pop_back();
         running_.back().cta->begin(kernel_, block_, index, smem_bytes_);
     }
@@ -56,7 +63,8 @@ class Residents {
             running_[chosen].waits = true;
             return true;
         }
-        for (Resident& resident : running_) resident.waits = false;  // what they wait for may be there now
+        for (Resident& resident : running_) resident.waits = resident.paused = false;  // what they wait for may be there now
+        running_[chosen].paused = step == Step::PAUSED;
         if (step == Step::RETURNED) {
             free_.push_back(running_[chosen].cta);
             running_.erase(running_.begin() + static_cast<std::ptrdiff_t>(chosen));
