@@ -68,6 +68,20 @@ def count_markers(content: str) -> int:
     return len(split_markers(content)) - 1
 
 
+def marker_in_a_sentence(content: str) -> tuple[str, str] | None:
+    """Return the text in front of the only marker of a content and behind it, where both are on its line: it may have been meant as a word.
+
+    Example:
+        >>> marker_in_a_sentence("Hi.\\nWhat does <image> do?"), marker_in_a_sentence("<image> What?")
+        (('What does', 'do?'), None)
+    """
+    around = split_markers(content)
+    if len(around) != 2:
+        return None
+    before, behind = around[0].rpartition("\n")[2].strip(), around[1].partition("\n")[0].strip()
+    return (before, behind) if before and behind else None
+
+
 def escape_markers(text: str) -> str:
     """Return the content that says a text as it is, with nothing in it taken for the place of an image.
 

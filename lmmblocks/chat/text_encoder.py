@@ -110,10 +110,9 @@ class TextEncoder:
             text = text.replace(found, tidy)
         return text
 
-    def unread_token(self, text: str) -> str | None:
-        """Return a special token that a text spells and that is no markup: one that was added, maybe in order to be said."""
-        found = self._unread.search(text)
-        return found[0] if found else None
+    def unread_tokens(self, text: str, markup: Collection[str] = ()) -> list[str]:
+        """Return the special tokens that a text spells and that are no markup: they were added, maybe in order to be said."""
+        return list(dict.fromkeys(token for token in self._unread.findall(text) if token not in markup))
 
     def _encode(self, text: str) -> tuple[int, ...]:
         ids = self._ids(text)

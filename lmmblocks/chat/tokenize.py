@@ -94,7 +94,7 @@ def tokenize(
             text = "".join(piece.text for piece in run)
             if ids and ids[-1] in encoder.swallowing and not train:
                 text = text.lstrip(WHITESPACE)
-            if (token := encoder.unread_token(text)) and token not in reserved:
+            for token in encoder.unread_tokens(text, reserved):
                 _tell_of_a_special_token(token)
             new = encoder.encode(f" {text}" if before in fresh else text) if text else ()
         elif kind == "image":

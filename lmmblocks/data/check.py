@@ -22,6 +22,7 @@ from .read_json import BrokenJson, read_records
 from .record_form import Form, form_of
 from .record_keys import other_keys
 from .records import Records
+from .sample_reader import Reading, sample_reader
 
 __all__ = ["CheckReport", "Finding", "Offender", "add_cli", "check_file", "run"]
 
@@ -33,7 +34,7 @@ def check_file(
     images_dir: str | os.PathLike,
     *,
     max_tokens: int | None = None,
-    count_tokens: Callable[[Sample], int] | None = None,
+    read: Callable[[Sample], Reading] | None = None,
     limit: int = 5,
     allow: Sequence[str] = (),
     questions: bool = False,
@@ -45,8 +46,8 @@ def check_file(
         json_path: the records.
         images_dir: folder the image paths are relative to.
         max_tokens: longest sample allowed, image rows included; None = any length.
-        count_tokens: rows of a sample in the decoder, see ``token_count.token_counter``; None counts words and one row per
-            image, which no tokenizer undercuts by much, and so finds the worst only.
+        read: reads samples as the model will, see ``sample_reader``, and refuses what its template does; None = none is read. What doesn't
+            count rows leaves words and one row per image to count, which no tokenizer undercuts by much, and which finds the worst only.
         limit: offenders listed per kind; all are counted.
         questions: whether the file is for ``lmmblocks eval``, which asks one question a record.
         allow: codes that are reported but don't make the file unfit.
@@ -78,8 +79,8 @@ def check_file(
     _add_duplicate_ids(records, found)
     if questions:
         _add_questions(records, folder, found)
-    if max_tokens is not None:
-        _add_lengths(records, folder, found, max_tokens, count_tokens)
+    if read is not None or max_tokens is not None:
+        _add_readings(records, folder, found, max_tokens, read)
     places = list(_places(records, found))
     if not records:
         places.append((Offender(None, None, f"{name} is an empty list"), Problem("no_records", "")))
@@ -133,30 +134,36 @@ def _add_questions(records: Sequence[Any], images_dir: str, found: dict[int, lis
             found.setdefault(index, []).append(Problem("bad_question", str(error)))
 
 
-def _add_lengths(
+def _add_readings(
     records: Sequence[Any],
     images_dir: str,
     found: dict[int, list[Problem]],
-    max_tokens: int,
-    count_tokens: Callable[[Sample], int] | None,
+    max_tokens: int | None,
+    read: Callable[[Sample], Reading] | None,
 ) -> None:
-    """Report records longer than allowed; those without readable turns have no length."""
+    """Report what is found by reading a record as a model does; one without readable turns can't be read."""
     for index, record in enumerate(records):
         problems = found.get(index, [])
         if any(problem.code in _UNREADABLE for problem in problems):
             continue
         sample = Records([record], images_dir)[0]
         try:
-            length = _least_tokens(sample) if count_tokens is None else count_tokens(sample)
+            reading = Reading() if read is None else read(sample)
         except LmmError as error:
-            if not errors_of(problems):  # else the reason is reported already
-                found.setdefault(index, []).append(Problem("untokenisable", str(error)))
-            continue
-        if length > max_tokens:
-            least = "at least " if count_tokens is None else ""
-            found.setdefault(index, []).append(
-                Problem("too_long", f"{least}{length} tokens, allowed {max_tokens}")
-            )
+            new = [] if errors_of(problems) else [Problem("untokenisable", str(error))]  # else the reason is reported already
+        else:
+            new = _too_long(sample, reading, max_tokens)
+            new += [Problem("special_in_text", f"a text spells {token!r}") for token in reading.spelled]
+        if new:
+            found.setdefault(index, []).extend(new)
+
+
+def _too_long(sample: Sample, reading: Reading, max_tokens: int | None) -> list[Problem]:
+    length = _least_tokens(sample) if reading.rows is None else reading.rows
+    if max_tokens is None or length <= max_tokens:
+        return []
+    least = "at least " if reading.rows is None else ""
+    return [Problem("too_long", f"{least}{length} tokens, allowed {max_tokens}")]
 
 
 def _least_tokens(sample: Sample) -> int:
@@ -193,10 +200,12 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder of a tokenizer or model, for exact lengths with --max-tokens",
+        help="folder of a tokenizer or model: every record is read as training would, and --max-tokens counts exactly",
     )
     parser.add_argument(
-        "--template", default="vicuna_v1", help="chat template for exact lengths (default: %(default)s)"
+        "--template",
+        metavar="NAME",
+        help="chat template of the stage: every record is rendered with it (default with --tokenizer: the model's; of a tokenizer alone vicuna_v1)",
     )
     parser.add_argument(
         "--image-rows",
@@ -233,7 +242,7 @@ def run(args: argparse.Namespace) -> int:
         args.file,
         args.images if args.images is not None else os.path.dirname(args.file) or ".",
         max_tokens=args.max_tokens,
-        count_tokens=_counter(args),
+        read=_reader(args),
         limit=args.limit,
         allow=args.allow,
         questions=args.questions,
@@ -243,15 +252,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _counter(args: argparse.Namespace) -> Callable[[Sample], int] | None:
-    """The exact token counter, if a tokenizer was given."""
-    if args.tokenizer is None:
+def _reader(args: argparse.Namespace) -> Callable[[Sample], Reading] | None:
+    """What reads the records, if it was said how."""
+    if args.tokenizer is None and args.template is None:
         return None
-    if args.max_tokens is None:
-        raise LmmError("--tokenizer is for --max-tokens, which is not given: add --max-tokens N")
-    from .token_count import token_counter
-
-    return token_counter(args.tokenizer, template=args.template, image_rows=args.image_rows)
+    return sample_reader(args.tokenizer, template=args.template, image_rows=args.image_rows)
 
 
 def _show_progress(done: int, total: int) -> None:

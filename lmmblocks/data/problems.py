@@ -127,6 +127,16 @@ PROBLEM_KINDS = {
         f"nothing, if it is text; otherwise write {IMAGE_MARKER} and list the image",
         note=True,
     ),
+    "marker_in_sentence": ProblemKind(
+        f"the only {IMAGE_MARKER} stands inside a sentence; it is the place of the picture",
+        f"nothing, if it is; for the word write \\{IMAGE_MARKER}, and {IMAGE_MARKER} in front",
+        note=True,
+    ),
+    "special_in_text": ProblemKind(
+        "a text spells a special token of the tokenizer, which is read as its characters",
+        "nothing, if it is text; for the token add it as an ordinary one: tokenizer.add_tokens([...])",
+        note=True,
+    ),
     "image_only_question": ProblemKind(
         "a question that is only an image", "nothing, for captioning", note=True
     ),

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..chat.pieces import IMAGE_MARKER, count_markers, split_markers
+from ..chat.pieces import IMAGE_MARKER, count_markers, marker_in_a_sentence, split_markers
 from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
@@ -143,6 +143,12 @@ def _marker_problems(form: Form) -> list[Problem]:
     ]
     if form.system is not None and count_markers(form.system):
         problems.append(Problem("marker_in_answer", f"the system message: {short(form.system)}"))
+    if markers == images == 1:
+        problems += [
+            Problem("marker_in_sentence", f"turn {turn.number} has it between {short(around[0][-30:])} and {short(around[1][:30])}")
+            for turn in form.turns
+            if turn.role == "user" and (around := marker_in_a_sentence(turn.text)) is not None
+        ]
     if markers != images:
         code = "missing_marker" if markers < images else "extra_marker"
         text_only = " (a text-only record)" if images == 0 else ""

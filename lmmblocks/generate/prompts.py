@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..chat import IMAGE_MARKER, Message, count_markers, encode_chat
-from ..chat.pieces import split_markers
+from ..chat.pieces import marker_in_a_sentence
 from ..images.load import ImageSource
 from ..inputs import InputSpec
 from ..spec import IMAGE_TOKEN, LmmError, image_list
@@ -122,14 +122,10 @@ def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
 
 def _tell_of_a_marker_in_a_sentence(text: str, images: int, name: str) -> None:
     """Say that the only marker of a question was taken for the place of its only picture, where it may have been meant as a word."""
-    around = split_markers(text)
-    if images != 1 or len(around) != 2:
-        return
-    before, behind = around[0].rpartition("\n")[2].strip(), around[1].partition("\n")[0].strip()
-    if before and behind:
+    if images == 1 and (around := marker_in_a_sentence(text)) is not None:
         warnings.warn(
-            f"{name} has {IMAGE_MARKER} inside a sentence, {before[-30:]!r} {IMAGE_MARKER} {behind[:30]!r}: taken for the place of the picture; "
-            f"write \\{IMAGE_MARKER} (lmmblocks.escape_markers) for the word, and the picture goes in front",
+            f"{name} has {IMAGE_MARKER} inside a sentence, {around[0][-30:]!r} {IMAGE_MARKER} {around[1][:30]!r}: taken for the place of the "
+            f"picture; write \\{IMAGE_MARKER} (lmmblocks.escape_markers) for the word, and the picture goes in front",
             stacklevel=6,
         )
 

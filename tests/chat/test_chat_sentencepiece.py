@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import lmmblocks as lb
 from lmmblocks.chat import encode_chat, load_tokenizer
 from lmmblocks.chat.text_encoder import text_encoder
-from lmmblocks.data.token_count import token_counter
+from lmmblocks.data.sample_reader import sample_reader
 from lmmblocks.instruction import InstructionTokens
 from lmmblocks.spec import LmmError, Sample
 
@@ -221,7 +221,7 @@ def test_counting_and_instructions_cut_as_training_does(like_llama, tmp_path):
     folder = folder_of(like_llama, tmp_path, legacy=False)
     original = sentencepiece(like_llama)
     tokens = encode_chat(MESSAGES, "vicuna_v1", load_tokenizer(folder))
-    assert token_counter(folder, template="vicuna_v1", image_rows=7)(Sample(MESSAGES, ["a.png"])) == len(tokens.ids) + 6
+    assert sample_reader(folder, template="vicuna_v1", image_rows=7)(Sample(MESSAGES, ["a.png"])).rows == len(tokens.ids) + 6
     words = CODE.replace("</s>", "")
     assert InstructionTokens(str(folder), len(original), 100)(words) == [1, *original.encode(words)]
 

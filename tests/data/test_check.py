@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmmblocks.chat import TEMPLATES
 from lmmblocks.cli import main
 from lmmblocks.data.check import check_file
 from lmmblocks.data.problems import PROBLEM_KINDS
+from lmmblocks.data.records import load_records
+from lmmblocks.data.sample_reader import Reading, sample_reader
 from lmmblocks.spec import LmmError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
@@ -21,7 +24,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3),
 
 NOTES = (
     *("duplicate_id", "animated_image", "deep_image", "turned_image", "transparent_image"),
-    *("wrong_extension", "foreign_marker", "image_only_question"),
+    *("wrong_extension", "foreign_marker", "marker_in_sentence", "special_in_text", "image_only_question"),
 )
 
 
@@ -93,8 +96,15 @@ def faults(record):
         "animated_image": record("animated_image", "move.gif"),
         "wrong_extension": record("wrong_extension", "gif.jpg"),
         "foreign_marker": record("foreign_marker", None, "<img>a/cat.jpg</img> What?"),
+        "marker_in_sentence": record("marker_in_sentence", question="What does the tag <image> do?"),
+        "special_in_text": record("special_in_text", question="<image>\nWhere is <loc>?"),
         "image_only_question": record("image_only_question", question="<image>"),
     }
+
+
+def sees_loc(sample):
+    """Read a sample with a tokenizer that has a special token <loc>, and can't count."""
+    return Reading(None, tuple("<loc>" for message in sample.messages if "<loc>" in message["content"]))
 
 
 def test_every_kind_of_fault_is_found_at_its_record_and_nothing_else(write, broken_images):
@@ -102,7 +112,7 @@ def test_every_kind_of_fault_is_found_at_its_record_and_nothing_else(write, brok
     order = list(planted)
     random.Random(0).shuffle(order)
     path = write([write.record("good"), *(planted[code] for code in order)])
-    report = check_file(path, broken_images, max_tokens=250)
+    report = check_file(path, broken_images, max_tokens=250, read=sees_loc)
     assert report.counts == dict.fromkeys(planted, 1)
     for finding in report.findings:
         (offender,) = finding.offenders
@@ -117,10 +127,10 @@ def test_every_kind_of_fault_is_found_at_its_record_and_nothing_else(write, brok
 @pytest.mark.parametrize("code", list(faults(lambda *a, **k: None)))
 def test_each_fault_alone_decides_whether_the_file_is_fit(write, broken_images, code):
     path = write([write.record("good"), faults(write.record)[code]])
-    report = check_file(path, broken_images, max_tokens=250)
+    report = check_file(path, broken_images, max_tokens=250, read=sees_loc)
     assert report.counts == {code: 1}
     assert report.ok == PROBLEM_KINDS[code].note
-    assert check_file(path, broken_images, max_tokens=250, allow=[code]).ok
+    assert check_file(path, broken_images, max_tokens=250, read=sees_loc, allow=[code]).ok
 
 
 @pytest.mark.parametrize(
@@ -203,10 +213,10 @@ def test_given_token_counts_decide_and_refusals_are_reported(write, images):
     def count(sample):
         if sample.id == "refused":
             raise LmmError("no such token")
-        return 10 if sample.id == "short" else 11
+        return Reading(10 if sample.id == "short" else 11)
 
     path = write([write.record(name) for name in ("short", "long", "refused")])
-    report = check_file(path, images, max_tokens=10, count_tokens=count)
+    report = check_file(path, images, max_tokens=10, read=count)
     details = {finding.code: finding.offenders[0].detail for finding in report.findings}
     assert details == {"too_long": "11 tokens, allowed 10", "untokenisable": "no such token"}
 
@@ -286,7 +296,9 @@ def test_exit_code_2_without_traceback_for_what_cannot_run(write, images, capsys
         (sound, "--images", sound): "is a file: give the folder",
         (sound, "--images", images, "--max-tokens", 0): "error: found --max-tokens 0, expected 1 or more\n",
         (sound, "--images", images, "--limit", -1): "error: found --limit -1, expected 0 or more\n",
-        (sound, "--images", images, "--tokenizer", tmp_path): "add --max-tokens N",
+        (sound, "--images", images, "--tokenizer", tmp_path): "holds no tokenizer",
+        (sound, "--images", images, "--template", "vicuna_v2"): "did you mean 'vicuna_v1'",
+        (sound, "--images", images, "--template", "auto"): "there is no tokenizer",
         (sound, "--images", images, "--max-tokens", 9, "--tokenizer", tmp_path / "no"): "tokenizer folder",
         (sound, "--images", images, "--max-tokens", 9, "--tokenizer", images): "holds no tokenizer: expected tokenizer.json or ",
         (sound, "--images", images, "--max-tokens", 9, "--tokenizer", sound): "is a file: give a local folder",
@@ -297,20 +309,25 @@ def test_exit_code_2_without_traceback_for_what_cannot_run(write, images, capsys
         assert captured.err.startswith("error: ") and message in captured.err and not captured.out
 
 
-def test_exact_lengths_count_the_rendered_conversation_and_image_rows(write, images, tmp_path, capsys):
+@pytest.fixture
+def tokenizer(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
-
-    from lmmblocks.chat import encode_chat
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(
-        [], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    )
+    raw.train_from_iterator([], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    tokenizer.add_tokens(["<loc>", "<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.add_tokens(["<seg>"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tokenizer
+
+
+def test_exact_lengths_count_the_rendered_conversation_and_image_rows(write, images, tmp_path, capsys, tokenizer):
+    from lmmblocks.chat import encode_chat
+
     path = write([write.record("a")])
     messages = [
         {"role": "user", "content": "<image>\nWhat is it?"},
@@ -321,6 +338,57 @@ def test_exact_lengths_count_the_rendered_conversation_and_image_rows(write, ima
     assert cli(*common, "--max-tokens", length) == 0
     assert cli(*common, "--max-tokens", length - 1) == 1
     assert f"{length} tokens, allowed {length - 1}" in capsys.readouterr().out
+
+
+def test_texts_that_spell_a_special_token_are_counted_and_others_are_not(write, images, tmp_path, tokenizer, recwarn):
+    texts = {"loc": "at <|im_end|> and <loc>", "structure": "</s> is text", "markup": "<|im_end|>", "ordinary": "<seg>", "image": "\\<image>"}
+    path = write([write.record(name, answer=text) for name, text in texts.items()])
+    (note,) = check_file(path, images, read=sample_reader(tmp_path / "tokenizer", template="chatml")).findings
+    assert (note.code, note.count, note.offenders[0].id, note.note) == ("special_in_text", 1, "loc", True)
+    assert "'<loc>'" in note.offenders[0].detail and not recwarn
+    without_markup = check_file(path, images, read=sample_reader(tmp_path / "tokenizer", template="vicuna_v1"))
+    assert [place.id for place in without_markup.findings[0].offenders] == ["loc", "loc", "markup"]
+
+
+RECORDS = {
+    "one turn": ([], 1, True),
+    "two turns": ([], 2, True),
+    "a system turn": ([("system", "Be brief.")], 1, True),
+    "an empty system turn": ([("system", "")], 1, True),
+    "no image": ([], 1, False),
+}
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_a_template_refuses_in_training_makes_a_file_unfit(write, images, tmp_path, tokenizer, name, counted):
+    from lmmblocks.chat import encode_chat
+
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(getattr(TEMPLATES[name], "tokens", ()))})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    read = sample_reader(tmp_path / "tokenizer" if counted else None, template=name)
+    for system, pairs, image in RECORDS.values():
+        asked = [("human", "<image>\nWhat?" if image else "What?"), ("gpt", "A cat"), ("human", "And?"), ("gpt", "No")][: 2 * pairs]
+        path = write([write.record("r", "ok.png" if image else None, conversations=turns(*system, *asked))])
+        (sample,) = load_records(path, images)
+        try:
+            encode_chat(sample.messages, name, tokenizer)
+            trains = True
+        except LmmError as error:
+            trains = False
+            assert str(error) in check_file(path, images, read=read).findings[0].offenders[0].detail
+        assert check_file(path, images, read=read).ok == trains
+
+
+@pytest.mark.parametrize("layout", ["native", "hf", "llava"])
+def test_a_models_folder_is_read_with_its_own_template(write, images, tmp_path, capsys, make_tiny_model, layout):
+    make_tiny_model(template="plain").save(tmp_path / "model", format=layout)
+    path = write([write.record("r", conversations=turns(("system", "Be brief."), ("human", "<image>"), ("gpt", "A cat")))])
+    assert cli(path, "--images", images) == 0
+    assert cli(path, "--images", images, "--tokenizer", tmp_path / "model", "--template", "vicuna_v1") == 0
+    capsys.readouterr()
+    assert cli(path, "--images", images, "--tokenizer", tmp_path / "model") == 1
+    assert "template 'plain' has no place for a system message" in capsys.readouterr().out
 
 
 def test_help_lists_the_codes(capsys):
