@@ -18,6 +18,7 @@ from .current_config import template_or_name
 from .decoders.hf import HFDecoder, is_hf_model
 from .dtypes import check_dtype
 from .encoders.choices import keep_choices, preprocess_for
+from .first_pass import check_runs
 from .lmm import LMM
 from .presets import DECODERS, ENCODERS, PRESETS, preset
 from .spec import LmmError, closest
@@ -105,7 +106,7 @@ def build(
     several = blocks["reducer"], blocks["hook"]
     if problems:
         refuse([*problems, *mismatches(Parts(*parts, *several, tokenizer, template, max_length, config.attention))])
-    return LMM(
+    model = LMM(
         *parts,
         reducers=several[0],
         hooks=several[1],
@@ -116,6 +117,8 @@ def build(
         tokenize_mode=config.tokenize_mode,
         attention=config.attention,
     ).eval()
+    check_runs(model)
+    return model
 
 
 def random_parts(config: LMMConfig) -> list[str]:

@@ -25,7 +25,7 @@ LAYERS = (
     ("lmm", ("lmm",)),
     # Parts of files come before the model that is built of them, whole models after.
     ("weights of parts", tuple(f"weights.{path.stem}" for path in (Path(lmmblocks.__file__).parent / "weights").glob("[!_]*.py"))),
-    ("assemble", ("assemble",)),
+    ("assemble", ("assemble", "first_pass")),
     ("whole models", ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save", "weights.save_llava")),
     ("use", ("data", "eval", "generate", "train")),
     (

@@ -12,6 +12,7 @@ import torch
 from ..assemble import build
 from ..chat import load_tokenizer
 from ..dtypes import check_dtype, name_of
+from ..first_pass import check_runs
 from ..lmm import LMM
 from .buffers import compute_buffers, copy_buffers
 from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
@@ -75,7 +76,9 @@ def load(
         compute_buffers(part, shape.build, device)
     # What connects them is made for both of them together; hardly any connector has such buffers.
     copy_buffers(model, lambda: build(config, weights="random"), device)
-    return model.to(dtype=dtype).eval()  # what the files don't hold, computed buffers, as build(dtype=...) has it
+    model.to(dtype=dtype).eval()  # what the files don't hold, computed buffers, as build(dtype=...) has it
+    check_runs(model)
+    return model
 
 
 def _one_dtype(files: WeightFiles) -> torch.dtype | None:
