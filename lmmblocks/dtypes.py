@@ -1,8 +1,10 @@
-"""One floating-point dtype for all parts of a model: which, and who has another."""
+"""One floating-point dtype for all parts of a model: which, who has another, and how a model gets its own back after it computed in a wider one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -61,6 +63,53 @@ def disagreement(parts: Mapping[str, Any]) -> str | None:
     if len({device for places in devices.values() for device in places}) > 1:
         return f"the weights are on several devices, {_listed(devices)}: move all of them with model.to(device), or pass device= to build or load"
     return None
+
+
+def widen(part: nn.Module) -> None:
+    """Convert what has less than fp32's digits to fp32, in which small updates don't vanish; fp64 stays."""
+    for holder, name in _floats(part):
+        _convert(holder, name, torch.promote_types(holder[name].dtype, torch.float32))
+
+
+@contextmanager
+def dtypes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every weight and buffer, behind the body, the dtype it had before, however the body ends.
+
+    Where a weight has grown beyond what its dtype holds, none is converted: the whole model is in fp32 then, and a warning says so.
+    """
+    before = [(holder, name, holder[name].dtype) for holder, name in _floats(model)]
+    try:
+        yield
+    finally:
+        too_large = next((dtype for holder, name, dtype in before if not _holds(dtype, holder[name])), None)
+        if too_large is not None:
+            widen(model)
+            warnings.warn(f"weights have grown beyond {name_of(too_large)}'s largest number: the model stays in float32", stacklevel=3)
+        for holder, name, dtype in before if too_large is None else ():
+            _convert(holder, name, dtype)
+
+
+def _floats(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield where each floating-point parameter and buffer is held: a module's dict, and its name there."""
+    for each in module.modules():
+        for holder in (each._parameters, each._buffers):
+            yield from ((holder, name) for name, tensor in holder.items() if tensor is not None and tensor.is_floating_point())
+
+
+def _convert(holder: dict[str, Any], name: str, dtype: torch.dtype) -> None:
+    """Parameters stay the objects that an optimizer and other modules know."""
+    if isinstance(holder[name], nn.Parameter):
+        holder[name].data = holder[name].data.to(dtype)
+    else:
+        holder[name] = holder[name].to(dtype)
+
+
+def _holds(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether no finite number becomes infinite in a dtype."""
+    if tensor.numel() == 0 or torch.finfo(dtype).max >= torch.finfo(tensor.dtype).max:
+        return True
+    largest = tensor.detach().abs().max()
+    return not bool(torch.isfinite(largest) & torch.isinf(largest.to(dtype)))
 
 
 def name_of(dtype: torch.dtype) -> str:

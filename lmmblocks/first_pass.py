@@ -46,7 +46,7 @@ def check_runs(model: LMM) -> None:
             rows = tuple(map(_counter(model).image_rows, grids))
         if model.device.type == "cpu" and _multiplications(model, sum(rows)) > CPU_MULTIPLICATIONS:
             return
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _buffers_kept(model):
             _run(model, pixels.to(model.device), rows)
     except _Untried:
         return
@@ -64,6 +64,15 @@ def _run(model: LMM, pixels: Any, rows: tuple[int, ...]) -> None:
         logits_1V = model.decoder.head(hidden_TD[-1:])
     if logits_1V.shape != (1, model.decoder.vocab):
         raise LmmError(f"decoder {name_of(model.decoder)} gives logits {tuple(logits_1V.shape)} for one row, its vocab is {model.decoder.vocab}")
+
+
+@contextmanager
+def _buffers_kept(model: LMM) -> Iterator[None]:
+    """What a part counts or averages starts with its first user's picture."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lmmblocks.decoders.transformer import Transformer, TransformerConfig
 from lmmblocks.encoders.clip import CLIP, CLIPConfig
 from lmmblocks.images import clip_preprocess
 from lmmblocks.presets import PRESETS
+from lmmblocks.projectors import MLP
 from lmmblocks.spec import LmmError
 
 sys.path.append(str(Path(__file__).parent / "weights"))
@@ -104,3 +105,22 @@ def test_the_pass_leaves_random_numbers_alone(monkeypatch):
     with_pass = after()
     monkeypatch.setattr(assemble, "check_runs", lambda model: None)
     assert torch.equal(with_pass, after())
+
+
+class Counting(MLP):
+    """A projector that counts the pictures it has seen."""
+
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, features):
+        self.seen += len(features.grids)
+        return super().forward(features)
+
+
+def test_the_pass_leaves_buffers_alone():
+    model = lb.build(config(), projector=Counting, weights="random")
+    assert model.projector.seen == 0
+    model.encode(torch.zeros(2, 3, 28, 28))
+    assert model.projector.seen == 2

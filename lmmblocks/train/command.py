@@ -45,7 +45,7 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_dtype(
-        parser, ("float32", "bfloat16"), "frozen weights; trained ones are float32 (default: %(default)s)", "float32"
+        parser, ("float32", "bfloat16"), "of the model; its trained weights are float32 while they are trained (default: %(default)s)", "float32"
     )
     for part in SWAPS:
         parser.add_argument(

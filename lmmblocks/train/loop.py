@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..dtypes import dtypes_kept, dtypes_of, name_of
 from ..spec import LmmError, Sample
 from .blame import cause, refuse_broken_weights, refuse_diverged_weights
 from .checkpoint import Checkpoint, CheckpointStore, load_checkpoint, verify_checkpoint
@@ -44,6 +45,9 @@ def train(
 ) -> TrainResult:
     """Train one stage; the model is changed in place. It asks, and is saved, with the template and image fit it was trained with.
 
+    Trained weights are fp32 while they are trained. Behind the run every weight has its own dtype again, so that the model generates, and is what
+    a saved one is loaded as: those of a bf16 model are rounded once, at the end; the checkpoint keeps them in fp32.
+
     Killed at any moment and called again with the same arguments, it goes on from its last checkpoint and gives, bit for bit, the losses of
     the uninterrupted run (on the same kind of device with as many threads; on a GPU with ``deterministic=True``).
 
@@ -70,6 +74,7 @@ def train(
         run_conditions(stage, model.device),
         no_traces(out, WRITTEN, keep=lambda: started() is not None),
         learning_as_before(model),
+        dtypes_kept(model),
         unchanged_if_refused(model, lambda: any(run.totals.supervised_tokens for run in begun)),
     ):
         set_stage_inputs(model, stage)
@@ -103,6 +108,7 @@ class _Run:
         self.order = StepOrder(samples, stage)
         self.idle = idle_parts(model, stage, samples)
         self.data = StepDataset(samples, self.order, model.input_spec, stage)
+        self.dtypes = dtypes_of(model)
         bf16 = use_bf16(stage, model.device)
         prepare_parts(model, stage, bf16=bf16)
         self.optimizer = build_optimizer(model, stage)
@@ -255,6 +261,9 @@ class _Run:
         totals = self.totals
         self.log.message(f"stage {self.stage.name!r}: {totals.report()}")
         assert self.checkpoint is not None  # the last step writes one
+        rounded = [name_of(dtype) for dtype in self.dtypes if torch.finfo(dtype).bits < 32]
+        if rounded:
+            self.log.message(f"the model is {' and '.join(rounded)} again, to which trained weights are rounded; {self.checkpoint.path} has them in float32")
         return TrainResult(
             losses=losses,
             steps=self.taken,

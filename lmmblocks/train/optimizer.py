@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from ..dtypes import widen
 from ..spec import LmmError
 from .stage import Stage
 
@@ -24,8 +25,8 @@ def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
     A named part of which some parameters require a gradient and some don't, such as one with adapters in it, is woken as it is: the others stay
     frozen. One that is frozen or learns as a whole learns as a whole.
 
-    Trained weights become fp32, in which small updates don't vanish. Frozen ones do too, which loses nothing, unless they are
-    bf16 and the run computes in it.
+    Trained weights become fp32 where they have fewer digits, in which small updates don't vanish. Frozen ones do too, which loses nothing, unless
+    they are bf16 and the run computes in it. ``dtypes.dtypes_kept`` gives them their own back.
 
     Args:
         model: changed in place.
@@ -50,7 +51,7 @@ def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
         if not (trained and _has_chosen(part)):
             part.requires_grad_(trained)
         if trained or not bf16 or any(p.dtype == torch.float16 for p in part.parameters()):
-            part.float()
+            widen(part)
 
 
 def _has_chosen(part: nn.Module) -> bool:

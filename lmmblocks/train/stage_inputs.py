@@ -34,7 +34,7 @@ def set_stage_inputs(model: Any, stage: Stage) -> None:
 
 @contextmanager
 def unchanged_if_refused(model: Any, begun: Callable[[], bool]) -> Iterator[None]:
-    """Put a model back as it was when the body fails before it has begun to train: its inputs, dtypes, modes.
+    """Put a model back as it was when the body fails before it has begun to train: its inputs and modes.
 
     Args:
         model: an ``LMM``.
@@ -42,14 +42,11 @@ def unchanged_if_refused(model: Any, begun: Callable[[], bool]) -> Iterator[None
     """
     inputs = model.template, model.encoder.preprocess, model.config
     modules = [(module, module.training) for module in model.modules()]
-    dtypes = [(tensor, tensor.dtype) for tensor in (*model.parameters(), *model.buffers())]
     try:
         yield
     except BaseException:
         if not begun():
             model.template, model.encoder.preprocess, model.config = inputs
-            for tensor, dtype in dtypes:
-                tensor.data = tensor.data.to(dtype)
             for module, training in modules:
                 module.training = training
         raise
