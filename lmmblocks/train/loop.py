@@ -263,7 +263,8 @@ class _Run:
         assert self.checkpoint is not None  # the last step writes one
         rounded = [name_of(dtype) for dtype in self.dtypes if torch.finfo(dtype).bits < 32]
         if rounded:
-            self.log.message(f"the model is {' and '.join(rounded)} again, to which trained weights are rounded; {self.checkpoint.path} has them in float32")
+            own = " and ".join(rounded)
+            self.log.message(f"the model is {own} again, to which trained weights are rounded; {self.checkpoint.path} has them in float32")
         return TrainResult(
             losses=losses,
             steps=self.taken,
