@@ -17,6 +17,7 @@ from .field_checks import is_whole
 from .spec import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, LmmError, SplicePlan, boundaries, closest
 
 TRUNCATE = ("error", "drop", "turn", "right")
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def plan_splice(
         The plan, on the CPU.
 
     Raises:
-        LmmError: marks and images don't match, an id is negative, a sample is too long, or nothing is left.
+        LmmError: marks and images don't match, an id is negative or no whole number, a sample is too long, or nothing is left.
 
     >>> plan = plan_splice([[1, -200, 5]], [[2]], labels=[[-100, -100, 5]])
     >>> plan.source.tolist(), plan.target_rows.tolist(), plan.targets.tolist()
@@ -99,9 +100,10 @@ def _check_arguments(
 def _expand(
     ids: Sequence[int], image_lengths: Sequence[int], labels: Sequence[int] | None, image_token: int, bidirectional: bool, name: object
 ) -> _Rows:
-    tokens = np.asarray(ids, dtype=np.int64).reshape(-1)
+    tokens = _whole(ids, "id", name)
+    given = None if labels is None else _whole(labels, "label", name)
     is_image = tokens == image_token
-    _check_sample(tokens, is_image, image_lengths, labels, name)
+    _check_sample(tokens, is_image, _whole(image_lengths, "image length", name), given, name)
     repeats = np.ones(len(tokens), dtype=np.int64)
     repeats[is_image] = image_lengths
     source = np.repeat(tokens, repeats)
@@ -109,8 +111,8 @@ def _expand(
     image_total = int(image_row.sum())
     source[image_row] = -1 - np.arange(image_total)
     expanded = np.full(len(source), IGNORE_LABEL, dtype=np.int64)
-    if labels is not None:
-        expanded = np.where(image_row, IGNORE_LABEL, np.repeat(np.asarray(labels, dtype=np.int64).reshape(-1), repeats))
+    if given is not None:
+        expanded = np.where(image_row, IGNORE_LABEL, np.repeat(given, repeats))
     kv_end = None
     if bidirectional:
         ends = np.cumsum(repeats)
@@ -118,8 +120,19 @@ def _expand(
     return _Rows(source, expanded, kv_end, image_total)
 
 
+def _whole(values: Sequence[int], what: str, name: object) -> np.ndarray:
+    """Return whole numbers that 32 bits hold, as the device has them; a cast would make others of what is neither."""
+    numbers = np.asarray(values).reshape(-1)
+    if numbers.size and numbers.dtype.kind not in "iu":
+        wrong = next((value for value in values if not is_whole(value)), numbers[0])
+        raise LmmError(f"sample {name!r} has the {what} {wrong!r}, expected whole numbers")
+    if (large := numbers[numbers > _MOST]).size:
+        raise LmmError(f"sample {name!r} has the {what} {large[0]}, more than 32 bits hold")
+    return numbers.astype(np.int64)
+
+
 def _check_sample(
-    tokens: np.ndarray, is_image: np.ndarray, image_lengths: Sequence[int], labels: Sequence[int] | None, name: object
+    tokens: np.ndarray, is_image: np.ndarray, image_lengths: np.ndarray, labels: np.ndarray | None, name: object
 ) -> None:
     marks = int(is_image.sum())
     if marks != len(image_lengths):
@@ -129,13 +142,13 @@ def _check_sample(
         )
     if labels is not None and len(labels) != len(tokens):
         raise LmmError(f"sample {name!r} has {len(tokens)} token ids but {len(labels)} labels")
-    if image_lengths and min(image_lengths) < 0:
-        raise LmmError(f"sample {name!r}: an image can't have {min(image_lengths)} rows")
+    if len(image_lengths) and image_lengths.min() < 0:
+        raise LmmError(f"sample {name!r}: an image can't have {image_lengths.min()} rows")
     negative = tokens[~is_image & (tokens < 0)]
     if negative.size:
         raise LmmError(f"sample {name!r} holds the id {negative[0]}, which is neither a token nor the image mark")
     if labels is not None:
-        given = np.asarray(labels, dtype=np.int64).reshape(-1)[~is_image]
+        given = labels[~is_image]
         wrong = given[(given < 0) & (given != IGNORE_LABEL)]
         if wrong.size:
             raise LmmError(f"sample {name!r} has the label {wrong[0]}, which is neither a token nor {IGNORE_LABEL} (not supervised)")

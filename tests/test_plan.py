@@ -222,3 +222,28 @@ def test_splice_equals_what_llava_recorded():
         supervised[plan.cu_seqlens[:-1].long()] = False
         assert plan.target_rows.tolist() == (supervised.nonzero()[:, 0] - 1).tolist()
         assert plan.targets.tolist() == flat_labels[supervised].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ids", "counts", "labels", "message"),
+    [
+        ([1.5, 2], [], None, "the id 1.5, expected whole numbers"),
+        (["a"], [], None, "the id 'a', expected whole numbers"),
+        ([2**40], [], None, "the id 1099511627776, more than 32 bits hold"),
+        ([1, -100], [], None, "the id -100, which is neither a token nor the image mark"),
+        ([1, -200], [1.5], None, "the image length 1.5, expected whole numbers"),
+        ([1, 2], [], [-100, 2.5], "the label 2.5, expected whole numbers"),
+        ([1, 2], [], [-100, -200], "the label -200, which is neither a token nor -100"),
+        ([1, 2], [], [-100, 2**31], "the label 2147483648, more than 32 bits hold"),
+    ],
+)
+def test_numbers_that_are_no_ids_are_refused_and_never_cast(ids, counts, labels, message):
+    with pytest.raises(LmmError, match=message):
+        plan_splice([ids], [counts], labels=None if labels is None else [labels])
+
+
+def test_arrays_and_tensors_are_ids_too():
+    expected = plan_splice([[1, -200, 5]], [[2]], labels=[[-100, -100, 5]])
+    for kind in (lambda values: np.array(values, dtype=np.int32), torch.tensor, tuple):
+        found = plan_splice([kind([1, -200, 5])], [kind([2])], labels=[kind([-100, -100, 5])])
+        assert torch.equal(found.source, expected.source) and torch.equal(found.targets, expected.targets)

@@ -21,11 +21,13 @@ from functools import lru_cache
 from ..spec import LmmError
 from .messages import Message, split_system
 from .pieces import Piece, PieceKind, content_pieces
+from .template_fields import refuse_wrong_fields
 
 BOS, EOS = "{bos}", "{eos}"
 """Stand in markup for the tokenizer's own tokens; a tokenizer without a `bos` gives none."""
 
 _KINDS: dict[str, PieceKind] = {BOS: "bos", EOS: "eos"}
+_TEXTS = ("name", "opening", "to_answer", "ending", "to_question", "close", "lead", "system")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class MarkedTemplate:
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
     Raises:
-        LmmError: nothing ends an answer, or markup is not a string.
+        LmmError: nothing ends an answer, markup is not a string, or the system prompt holds an image.
 
     Example:
         >>> lines = MarkedTemplate("lines", opening="Q: ", to_answer="\\nA:", lead=" ", ending="{eos}", to_question="\\nQ: ")
@@ -73,12 +75,9 @@ class MarkedTemplate:
     ends: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("around_system", "tokens", "image", "ends"):  # JSON has lists
-            if isinstance(getattr(self, field), list):
-                object.__setattr__(self, field, tuple(getattr(self, field)))
-        problems = [*_problems_of_types(self)] or [*_problems_of_ending(self)]
-        if problems:
-            raise LmmError(f"template {self.name!r}: {'; '.join(problems)}")
+        pairs, more = ("around_system", "image"), _problems_of_types(self)
+        refuse_wrong_fields(self, texts=_TEXTS, lists=("tokens", "ends"), pairs=pairs, optional="around_system", more=more)
+        refuse_wrong_fields(self, more=_problems_of_ending(self))
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -169,28 +168,13 @@ def cut(markup: str, tokens: tuple[str, ...]) -> tuple[tuple[PieceKind, str], ..
 
 
 def _problems_of_types(template: MarkedTemplate) -> list[str]:
-    """What is not a string, or not as many strings as it should be."""
+    """What is wrong with the fields that other templates don't have."""
     problems = []
-    for field in ("name", "opening", "to_answer", "ending", "to_question", "close", "lead", "system"):
-        if not isinstance(getattr(template, field), str):
-            problems.append(f"{field} must be a string, found {getattr(template, field)!r}")
-    for field, optional in (("around_system", True), ("image", False)):
-        value = getattr(template, field)
-        if not (_strings(value) and len(value) == 2) and not (optional and value is None):
-            problems.append(
-                f"{field} must be a pair of strings{' or None' if optional else ''}, found {value!r}"
-            )
-    if not _strings(template.tokens) or "" in template.tokens:
-        problems.append(f"tokens must be strings that aren't empty, found {template.tokens!r}")
-    if not _strings(template.ends):
-        problems.append(f"ends must be strings, found {template.ends!r}")
+    if isinstance(template.tokens, tuple) and (taken := [mark for mark in _KINDS if mark in template.tokens]):
+        problems.append(f"tokens holds {taken[0]!r}, which stands for the tokenizer's own in markup: leave it out")
     if not isinstance(template.empty_system, bool):
         problems.append(f"empty_system must be true or false, found {template.empty_system!r}")
     return problems
-
-
-def _strings(values: object) -> bool:
-    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
 
 
 def _problems_of_ending(template: MarkedTemplate) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..spec import LmmError
 from .messages import Message, split_system
 from .pieces import Piece, content_pieces, split_markers
+from .template_fields import refuse_wrong_fields
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class PromptTemplate:
         lead: text between the question and the answer, said by the model: the space where tokenizers join it to the next word.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
+    Raises:
+        LmmError: a field that holds something else.
+
     Source: `blip2_vicuna_instruct.py` of LAVIS (`concat_text_input_output`), `InstructBlipProcessor` of transformers.
 
     Example:
@@ -33,6 +37,9 @@ class PromptTemplate:
     name: str
     lead: str = " "
     ends: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_wrong_fields(self, texts=("name", "lead"), lists=("ends",))
 
     @property
     def stop(self) -> tuple[str, ...]:

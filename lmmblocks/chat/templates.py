@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from ..spec import LmmError
 from .messages import Message, split_system
 from .pieces import IMAGE_MARKER, Piece, content_pieces
+from .template_fields import refuse_wrong_fields
 
 
 @runtime_checkable
@@ -51,6 +52,9 @@ class Template:
             next turn.
         stop: strings that end an answer besides the end-of-sequence token.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
+
+    Raises:
+        LmmError: a field that holds something else, or a system prompt with an image.
     """
 
     name: str
@@ -59,6 +63,9 @@ class Template:
     seps: tuple[str, str] = (" ", "")
     stop: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_wrong_fields(self, texts=("name", "system"), lists=("stop", "ends"), pairs=("roles", "seps"))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation.
@@ -111,12 +118,19 @@ class CaptionTemplate:
         end: what ends a caption.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
 
+    Raises:
+        LmmError: nothing ends a caption, or a field holds something else.
+
     Source: `preprocess_plain`, llava/train/train.py at c121f04.
     """
 
     name: str
     end: str = "\n"
     ends: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        nothing = ["end is empty, so a model would never learn to stop: give the text that ends a caption"] if self.end == "" else []
+        refuse_wrong_fields(self, texts=("name", "end"), lists=("ends",), more=nothing)
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -130,6 +130,9 @@ def _check(
             problems.append(
                 f"{name} must have the shape of the ids {tuple(ids.shape)}, found {tuple(tensor.shape)}"
             )
+    for name, tensor in (("ids", ids), ("labels", labels)):
+        if tensor is not None and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+            problems.append(f"{name} must be integers, found {tensor.dtype}")
     for name, tensor in (("cu_seqlens", cu_seqlens), ("image_cu_rows", image_cu_rows)):
         if tensor is not None and (tensor.dim() != 1 or not tensor.shape[0]):
             problems.append(f"{name} must be boundaries (n + 1,), found {tuple(tensor.shape)}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lmmblocks.chat import TEMPLATES, Template, get_template, llava15_messages
+from lmmblocks.chat import TEMPLATES, CaptionTemplate, PromptTemplate, Template, get_template, llava15_messages
 from lmmblocks.spec import LmmError
 
 SYSTEM = (
@@ -179,3 +179,32 @@ def test_importing_chat_loads_no_tokenizer_library():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Template("x", stop="###"), "stop must be strings that aren't empty, found '###'"),
+        (lambda: Template("x", stop=("",)), "stop must be strings that aren't empty"),
+        (lambda: Template("x", ends=("",)), "ends must be strings that aren't empty"),
+        (lambda: Template("x", seps=("",)), "seps must be a pair of strings"),
+        (lambda: Template("x", roles="AB"), "roles must be a pair of strings, found 'AB'"),
+        (lambda: Template("x", system=None), "system must be a string, found None"),
+        (lambda: Template("x", system="See <image>"), "system holds <image>, which would be an image in every conversation"),
+        (lambda: CaptionTemplate("x", end=""), "end is empty, so a model would never learn to stop"),
+        (lambda: CaptionTemplate("x", end=None), "end must be a string"),
+        (lambda: PromptTemplate("x", lead=None), "lead must be a string"),
+        (lambda: replace(TEMPLATES["chatml"], system="<image>"), "system holds <image>"),
+        (lambda: replace(TEMPLATES["chatml"], tokens=("{eos}",)), "tokens holds '{eos}', which stands for the tokenizer's own"),
+        (lambda: replace(TEMPLATES["chatml"], ends=("",)), "ends must be strings that aren't empty"),
+    ],
+)
+def test_a_template_that_cannot_be_meant_is_refused_where_it_is_made(make, message):
+    with pytest.raises(LmmError, match=message):
+        make()
+
+
+def test_the_word_image_may_stand_in_a_system_prompt(tiny_llama):
+    template = Template("x", system="The tag \\<image> is a word.")
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "ok"}]
+    assert [piece.kind for piece in template.render(messages)].count("image") == 1
