@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .spec import LmmError
+from .spec import LmmError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def device_of(name: str | None) -> torch.device:
     try:
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise LmmError(f"--device {name!r} can't be used ({reason}): leave it out, or give cpu") from error
 
 

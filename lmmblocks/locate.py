@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from .foreign import file_kind
-from .spec import LmmError, closest
+from .spec import LmmError, closest, first_line
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -73,9 +73,3 @@ def _from_hub(hub_id: str, patterns: list[str]) -> Path:
             f"no folder {hub_id!r} here, and the hub can't be reached ({first_line(error)}): go online once, or download the repository "
             f"elsewhere and give its folder"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception says in its first line, its name if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -243,16 +243,16 @@ def _tensors(
     target_at = np.flatnonzero(supervised)
     counts = np.diff(np.searchsorted(target_at, starts))
     return SplicePlan(
-        source=_int32(source),
-        positions=_int32(np.arange(total) - np.repeat(starts[:-1], lengths)),
+        source=int32(source),
+        positions=int32(np.arange(total) - np.repeat(starts[:-1], lengths)),
         cu_seqlens=boundaries(lengths),
         max_seqlen=max(lengths, default=0),
         total_rows=total,
-        target_rows=_int32(target_at - 1),
+        target_rows=int32(target_at - 1),
         targets=torch.from_numpy(labels[target_at]),
-        kv_end=None if kv_end is None else _int32(kv_end),
-        image_rows=_int32(image_rows),
-        token_order=_int32(text_rows[np.argsort(source[text_rows], kind="stable")]),
+        kv_end=None if kv_end is None else int32(kv_end),
+        image_rows=int32(image_rows),
+        token_order=int32(text_rows[np.argsort(source[text_rows], kind="stable")]),
         lengths=lengths,
         target_counts=tuple(int(n) for n in counts),
         truncated=truncated,
@@ -261,5 +261,6 @@ def _tensors(
     )
 
 
-def _int32(values: np.ndarray) -> torch.Tensor:
+def int32(values: np.ndarray) -> torch.Tensor:
+    """Return indices as the kernels read them."""
     return torch.from_numpy(values.astype(np.int32))

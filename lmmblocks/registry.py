@@ -171,13 +171,18 @@ def name_of(kind: str, block: type) -> str:
 
     Imports nothing: a block of another package that can't be imported is in nobody's way.
     """
-    path = f"{block.__module__}:{block.__qualname__}"
+    path = path_of(block)
     homes = {name: point.value for name, point in _plugins(kind).items()} | _BUILT_IN[kind] | _REGISTERED[kind]
-    return next((name for name, home in homes.items() if home is block or home == path or _path_of(home) == path), path)
+    return next((name for name, home in homes.items() if home is block or home == path or (isinstance(home, type) and path_of(home) == path)), path)
 
 
-def _path_of(home: Any) -> str | None:
-    return f"{home.__module__}:{home.__qualname__}" if isinstance(home, type) else None
+def path_of(cls: type) -> str:
+    """Return where a class is defined, which stays the same when a notebook's cell runs again.
+
+    >>> path_of(LmmError)
+    'lmmblocks.spec.errors:LmmError'
+    """
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _import(kind: str, path: str) -> Any:

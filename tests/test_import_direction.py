@@ -16,7 +16,7 @@ LAYERS = (
     ("spec", ("spec", "field_checks", "versions")),
     ("plans", ("plan", "plan_from_tensors", "plan_status")),
     ("ops", ("ops",)),
-    ("what blocks are made with", ("chat", "connect", "foreign", "images", "instruction", "locate", "pixels", "registry")),
+    ("what blocks are made with", ("chat", "connect", "foreign", "images", "instruction", "json_object", "locate", "pixels", "registry")),
     ("blocks", ("decoders", "encoders", "hooks", "projectors", "reducers")),
     (
         "composition",

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from ..foreign import file_kind
-from ..locate import first_line, locate
-from ..spec import LmmError
+from ..json_object import read_object
+from ..locate import locate
+from ..spec import LmmError, first_line
 from .merges import mended_merges
 from .spm_convert import tokenizer_spec
 from .spm_file import SentencePieces, sentencepieces_of
@@ -214,12 +215,7 @@ def _class_of(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file, nothing if there is no such file."""
-    if not path.is_file():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise LmmError(f"{path} holds a {type(content).__name__}, expected an object: copy or download it again")
-    return content
+    return read_object(path) if path.is_file() else {}
 
 
 def _advice(error: Exception) -> str:

@@ -33,7 +33,7 @@ def template_to_dict(template: ChatTemplate) -> dict[str, Any]:
     """
     cls = type(template)
     kind = next(
-        (name for name, known in FORMS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}"
+        (name for name, known in FORMS.items() if known is cls), registry.path_of(cls)
     )
     if not is_dataclass(template):
         raise _unsaveable(template, f"its class {kind} is no dataclass, so its fields can't be told")

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..chat.pieces import IMAGE_MARKER, count_markers, marker_in_a_sentence, split_markers
+from ..images.load import URLS
 from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
 
 _FOREIGN_MARK = re.compile(r"<(?:video|audio|ImageHere|image_placeholder|image_?\d+|\|image(?:_pad)?\||img)>(?:[^<\n]+</img>)?")
-_URLS = ("http://", "https://", "data:", "s3://", "gs://")
 
 
 def record_problems(record: Any, form: Form | None = None) -> list[Problem]:
@@ -45,7 +45,7 @@ def record_problems(record: Any, form: Form | None = None) -> list[Problem]:
 
 def image_problem(images_dir: str | os.PathLike, name: str) -> Problem | None:
     """Say why an image of a record can't be a file of the images folder, None if it can."""
-    if name.startswith(_URLS):
+    if name.startswith(URLS):
         return Problem("url_image", f"image {name[:80]!r}: URLs aren't read")
     folded = os.path.normpath(name)
     if os.path.isabs(name):

@@ -17,10 +17,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..ops.activations import softcapped
-from ..spec import LmmError, Segments
+from ..spec import LmmError, Segments, first_line
 from .cache import KVCache
 from .context import LayerContext
 from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed
+from .modes import evaluating
 
 PROBE_LENGTHS = (6, 5)
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
@@ -65,7 +66,7 @@ def find_out(model: Any, trunk: nn.Module, *, packed: bool = True) -> Findings:
     if any(parameter.is_meta for parameter in model.parameters()):
         return Findings(tuple(reasons), None, None, softcap, tuple(_notes(text)), certain=False)
     own = model.config._attn_implementation
-    with torch.no_grad(), _evaluating(model), _implementation(model, "eager" if own == IMPLEMENTATION else own):
+    with torch.no_grad(), evaluating(model), _implementation(model, "eager" if own == IMPLEMENTATION else own):
         _check_causal(model, trunk, text)
         embed_scale = _embed_scale(model, text)
         logit_scale = _logit_scale(model, trunk, text, softcap)
@@ -110,7 +111,7 @@ def _trial(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
         with _implementation(model, IMPLEMENTATION):
             packed_TD = run_packed(trunk, embeds_TD, run)
     except Exception as error:  # other people's code: whatever goes wrong in it is a reason, and is told
-        yield f"a packed trial failed with {type(error).__name__}: {_first_line(error)}"
+        yield f"a packed trial failed with {type(error).__name__}: {first_line(error)}"
         return
     yield from _calls(trunk, text, run)
     difference = _relative(packed_TD, torch.cat(alone))
@@ -204,10 +205,6 @@ def _random_rows(model: Any, count: int) -> Tensor:
     return (rows.to(table.device) * table[: min(len(table), 64)].float().std().clamp_min(1e-3)).to(table.dtype)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
-
-
 def _short(windows: list[int | None]) -> str:
     return str(windows) if len(windows) <= 6 else f"{str(windows[:6])[:-1]}, ...]"
 
@@ -223,15 +220,3 @@ def _implementation(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
-from ..spec import LmmError, closest
+from ..spec import LmmError, closest, first_line
 from .timm import timm_parts
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 
@@ -86,8 +86,7 @@ class OpenCLIPConfig:
         try:
             model = open_clip.create_model(name, pretrained=source, require_pretrained=True, **options)
         except (RuntimeError, ValueError, OSError, KeyError) as error:
-            first = str(error).strip().splitlines() or [type(error).__name__]
-            raise LmmError(f"open_clip can't read {name!r} with pretrained={self.pretrained!r}: {first[0]}") from error
+            raise LmmError(f"open_clip can't read {name!r} with pretrained={self.pretrained!r}: {first_line(error)}") from error
         encoder = OpenCLIP(self, model.visual)
         return encoder.state_dict(), preprocess_of(model.visual.preprocess_cfg, encoder.parts)
 

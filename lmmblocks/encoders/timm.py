@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
-from ..spec import LmmError, closest
+from ..spec import LmmError, closest, first_line
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 
 HUB = "hub"
@@ -98,8 +98,7 @@ def create(config: TimmConfig, name: str, **source: Any) -> Any:
     try:
         return timm.create_model(name, num_classes=0, img_size=config.image_size, **config.options, **source)
     except (RuntimeError, TypeError, ValueError, AssertionError, OSError, KeyError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise LmmError(f"timm can't create {name!r} (image_size={config.image_size}, options={dict(config.options)}): {first[0]}") from error
+        raise LmmError(f"timm can't create {name!r} (image_size={config.image_size}, options={dict(config.options)}): {first_line(error)}") from error
 
 
 class Timm(WrappedViT):

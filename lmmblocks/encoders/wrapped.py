@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn as nn
 from torch import Tensor
 
-from ..spec import LmmError
+from ..spec import LmmError, first_line
 from ..versions import too_old
 from .vit import ViTEncoder, select_problems
 
@@ -102,9 +102,8 @@ def optional_package(package: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         raise LmmError(f"encoder {extra!r} needs the package {error.name!r}: pip install 'lmmblocks[{extra}]'") from error
     except (ImportError, RuntimeError, OSError) as error:  # torchvision that was built for another torch
-        first = str(error).strip().splitlines()[0]
         raise LmmError(
-            f"encoder {extra!r} needs the package {package!r}, which can't be imported: {first}: install a torchvision that fits torch"
+            f"encoder {extra!r} needs the package {package!r}, which can't be imported: {first_line(error)}: install a torchvision that fits torch"
         ) from error
 
 

@@ -7,7 +7,6 @@ sequence reaches the head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..chat import answer_ends, answer_margins, stop_texts
 from ..chat.text_encoder import structure_ids
 from ..composition import positions_of
+from ..decoders.modes import evaluating
 from ..dtypes import disagreement
 from ..finite import broken_weights
 from ..pixels import join_pixels
@@ -211,16 +211,3 @@ def _check_room(model: LMM, cache: Any, prompts: Sequence[Prompt], new_tokens: i
             f"{prompt.name} has {rows} rows and its answer may have {new_tokens} (max_new_tokens): together more than the decoder's "
             f"{most} positions: shorten the conversation{lower}"
         )
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch what is in training mode (dropout) to evaluation for the block; every module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

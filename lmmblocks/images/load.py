@@ -28,6 +28,9 @@ from .signatures import HEAD_BYTES
 ImageSource = Any
 """A path, a PIL image, the bytes of an image file (or a file object that gives them), or a numpy array ``(H, W)`` or ``(H, W, C)``."""
 
+URLS = ("http://", "https://", "data:", "s3://", "gs://")
+"""How what is no path begins."""
+
 MAX_ASPECT = 200
 """Longest side over shortest; beyond it nothing would be visible and the resized strip would fill the memory."""
 
@@ -138,7 +141,7 @@ def _binary(source: ImageSource, name: str) -> Iterator[BinaryIO]:
 
 def _unopened(name: str, error: Exception) -> LmmError:
     """Tell a path that names nothing from a machine that doesn't open it."""
-    if name.startswith(("http://", "https://", "data:", "s3://", "gs://")):
+    if name.startswith(URLS):
         return ImageError(
             "missing", f"image {name[:80]}: URLs aren't read: download it and give the path of the file"
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..spec import first_line
 from .attention import attention_torch
 from .attention_call import AttentionCall
 from .constant import constant
@@ -121,7 +122,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a package built for another torch raises whatever its loader raises
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        first = first_line(error)
         return f"{package} is installed but can't be imported ({type(error).__name__}: {first}): install a build for torch {torch.__version__}"
 
 

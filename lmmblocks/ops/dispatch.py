@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..spec import LmmError, closest
+from ..spec import LmmError, closest, first_line
 from . import choices
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _run_foreign(op: str, entry: Implementation, args: tuple, kwargs: dict) -> A
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # other people's code: whatever goes wrong in it is a reason, and is told
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        first = first_line(error)
         _BROKEN[op, entry.name] = f"it failed with {type(error).__name__}: {first}; not tried again in this process"
         _LOG.warning("%s: %s failed and is passed by from now on: %s: %s", op, entry.name, type(error).__name__, first)
         return dispatch(op, *args, **kwargs)

@@ -9,7 +9,7 @@ Structural typing throughout: a user's class needs no base class, only the attri
 """
 
 from .batch import Batch
-from .errors import LmmError, closest, some
+from .errors import LmmError, closest, first_line, some
 from .features import PATCHES, FeatureSpec, VisionFeatures
 from .grids import Grid, TileGrid, image_count
 from .instruction import Instruction
@@ -44,6 +44,7 @@ __all__ = [
     "as_sample",
     "boundaries",
     "closest",
+    "first_line",
     "image_count",
     "image_list",
     "machine_failure",

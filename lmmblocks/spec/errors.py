@@ -41,6 +41,16 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an exception says in its first line, its name if it says nothing.
+
+    >>> first_line(OSError("no space\\nleft"))
+    'no space'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def some(names: list[str]) -> str:
     """Return the first few names of a list, and how many more there are.
 

@@ -17,6 +17,7 @@ import torch
 
 from ..data.collate import collate
 from ..inputs import InputSpec
+from ..plan import int32
 from ..spec import Batch, ImageSpan, LmmError, MachineError, Sample, boundaries
 from .stage import Stage
 
@@ -185,7 +186,7 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
     order = plan.token_order
     part = dataclasses.replace(
         plan,
-        source=_int32(np.where(source < 0, -1 - new_row[np.maximum(-1 - source, 0)], source)),
+        source=int32(np.where(source < 0, -1 - new_row[np.maximum(-1 - source, 0)], source)),
         positions=plan.positions[begin:end],
         cu_seqlens=boundaries(plan.lengths[first:last]),
         max_seqlen=max(plan.lengths[first:last]),
@@ -193,7 +194,7 @@ def select_segments(batch: Batch, first: int, last: int, spec: InputSpec) -> Bat
         target_rows=plan.target_rows[targets] - begin,
         targets=plan.targets[targets],
         kv_end=None if plan.kv_end is None else plan.kv_end[begin:end] - begin,
-        image_rows=_int32(np.where(placed[rows] < 0, -1, placed[rows] - begin)),
+        image_rows=int32(np.where(placed[rows] < 0, -1, placed[rows] - begin)),
         token_order=order[(order >= begin) & (order < end)] - begin,
         image_spans=_spans_of(plan.image_spans, first, last, shown),
         **{
@@ -228,7 +229,3 @@ def _selected(pixels: Any, images: np.ndarray) -> Any:
 def _ranges(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Join ``range(start, end)`` of all pairs."""
     return np.concatenate([np.empty(0, np.int64), *(np.arange(a, b) for a, b in zip(starts, ends))])
-
-
-def _int32(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int32))

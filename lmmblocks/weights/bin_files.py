@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..spec import LmmError
+from ..spec import LmmError, first_line
 from .file_checks import damaged, some
 
 _PARTS_PER_FILE = 8
@@ -66,7 +66,7 @@ class BinFile:
         except pickle.UnpicklingError as error:
             raise LmmError(_refusal(self._path, error)) from error
         except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise LmmError(damaged(self._path, _first_line(error))) from error
+            raise LmmError(damaged(self._path, first_line(error))) from error
         if not isinstance(values, dict):
             raise LmmError(f"{self._path} holds a {type(values).__name__}, expected a dictionary of tensors")
         tensors = {str(name): value.detach() for name, value in values.items() if isinstance(value, Tensor)}
@@ -82,7 +82,7 @@ class BinFile:
 def _refusal(path: Path, error: Exception) -> str:
     """Say what a pickle asked for beside tensors; torch names the class or function it refused to import."""
     if "global" not in str(error).lower():
-        return damaged(path, _first_line(error))
+        return damaged(path, first_line(error))
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f" (it asks for {wanted[1]})" if wanted else ""
     return f"{path} holds more than tensors{what} and is not read, as loading it could run code: convert it to safetensors"
@@ -94,7 +94,7 @@ def _refuse_compressed(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
-        raise LmmError(damaged(path, _first_line(error))) from error
+        raise LmmError(damaged(path, first_line(error))) from error
     if packed:
         raise LmmError(f"{path} is a zip archive with compressed entries ({some(packed)}), which PyTorch never writes: it is not read")
 
@@ -104,7 +104,3 @@ def _refuse_repeated(path: Path, tensors: dict[str, Tensor]) -> None:
     larger = [name for name, tensor in tensors.items() if tensor.nbytes > tensor.untyped_storage().nbytes()]
     if larger:
         raise LmmError(f"{path}: {len(larger)} tensors are larger than their bytes in the file: {some(larger)}: save them contiguous")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -14,12 +14,3 @@ def preprocess_problems(preprocess: Any) -> Iterator[str]:
     square = preprocess.tower if type(preprocess) is TilePreprocess else preprocess
     if square is not None and type(square) is not ImagePreprocess:
         yield f"image preprocessing {type(square).__name__!r} (expected 'ImagePreprocess')"
-
-
-def path_of(cls: type) -> str:
-    """Return where a class is defined, which stays the same when a notebook's cell runs again.
-
-    >>> path_of(ImagePreprocess)
-    'lmmblocks.images.preprocess:ImagePreprocess'
-    """
-    return f"{cls.__module__}:{cls.__qualname__}"

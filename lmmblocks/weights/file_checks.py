@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..foreign import file_kind, folder_kind
+from ..json_object import read_object
 from ..spec import LmmError, some
 
 
@@ -18,20 +18,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise LmmError(f"{path.parent} holds no {path.name}: expected a model folder; found {listing(path.parent)}{folder_kind(path.parent)}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        kind = file_kind(path)
-        if kind is not None:
-            raise LmmError(f"{path} is {kind}") from error
-        raise LmmError(f"{path} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise LmmError(f"{path} is not JSON: byte {error.start} is not UTF-8") from error
-    except RecursionError as error:
-        raise LmmError(f"{path} is not a config: its objects are nested too deeply") from error
-    if not isinstance(values, dict):
-        raise LmmError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
+    return read_object(path)
 
 
 def listing(folder: Path) -> str:

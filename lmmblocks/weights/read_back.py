@@ -14,9 +14,9 @@ import torch.nn as nn
 from ..assemble import build
 from ..chat import load_tokenizer
 from ..lmm import LMM
+from ..registry import path_of
 from ..spec import LmmError
 from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, tokenizer_folder
-from .exact_types import path_of
 from .files import open_weights, read_json, some
 from .maps import MODEL_LAYOUTS, ORIGINAL
 from .names import name_problems
