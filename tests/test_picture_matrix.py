@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -22,6 +23,33 @@ RANDOM = np.random.default_rng(0)
 COLOURS = Image.fromarray(RANDOM.integers(0, 256, (32, 48, 3), dtype=np.uint8))
 DEEP = RANDOM.integers(0, 65536, (32, 48)).astype(np.uint16)
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+
+
+def encoded(image, form):
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def tiff(array):
+    """A TIFF of any number of channels and bits: those that Pillow doesn't write."""
+    (height, width), channels = array.shape[:2], array.shape[2]
+    data, bits = array.tobytes(), 8 * array.itemsize
+    number = 3 if array.dtype.kind == "f" else 1
+    photometric = 2 if channels == 3 else 1
+    at = 8 + 2 + 12 * 10 + 4
+    entries = [
+        *((256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, at), (259, 3, 1, 1), (262, 3, 1, photometric)),
+        *((273, 4, 1, at + 16), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(data)), (339, 3, channels, at + 8)),
+    ]
+    if channels == 2:  # two values fit in the entry
+        entries = [(tag, kind, n, {258: bits * 65537, 339: number * 65537}.get(tag, value)) for tag, kind, n, value in entries]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return head + bytes(4) + struct.pack("<4H4H", *[bits] * 4, *[number] * 4) + data
+
+
+RGB16 = RANDOM.integers(0, 65536, (32, 48, 3)).astype("<u2")
+WHOLE = encoded(COLOURS.resize((96, 64)), "JPEG")
 FILES = {
     "1.png": COLOURS.convert("1"),
     "L.jpg": COLOURS.convert("L"),
@@ -33,17 +61,26 @@ FILES = {
     "deep.png": Image.fromarray(DEEP),
     "deep.tif": Image.fromarray(DEEP),
     "float.tif": Image.fromarray((DEEP / 65535).astype(np.float32)),
+    "rgb16.tif": tiff(RGB16),
+    "trailer.jpg": WHOLE + bytes(100),
 }
 REFUSED = {
     "float255.tif": Image.fromarray(DEEP.astype(np.float32)),
     "nan.tif": Image.fromarray(np.full((8, 8), np.nan, np.float32)),
     "I.tif": Image.fromarray(DEEP.astype(np.int32)),
     "thin.png": Image.new("RGB", (1, 400)),
+    "zeros.jpg": WHOLE[: len(WHOLE) // 2] + bytes(len(WHOLE) // 2),
+    "grey16alpha.tif": tiff(RGB16[..., :2]),
+    "floats.tif": tiff((RGB16 / 65535).astype("<f4")),
+    "floats.pfm": b"PF\n48 32\n-1.0\n" + bytes(4 * 3 * 48 * 32),
 }
 
 
 def record_file(folder, name, image):
-    image.save(folder / name)
+    if isinstance(image, bytes):
+        (folder / name).write_bytes(image)
+    else:
+        image.save(folder / name)
     (folder / "data.json").write_text(json.dumps([{"id": "a", "image": name, "conversations": TURNS}]))
     return folder / "data.json"
 
@@ -81,15 +118,26 @@ def test_all_doors_refuse_the_same_picture(tiny_model, tmp_path, name):
             door()
 
 
+def test_a_colour_of_16_bits_keeps_its_high_byte():
+    assert np.array_equal(np.asarray(load_image(FILES["rgb16.tif"])), RGB16 >> 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("grey16alpha.tif", "a TIFF of 2 channels of 16 bits .whole numbers., which isn't read here: convert it"),
+        ("floats.tif", "a TIFF of 3 channels of 32 bits .floats., which isn't read here"),
+        ("floats.pfm", "PFM of three channels, which isn't read here"),
+    ],
+)
+def test_pixels_that_are_rare_arent_called_damaged(name, words):
+    with pytest.raises(LmmError, match=words):
+        load_image(REFUSED[name])
+
+
 def test_runs_tell_pictures_apart_however_they_are_given():
     """A resumed run compares its data with the one before."""
-
-    def encoded(image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
     other = COLOURS.rotate(180)
-    for way in (lambda image: image, encoded, np.asarray, lambda image: io.BytesIO(encoded(image))):
+    for way in (lambda image: image, lambda image: encoded(image, "PNG"), np.asarray, lambda image: io.BytesIO(encoded(image, "PNG"))):
         first, again, different = (samples_hash([Sample([], [way(image)], 1)]) for image in (COLOURS, COLOURS, other))
         assert first == again != different

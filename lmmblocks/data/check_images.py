@@ -76,7 +76,7 @@ def _notes(image: Image.Image, path: str) -> list[Problem]:
     notes = []
     actual = "JPEG" if image.format == "MPO" else image.format
     expected = Image.registered_extensions().get(os.path.splitext(path)[1].lower(), actual)
-    if expected != actual:
+    if expected not in (actual, image.format):
         notes.append(Problem("wrong_extension", f"image {path} is {actual}, its name says {expected}"))
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(Problem("animated_image", f"image {path} is an animated {actual}"))

@@ -89,6 +89,8 @@ def _lines(raw: bytes, name: str) -> list[Any]:
         raise BrokenJson(
             f"{name}:1:1: found a list, expected one object per line as .jsonl has it: name the file .json"
         )
+    if len(records) > 1 and raw.lstrip()[:1] == b"{" and all(isinstance(record, BrokenJson) for record in records):
+        raise BrokenJson(f"{records[0]}; no line of the file is a record: write each on one line, as json.dumps does")
     return records
 
 
@@ -121,7 +123,7 @@ def _parse(text: str, name: str, first_line: int = 1) -> Any:
         found = (
             f"at {rest!r}" if rest else "the file is empty" if not text.strip() else "at the end of the text"
         )
-        raise BrokenJson(f"{where}: {error.msg}, {found}{_hint(error, text)}") from error
+        raise BrokenJson(f"{where}: {error.msg}, {found}{_hint(error, text, by_line=name.lower().endswith('.jsonl'))}") from error
     except (RecursionError, ValueError) as error:  # brackets or digits without end; Python doesn't say where
         raise BrokenJson(f"{name}:{first_line}:1: not records: {error}") from error
 
@@ -131,15 +133,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f"an object has the key {twice!r} twice: keep one")
+        raise ValueError(f"an object has the key {twice!r} twice: keep one; it begins with {str(pairs[:2])[:_SHOWN]}")
     return record
 
 
-def _hint(error: json.JSONDecodeError, text: str) -> str:
+def _hint(error: json.JSONDecodeError, text: str, *, by_line: bool) -> str:
     """Say what is meant where JSON of other tools breaks."""
     rest, before = text[error.pos :].lstrip(" \t\r\n,"), text[: error.pos].rstrip()
     if error.msg == "Extra data" and text.lstrip().startswith("{"):
-        return "; this looks like one record per line: name the file .jsonl"
+        return "; one line holds one record" if by_line else "; this looks like one record per line: name the file .jsonl"
     if rest.startswith(("//", "/*", "#")):
         return "; JSON has no comments: remove them"
     if rest.startswith(("]", "}")) and (before.endswith(",") or text[error.pos :].startswith(",")):

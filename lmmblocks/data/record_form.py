@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..chat.pieces import content_of_parts
-from ..spec import closest
+from ..spec import closest, some
 from .problems import Problem, named, short
 
 ROLES = {
@@ -23,6 +23,7 @@ ROLES = {
 """Key of a turn's role -> its names there -> role of the message."""
 
 TEXT_KEYS = {"from": "value", "role": "content"}
+_PAIRS = " or ".join(f"{role!r} and {text!r}" for role, text in TEXT_KEYS.items())
 IMAGE_KEYS = ("image", "images")
 TURN_KEYS = ("conversations", "messages")
 _PATH_KEYS = ("image", "path", "url", "image_url")
@@ -131,12 +132,20 @@ def _read_turns(record: Mapping[str, Any], form: Form) -> None:
     turns = record.get(key)
     if not isinstance(turns, list):
         found = f"{key} is {named(turns)}" if given else f"{key} is missing"
-        _wrong(form, f"{found}, expected a list of turns{'' if given else closest(key, map(str, record))}")
+        _wrong(form, f"{found}, expected a list of turns{_advice(record, key, turns)}")
     elif not turns:
         _wrong(form, f"{key} is empty, expected a question and an answer at least")
     else:
         for number, turn in enumerate(turns):
             _read_turn(number, turn, form)
+
+
+def _advice(record: Mapping[str, Any], key: str, turns: Any) -> str:
+    """Say what may be meant by a record without a list of turns."""
+    if isinstance(turns, str) and turns.lstrip().startswith("["):
+        return "; it is JSON inside a string: write the list itself, as json.loads of it gives"
+    names = [str(name) for name in record]
+    return "" if key in record else closest(key, names) or f"; the record has {some(names) or 'no key'}"
 
 
 def _read_turn(number: int, turn: Any, form: Form) -> None:
@@ -152,11 +161,13 @@ def _read_turn(number: int, turn: Any, form: Form) -> None:
             return
     for key, value in ((role_key, role), (text_key, content)):
         if not isinstance(value, str):
-            found = named(turn[key]) if key in turn else "missing"
-            _wrong(form, f"turn {number}: {key!r} is {found}, expected a string")
+            found, advice = (named(turn[key]), "") if key in turn else ("missing", f": a turn has {_PAIRS}")
+            _wrong(form, f"turn {number}: {key!r} is {found}, expected a string{advice}")
     for key, value in turn.items():
         if key in (role_key, text_key) or value in (None, "", [], {}):
             continue
+        if text_key not in turn and key in TEXT_KEYS.values():
+            continue  # what is missing is told already, and this is it
         if key.lower() in _CONTENT_OF_TURNS:
             form.problems.append(
                 Problem(

@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import UnidentifiedImageError
 
 from ..spec import LmmError, MachineError, machine_failure
-from .signatures import kind_of_bytes
+from .signatures import FileKind, kind_of_bytes
 
 ImageErrorKind = Literal["missing", "zero_byte", "truncated", "corrupt", "bomb", "extreme", "format", "range"]
 
@@ -56,7 +56,7 @@ class ImageError(LmmError):
 
 
 def failure(
-    name: str, error: BaseException, head: bytes, size_bytes: int | None
+    name: str, error: BaseException, head: bytes, size_bytes: int | None, kind: FileKind | None = None
 ) -> ImageError | MachineError:
     """Return what to raise for an image that could not be opened or decoded.
 
@@ -65,12 +65,13 @@ def failure(
         error: what Pillow raised.
         head: the first bytes of the file; empty where they aren't known.
         size_bytes: of the file; None = not known.
+        kind: what it is, where more than its first bytes was looked at.
     """
     machine = machine_failure(f"image {name} cannot be read", error)
     if machine is not None:
         return machine
     if isinstance(error, UnidentifiedImageError):
-        return _unknown(name, head)
+        return _unknown(name, head, kind)
     reason = str(error) or type(error).__name__
     if (
         isinstance(error, EOFError)
@@ -91,9 +92,9 @@ def _riff_ends_early(head: bytes, size_bytes: int | None) -> bool:
     )
 
 
-def _unknown(name: str, head: bytes) -> ImageError:
+def _unknown(name: str, head: bytes, kind: FileKind | None) -> ImageError:
     """Describe what Pillow does not recognise by its first bytes."""
-    kind = kind_of_bytes(head)
+    kind = kind or kind_of_bytes(head)
     if kind is not None:
         return ImageError("format", f"image {name} is {kind.name}, which isn't read here: {kind.advice}")
     for magic, picture in _MAGIC.items():

@@ -16,14 +16,17 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..spec import LmmError, machine_failure
 from .arrays import picture_of_array, refuse_source
 from .choices import Exif, Transparent
 from .failures import DAMAGE, ImageError, failure
+from .jpeg_end import has_end
 from .rgb import to_rgb
 from .signatures import HEAD_BYTES
+from .spelling import spelling_advice
+from .tiff_kind import TIFF_STARTS, tiff_kind
 
 ImageSource = Any
 """A path, a PIL image, the bytes of an image file (or a file object that gives them), or a numpy array ``(H, W)`` or ``(H, W, C)``."""
@@ -93,7 +96,8 @@ def open_image(source: ImageSource) -> Iterator[Image.Image]:
         except Image.DecompressionBombError as error:
             raise ImageError("bomb", f"image {name} is a decompression bomb: {error}") from error
         except (OSError, MemoryError, *DAMAGE) as error:
-            raise failure(name, error, head, size_bytes) from error
+            kind = tiff_kind(file) if isinstance(error, UnidentifiedImageError) and head[:4] in TIFF_STARTS else None
+            raise failure(name, error, head, size_bytes, kind) from error
         with image:
             _refuse_shape(image.size, name)
             _decode(image, name, head, size_bytes)
@@ -147,7 +151,10 @@ def _unopened(name: str, error: Exception) -> LmmError:
         )
     machine = machine_failure(f"image {name} cannot be opened", error)
     reason = error.strerror if isinstance(error, OSError) else error
-    return machine or ImageError("missing", f"image {name} cannot be opened: {reason}; check the path")
+    if machine is not None:
+        return machine
+    advice = spelling_advice(name) if isinstance(error, OSError) else "check the path"
+    return ImageError("missing", f"image {name} cannot be opened: {reason}; {advice}")
 
 
 def _first_bytes(file: BinaryIO) -> tuple[bytes, int]:
@@ -196,7 +203,12 @@ def _refuse_closed(image: Image.Image, name: str) -> None:
 
 def _decode(image: Image.Image, name: str, head: bytes = b"", size_bytes: int | None = None) -> None:
     """Read all pixels now, so that a damaged file fails here and not in the middle of something else."""
+    file = getattr(image, "fp", None)
     try:
+        if image.format in ("JPEG", "MPO") and not getattr(file, "closed", True) and not has_end(file):
+            raise ImageError("truncated", f"image {name} is truncated (a JPEG without an end): fetch it again")
         image.load()
+    except ImageError:  # which is a ValueError too
+        raise
     except (OSError, MemoryError, *DAMAGE) as error:
         raise failure(name, error, head, size_bytes) from error

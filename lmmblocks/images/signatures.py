@@ -63,6 +63,8 @@ _STARTS = {
     b"\x89HDF": FileKind("HDF5", "h5py reads it; save its pictures as PNG"),
     b"v/1\x01": FileKind("OpenEXR", "map its range to 8 bits and save it as PNG"),
     b"#?RADIANCE": FileKind("Radiance HDR", "map its range to 8 bits and save it as PNG"),
+    b"PF\n": FileKind("PFM of three channels", "map its range to 8 bits and save it as PNG"),
+    b"8BPS\0\1": FileKind("a PSD of more than 8 bits a channel, or of rare channels", _CONVERT),
     b"version https://git-lfs": FileKind("a git-lfs pointer", "fetch the file itself with git lfs pull"),
 }
 

@@ -173,6 +173,12 @@ def test_keys_of_turns_that_change_what_is_learned_are_refused(write, images, ke
             {"image": "ok.png", "messages": [{"role": "tool", "content": "x"}]},
             "turn 0 is from 'tool': expected",
         ),
+        ({"image": "ok.png", "conversations": json.dumps(LLAVA)}, "it is JSON inside a string: write the list itself"),
+        ({"image": "ok.png", "sentences": [["a"]]}, "conversations is missing.*; the record has image, sentences"),
+        (
+            {"image": "ok.png", "conversations": [{"from": "human", "content": "What?"}]},
+            "turn 0: 'value' is missing, expected a string: a turn has 'from' and 'value' or 'role' and 'content'\nmend",
+        ),
         ({"image": "https://example.org/a.png", "conversations": LLAVA}, "url_image: .*URLs aren't read"),
         (
             {"image": "ok.png", "system": "<image>", "conversations": LLAVA},

@@ -116,6 +116,7 @@ def test_broken_lines_of_jsonl_are_skipped_and_counted(write, images, tmp_path):
         ("[{'a': 1}]", "JSON has double quotes"),
         ('{"data": [{"a": 1}], "version": 1}', "the list under 'data' may be meant: write it alone"),
         ('[{"image": "a.png", "image": "b.png"}]', "an object has the key 'image' twice"),
+        ('[{"id": "b7", "image": "a.png", "image": "b.png"}]', "it begins with .*'b7'"),
         ("PK\x03\x04", "the file is a zip archive, expected JSON: unpack it"),
         ("PAR1" + "x" * 20, "the file is parquet, expected JSON: write its rows as JSON"),
     ],
@@ -155,6 +156,19 @@ def test_a_list_named_jsonl_is_told_apart_from_lines(write, images, tmp_path):
         (tmp_path / "list.jsonl").write_text(text)
         with pytest.raises(LmmError, match="found a list, expected one object per line as .jsonl has it: name the file .json"):
             load_records(tmp_path / "list.jsonl", images)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        (lambda entry: json.dumps(entry, indent=1), "data.jsonl:1:2: .*no line of the file is a record: write each on one line"),
+        (lambda entry: json.dumps(entry) * 2, "data.jsonl:1:.*one line holds one record"),
+    ],
+)
+def test_records_that_dont_stand_on_one_line_each_are_told_what_a_line_holds(write, images, tmp_path, written, words):
+    (tmp_path / "data.jsonl").write_text(written(write.record("a")))
+    with pytest.raises(LmmError, match=words):
+        load_records(tmp_path / "data.jsonl", images)
 
 
 def test_a_byte_order_mark_does_no_harm(write, images):

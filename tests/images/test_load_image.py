@@ -1,5 +1,6 @@
 """Every way an image file can be broken is one clear error; what LLaVA does to sound files is done, nothing else."""
 
+import io
 import pickle
 import struct
 import zlib
@@ -40,6 +41,43 @@ def test_missing_folder_and_empty_files(tmp_path):
     assert kind_of("https://example.org/cat.jpg") == "missing"
     (tmp_path / "zero.jpg").touch()
     assert kind_of(tmp_path / "zero.jpg") == "zero_byte"
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("sub\\cat.jpg", "sub/cat.jpg"),
+        ("my%20cat.jpg", "my cat.jpg"),
+        ("cat.JPG", "cat.jpg"),
+        ("cat.jpeg", "cat.jpg"),
+        (" cat.jpg", "cat.jpg"),
+        ("cat.jpg\n", "cat.jpg"),
+        ("file://cat.jpg", "cat.jpg"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+    ],
+)
+def test_a_missing_picture_names_the_file_that_is_written_otherwise(picture, tmp_path, written, there):
+    (tmp_path / "sub").mkdir()
+    picture.save(tmp_path / there)
+    path = f"{tmp_path}/{written}"
+    with pytest.raises(ImageError) as error:
+        load_image(path)
+    assert error.value.kind == "missing"
+    shown = ascii(str(tmp_path / there))
+    assert f"; {shown} is there: write the path as the file is called" in str(error.value)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_whose_rest_is_zeros_is_truncated(picture, tmp_path, progressive):
+    buffer = io.BytesIO()
+    picture.resize((160, 120)).save(buffer, "JPEG", progressive=progressive, comment=b"\xff\xd9 of a thumbnail")
+    whole = buffer.getvalue()
+    assert load_image(whole + bytes(50)).size == (160, 120), "what follows the end does no harm"
+    for cut in (len(whole) - 2, len(whole) * 3 // 4):
+        for source in (broken := whole[:cut] + bytes(len(whole) - cut), Image.open(io.BytesIO(broken))):
+            with pytest.raises(ImageError, match="a JPEG without an end") as error:
+                load_image(source)
+            assert error.value.kind == "truncated"
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff"])
