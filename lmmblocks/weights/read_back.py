@@ -128,7 +128,7 @@ def _other_settings(model: LMM, read: LMM) -> Iterator[str]:
         "image preprocessing": (model.encoder.preprocess, read.encoder.preprocess),
         "what the encoder emits": (model.encoder.spec, read.encoder.spec),
         "arrangement of tiles": (model._arrangement, read._arrangement),
-        "options of the projector": tuple(getattr(each.projector, "options", None) for each in (model, read)),
+        "options of the projector": (_options(model), _options(read)),
         "template": (model.template, read.template),
         "token ids": (model.tokenize_mode, read.tokenize_mode),
         "max_length": (model.max_length, read.max_length),
@@ -140,6 +140,14 @@ def _other_settings(model: LMM, read: LMM) -> Iterator[str]:
     lost = sorted(token for token, number in ours.items() if theirs.get(token) != number)
     if lost:
         yield f"the tokenizer, saved and read again, has {len(lost)} tokens less or with other ids: {some(lost)}"
+
+
+def _options(model: LMM) -> Any:
+    """Return a projector's options; a tokenizer that moves with the folder counts as the tokens that it has, wherever it lies."""
+    options = getattr(model.projector, "options", None)
+    if not isinstance(options, Mapping) or options.get("tokenizer") is None:
+        return options
+    return {**options, "tokenizer": load_tokenizer(options["tokenizer"]).get_vocab()}
 
 
 def same(one: Any, other: Any) -> bool:

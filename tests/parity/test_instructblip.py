@@ -357,8 +357,11 @@ def test_a_folder_of_transformers_alone_is_asked_too(whole, picture):
     assert again.generate("What color is the cat?", **ask) == ours.generate("What color is the cat?", **ask)
     found = inspect(plain)
     assert (found.layout, found.problems, found.missing) == ("Hugging Face (instructblip)", [], [])
-    assert found.settings["template"] == "instructblip (InstructBLIP's; the files don't say)"
+    assert found.settings["template"] == "instructblip (chat_template.jinja)"
     assert found.image_tokens["640x480"] == QUERIES
+    (plain / "chat_template.jinja").unlink()
+    assert inspect(plain).settings["template"] == "instructblip (InstructBLIP's; the files don't say)"
+    assert lb.load(plain).template == again.template == ours.template
     shutil.rmtree(plain / "qformer_tokenizer")
     with pytest.raises(LmmError, match="holds no qformer_tokenizer/"):
         lb.load(plain)

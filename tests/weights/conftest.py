@@ -1,5 +1,6 @@
 """Tiny models of ours with random weights, a tokenizer of a few words, and files as the original LLaVA writes them; nothing downloaded."""
 
+import copy
 import json
 import math
 import re
@@ -10,9 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from lmmblocks.assemble import build
-from lmmblocks.config import LMMConfig
+from lmmblocks.chat.idefics import END, FAKE
+from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
+from lmmblocks.encoders.blip2_vit import Blip2ViTConfig
 from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.encoders.tiled import TiledConfig
 from lmmblocks.weights.folder import write_weights
 from lmmblocks.weights.hf_config import clip_to_hf
 
@@ -211,3 +215,94 @@ def original():
         names=original_names, config=config_of, full=write_original, base=write_base, projector=write_projector,
         lora=write_lora, trainables=write_trainables, tower=write_tower, LORA=LORA, TARGETS=TARGETS,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer_with(tiny_tokenizer):
+    """A Llama-like tokenizer that puts its first token in front of documents, with more special tokens."""
+    from tokenizers.processors import TemplateProcessing
+
+    def make(*tokens, bos=True):
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        if tokens:
+            tokenizer.add_tokens(list(tokens), special_tokens=True)
+        if bos:
+            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+        return tokenizer
+
+    return make
+
+
+def write_idefics(tokenizer, folder):
+    """As transformers' class saves it: the last rows of the tables lie apart. Its projector needs a token ``<image>``."""
+    from transformers import IdeficsConfig, IdeficsForVisionText2Text
+
+    tokenizer.add_tokens([FAKE, "<image>", END], special_tokens=True)
+    vision = dict(embed_dim=24, image_size=28, patch_size=14, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3)
+    shape = dict(vocab_size=397, additional_vocab_size=3, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    config = IdeficsConfig(**shape, max_position_embeddings=512, vision_config=vision, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    IdeficsForVisionText2Text(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def swaps_of(layout, tokenizer, tmp_path):
+    """What makes the tiny LLaVA the model of a layout."""
+    if layout == "next":
+        return {"encoder": TiledConfig(CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=24, image_size=28, patch=14), ((28, 56), (56, 28)))}
+    if layout == "instructblip":
+        tokenizer.save_pretrained(tmp_path / "instructions")
+        sizes = dict(queries=4, dim=16, layers=2, heads=2, mlp_dim=20, vocab=400, positions=64, prefix=True)
+        return {
+            "encoder": Blip2ViTConfig(dim=24, mlp_dim=40, layers=2, heads=4, image_size=28, patch=14),
+            "projector": Block("instruct_qformer", {**sizes, "tokenizer": str(tmp_path / "instructions")}),
+            "template": "instructblip",
+        }
+    return {}
+
+
+def write_small_adapter(folder, base):
+    """On one weight, without a config of its own: everything else is the base's."""
+    folder.mkdir()
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file({f"{module}.lora_A.weight": torch.ones(4, 24), f"{module}.lora_B.weight": torch.ones(24, 4)}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({**LORA, "base_model_name_or_path": str(base)}))
+
+
+@pytest.fixture()
+def folder_of(make_tiny_model, make_tokenizer_with, tmp_path):
+    """A folder of each layout, without a word of ours about how to talk to it."""
+
+    def silent(folder):
+        for name in ("lmmblocks.json", "generation_config.json", "chat_template.jinja", "chat_template.json"):
+            (folder / name).unlink(missing_ok=True)
+
+    def make(layout, *tokens, bos=True):
+        tokenizer, folder = make_tokenizer_with(*tokens, bos=bos), tmp_path / "model"
+        if layout == "idefics":
+            write_idefics(tokenizer, folder)
+            silent(folder)
+            return folder
+        model = make_tiny_model(tokenizer=tokenizer, **swaps_of(layout, tokenizer, tmp_path))
+        if layout in ("hf", "next", "instructblip"):
+            model.save(folder)
+        elif layout == "original":
+            write_original(model, folder)
+        elif layout == "adapter over hf":
+            model.save(tmp_path / "base")
+            silent(tmp_path / "base")
+            write_small_adapter(folder, tmp_path / "base")
+        else:
+            base = write_base(model, tmp_path / "base")
+            if layout == "projector":
+                write_projector(model, folder, _name_or_path=str(base))
+            else:
+                write_lora(model, folder, base_model_name_or_path=str(base))
+                write_trainables(model, folder)
+                write_tower(model, folder / "clip")
+        if not (folder / "tokenizer.json").is_file():
+            model.tokenizer.save_pretrained(folder)
+        silent(folder)
+        return folder
+
+    return make

@@ -8,6 +8,7 @@ import pytest
 import lmmblocks as lb
 from lmmblocks import cli
 from lmmblocks.chat import TEMPLATES, MarkedTemplate, answer_ends, encode_chat, written
+from lmmblocks.chat.idefics import END as IDEFICS_END
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect
 
@@ -49,48 +50,6 @@ PUBLISHED = {
 """As LLaVA's of the hub come with it: contents are parts, pictures lead them. The name is that of the library's template."""
 
 
-@pytest.fixture(scope="module")
-def make_tokenizer_with(tiny_tokenizer):
-    """A Llama-like tokenizer that puts its first token in front of documents, with more special tokens."""
-    import copy
-
-    from tokenizers.processors import TemplateProcessing
-
-    def make(*tokens, bos=True):
-        tokenizer = copy.deepcopy(tiny_tokenizer)
-        if tokens:
-            tokenizer.add_tokens(list(tokens), special_tokens=True)
-        if bos:
-            tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
-        return tokenizer
-
-    return make
-
-
-@pytest.fixture()
-def folder_of(make_tiny_model, make_tokenizer_with, tmp_path, original):
-    """A folder of each layout, without a word of ours about how to talk to it."""
-
-    def make(layout, *tokens, bos=True):
-        model = make_tiny_model(tokenizer=make_tokenizer_with(*tokens, bos=bos))
-        folder = tmp_path / "model"
-        if layout == "hf":
-            model.save(folder)
-            (folder / "lmmblocks.json").unlink()
-            (folder / "generation_config.json").unlink()
-        elif layout == "original":
-            original.full(model, folder)
-        else:
-            base = original.base(model, tmp_path / "base")
-            original.projector(model, folder, _name_or_path=str(base))
-            model.tokenizer.save_pretrained(folder)
-        for name in ("chat_template.jinja", "chat_template.json"):
-            (folder / name).unlink(missing_ok=True)
-        return folder
-
-    return make
-
-
 def change(path, **values):
     known = json.loads(path.read_text()) if path.is_file() else {}
     path.write_text(json.dumps({**known, **values}))
@@ -110,7 +69,8 @@ PLACES = {
         folder / "tokenizer_config.json", chat_template=[{"name": "rag", "template": "{{ 1 }}"}, {"name": "default", "template": source}]
     ),
 }
-LAYOUTS = ("hf", "original", "projector")
+LAYOUTS = ("hf", "next", "instructblip", "idefics", "original", "projector", "lora", "adapter over hf")
+WITH_SECTIONS = ("hf", "next", "instructblip")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -261,14 +221,16 @@ def _with_ends(folder, ids):
 @pytest.mark.parametrize("place", ENDS)
 @pytest.mark.parametrize("several", [False, True])
 def test_the_ids_that_end_an_answer_are_believed_wherever_they_stand(folder_of, tmp_path, layout, place, several):
-    if layout != "hf" and "text_config" in place:
-        place = "config.json"  # the original's has no sections
+    if layout not in WITH_SECTIONS and "text_config" in place:
+        place = "config.json"  # the original's and IDEFICS' have no sections
     folder = folder_of(layout, "<a>", "<b>")
-    tokenizer = lb.load(folder).tokenizer
+    plain = lb.load(folder)
+    tokenizer, own = plain.tokenizer, {plain.tokenizer.convert_tokens_to_ids(IDEFICS_END)} if layout == "idefics" else set()
+    assert answer_ends(plain.template, tokenizer) == {tokenizer.eos_token_id, *own}
     wanted = [tokenizer.convert_tokens_to_ids(token) for token in (("<a>", "<b>") if several else ("<a>",))]
     ENDS[place](folder, wanted if several else wanted[0])
     model = lb.load(folder)
-    assert answer_ends(model.template, model.tokenizer) == {*wanted, tokenizer.eos_token_id}
+    assert answer_ends(model.template, model.tokenizer) == {*wanted, tokenizer.eos_token_id, *own}
     assert inspect(folder).settings["answers end with"].endswith(place)
     model.save(tmp_path / "again", format="native")
     again = lb.load(tmp_path / "again")
