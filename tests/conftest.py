@@ -39,6 +39,18 @@ def record_parity():
 
 
 @pytest.fixture(scope="session")
+def image_processor_class():
+    """`image_processor_class("CLIP")`: transformers' image processor that works with PIL; 5 gave its name an ending, 4 has no other."""
+    import transformers
+
+    def find(family):
+        name = f"{family}ImageProcessor"
+        return getattr(transformers, f"{name}Pil" if hasattr(transformers, f"{name}Pil") else name)
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer():
     """Llama-like: BPE over metaspace with byte fallback, 380 ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -62,14 +62,9 @@ def test_pixels_equal_the_recorded_ones_to_the_last_bit_of_their_fp16(case, fit)
 
 @pytest.mark.parametrize("fit", ["pad", "crop"])
 @pytest.mark.parametrize(("width", "height"), SHAPES)
-def test_pixels_equal_transformers_bitwise(width, height, fit):
-    pytest.importorskip(
-        "transformers.models.clip.image_processing_pil_clip",
-        reason="needs transformers >= 5 for its PIL processor",
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+def test_pixels_equal_transformers_bitwise(width, height, fit, image_processor_class):
+    side = {"height": 336, "width": 336}
+    processor = image_processor_class("CLIP")(size={"shortest_edge": 336}, crop_size=side)
     image = picture(width, height)
     theirs = processor(padded(image) if fit == "pad" else image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(clip_preprocess(336, 14, fit)(image), theirs)
@@ -101,23 +96,11 @@ def test_a_tall_image_padded_in_strips_equals_padding_it_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
-def test_hf_config_round_trip_and_same_pixels_in_transformers(resample):
-    pytest.importorskip(
-        "transformers.models.llava.image_processing_pil_llava",
-        reason="needs transformers >= 5 for its PIL processor",
-    )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    classes = {
-        ("pad", None): LlavaImageProcessorPil,
-        ("crop", None): CLIPImageProcessorPil,
-        ("crop", 64): CLIPImageProcessorPil,
-        ("squash", None): SiglipImageProcessorPil,
-    }
+def test_hf_config_round_trip_and_same_pixels_in_transformers(resample, image_processor_class):
+    families = {("pad", None): "Llava", ("crop", None): "CLIP", ("crop", 64): "CLIP", ("squash", None): "Siglip"}
     image = picture(97, 61)
-    for (fit, resize_px), processor in classes.items():
+    for (fit, resize_px), family in families.items():
+        processor = image_processor_class(family)
         spec = ImagePreprocess(56, 14, fit, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), resample, resize_px)
         config = json.loads(json.dumps(spec.to_hf_processor_config()))
         assert ImagePreprocess.from_hf_processor_config(config, patch_px=14) == spec

@@ -89,13 +89,11 @@ def test_scaled_size_equals_transformers_and_touches_two_sides(width, height):
     "size", [(640, 480), (100, 300), (1, 1), (2, 90), (91, 2), (42, 42), (21, 21), (43, 61)]
 )
 @pytest.mark.parametrize("ladder", ["small odd", "two by one"])
-def test_pixels_equal_transformers(ladder, size, record_parity):
-    from transformers import LlavaNextImageProcessorPil
-
+def test_pixels_equal_transformers(ladder, size, record_parity, image_processor_class):
     resolutions = resolutions_up_to(5, 21) if ladder == "small odd" else ((42, 21), (21, 42))
     ours = TilePreprocess(clip_preprocess(21, 7), resolutions)
     side = {"height": 21, "width": 21}
-    theirs = LlavaNextImageProcessorPil(
+    theirs = image_processor_class("LlavaNext")(
         size={"shortest_edge": 21},
         crop_size=side,
         image_grid_pinpoints=[list(entry) for entry in resolutions],
@@ -110,11 +108,9 @@ def test_pixels_equal_transformers(ladder, size, record_parity):
     assert difference == 0
 
 
-def test_pixels_at_the_original_size_equal_transformers():
-    from transformers import LlavaNextImageProcessorPil
-
+def test_pixels_at_the_original_size_equal_transformers(image_processor_class):
     image = picture(701, 480)
-    theirs = LlavaNextImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    theirs = image_processor_class("LlavaNext")(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     expected = theirs(image, return_tensors="pt")["pixel_values"][0]
     pixels, (layout,) = preprocess_of("llava-next").batch([image])
     assert layout == TileGrid(Grid(2, 2), Grid(24, 24), 701, 480)

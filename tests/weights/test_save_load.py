@@ -82,8 +82,16 @@ def test_saving_twice_writes_the_same_files(make_model, tmp_path):
         path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file()
     )
     for name in names:
-        if name.name != "tokenizer_config.json":
-            assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+        one, two = tmp_path / "one" / name, tmp_path / "two" / name
+        if name.name == "special_tokens_map.json":  # transformers 4 writes a token as its text, and as its fields once it was read
+            assert special_texts(one) == special_texts(two)
+        elif name.name != "tokenizer_config.json":
+            assert one.read_bytes() == two.read_bytes(), name
+
+
+def special_texts(file):
+    said = json.loads(file.read_text())
+    return {key: token["content"] if isinstance(token, dict) else token for key, token in said.items()}
 
 
 def test_the_image_token_is_the_tokenizers_own_else_a_spare_row_else_a_new_row(make_model, tmp_path):
