@@ -106,7 +106,7 @@ def build(
     several = blocks["reducer"], blocks["hook"]
     if problems:
         refuse([*problems, *mismatches(Parts(*parts, *several, tokenizer, template, max_length, config.attention))])
-    model = LMM(
+    made = LMM(
         *parts,
         reducers=several[0],
         hooks=several[1],
@@ -117,8 +117,8 @@ def build(
         tokenize_mode=config.tokenize_mode,
         attention=config.attention,
     ).eval()
-    check_runs(model)
-    return model
+    check_runs(made)
+    return made
 
 
 def random_parts(config: LMMConfig) -> list[str]:

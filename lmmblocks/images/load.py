@@ -203,7 +203,7 @@ def _refuse_closed(image: Image.Image, name: str) -> None:
 
 def _decode(image: Image.Image, name: str, head: bytes = b"", size_bytes: int | None = None) -> None:
     """Read all pixels now, so that a damaged file fails here and not in the middle of something else."""
-    file = getattr(image, "fp", None)
+    file: Any = getattr(image, "fp", None)
     try:
         if image.format in ("JPEG", "MPO") and not getattr(file, "closed", True) and not has_end(file):
             raise ImageError("truncated", f"image {name} is truncated (a JPEG without an end): fetch it again")

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from lmmblocks.chat import TEMPLATES, CaptionTemplate, PromptTemplate, Template, get_template, llava15_messages
+from lmmblocks.chat import (
+    TEMPLATES,
+    CaptionTemplate,
+    PromptTemplate,
+    Template,
+    get_template,
+    llava15_messages,
+)
 from lmmblocks.spec import LmmError
 
 SYSTEM = (
