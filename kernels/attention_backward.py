@@ -39,9 +39,10 @@ from .attention_bounds import (
 )
 from .attention_delta import attention_delta
 from .attention_forward import LOG2_E, capped
-from .attention_heads import added, aligned, head_parts, load_rows, products, store_rows, zero_rows
+from .attention_heads import added, aligned, load_rows, products, store_rows, zero_rows
 from .attention_tiles import tiles_for
 from .device import capability, capturing, launching_on
+from .head_parts import head_parts
 
 
 @triton.jit

@@ -42,9 +42,10 @@ from .attention_bounds import (  # fmt: skip
     own_rows,
 )
 from .attention_forward import LN_2, LOG2_E, LOWEST, attend
-from .attention_heads import aligned, head_parts, load_rows, store_rows, zero_rows
+from .attention_heads import aligned, load_rows, store_rows, zero_rows
 from .attention_tiles import Tile
 from .device import launching_on, multiprocessors
+from .head_parts import head_parts
 
 RESIDENT = 2
 """Programs that a multiprocessor is given."""

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .attention_heads import aligned, head_parts, load_rows, row_sums
+from .attention_heads import aligned, load_rows, row_sums
 from .attention_tiles import DELTA_ROWS
 from .device import launching_on
+from .head_parts import head_parts
 
 
 @triton.jit(do_not_specialize=["segments", "rows_q"])

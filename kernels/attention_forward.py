@@ -39,7 +39,6 @@ from .attention_bounds import (
 from .attention_heads import (
     added,
     aligned,
-    head_parts,
     load_rows,
     products,
     scaled_rows,
@@ -48,6 +47,7 @@ from .attention_heads import (
 )
 from .attention_tiles import packed_heads, shortened, tiles_for
 from .device import capability, capturing, launching_on
+from .head_parts import head_parts
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)

@@ -12,22 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NARROWEST, WIDEST = 16, 128
-"""Columns of an operand: fewest that the tensor cores take, and most of one part."""
-
-
-def head_parts(width: int) -> tuple[int, int]:
-    """Return ``(MAIN, REST)`` of a head dim.
-
-    >>> [head_parts(width) for width in (8, 64, 72, 80, 96, 112, 128, 256)]
-    [(16, 0), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0), (128, 128)]
-    """
-    padded = max(NARROWEST, triton.next_power_of_2(width))
-    main = padded // 2
-    rest = max(NARROWEST, triton.next_power_of_2(width - main))
-    whole = padded <= WIDEST and (main < NARROWEST or rest >= main)
-    return (padded, 0) if whole else (main, rest)
-
 
 @triton.jit
 def aligned(stride, VECTOR: tl.constexpr):

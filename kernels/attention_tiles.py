@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .attention_heads import head_parts
+from .head_parts import head_parts
 
 DELTA_ROWS = 64
 """Rows of a tile of ``rowsum(dO * O)``: 4096 elements at a head dim of 64."""

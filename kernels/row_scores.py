@@ -25,8 +25,9 @@ from torch import Tensor
 
 from .attention_bounds import find_tile, grid_tiles, other_rows, own_rows
 from .attention_forward import LOG2_E, LOWEST, capped
-from .attention_heads import aligned, head_parts, load_rows, products
+from .attention_heads import aligned, load_rows, products
 from .device import launching_on
+from .head_parts import head_parts
 
 SUM_KEYS = 1024
 """Scores of a head that are summed at a time."""

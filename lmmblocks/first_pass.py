@@ -56,7 +56,8 @@ def _run(model: LMM, pixels: Any, rows: tuple[int, ...]) -> None:
     asks = "instruction" in model.projector.requires
     with _part("encoder, projector or reducers", model.encoder, model):
         encoded = model.encode_images(pixels, instruction=Instruction.of([[0]], device=model.device) if asks else None)
-    plan = plan_splice([[0, IMAGE_TOKEN]], [rows], names=["a first picture"]).to(model.device)
+    sees_ahead = model.attention == "images"
+    plan = plan_splice([[0, IMAGE_TOKEN]], [rows], names=["a first picture"], bidirectional_images=sees_ahead).to(model.device)
     if tuple(encoded.counts) != rows:
         raise LmmError(f"the model's parts count {rows} rows for a picture and give {tuple(encoded.counts)}: correct out_grid() or out_count()")
     with _part("decoder", model.decoder, model):

@@ -6,6 +6,7 @@ Only names and first bytes are looked at, and only after something was missed.
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -44,9 +45,14 @@ def file_kind(path: Path) -> str | None:
     if start[_TAR_AT : _TAR_AT + 5] == b"ustar":
         return "a tar archive: unpack it and give the folder inside"
     for magic, kind in _ARCHIVES.items():
-        if start.startswith(magic) and not (kind == "a zip archive" and b"data.pkl" in start):  # torch's own files are zip archives
+        if start.startswith(magic) and (kind != "a zip archive" or _is_foreign_zip(path, start)):
             return f"{kind}: unpack it and give the folder inside"
     return None
+
+
+def _is_foreign_zip(path: Path, start: bytes) -> bool:
+    """Tell a whole archive from torch's own files, which are zip archives too, and from damaged ones."""
+    return b"data.pkl" not in start and zipfile.is_zipfile(path)
 
 
 def folder_kind(folder: Path) -> str:

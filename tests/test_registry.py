@@ -150,7 +150,7 @@ def test_a_class_that_is_defined_again_takes_the_place_of_its_older_self(monkeyp
     script = types.ModuleType("my_script")
     script.__file__ = str(tmp_path / "my_script.py")
     monkeypatch.setitem(sys.modules, "my_script", script)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", script.__file__)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script.__file__, raising=False)
     imported = defined("my_script", "Mine")
     registry.register("projector", "mine")(imported)
     assert registry.resolve("projector", "mine") is imported

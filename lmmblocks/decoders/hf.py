@@ -187,7 +187,7 @@ class HFDecoder(nn.Module):
         self.config = replace(self.config, recompute=value)
         if value:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        elif getattr(model, "is_gradient_checkpointing", False):
+        elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             model.gradient_checkpointing_disable()
 
     @property

@@ -191,10 +191,15 @@ class _Run:
             )
 
     def _refuse_an_epoch_without_gradient(self) -> None:
-        if self.taken >= min(len(self.order), self.order.steps_per_epoch) and not self.moved:
+        if self.moved or self.taken < min(len(self.order), self.order.steps_per_epoch):
+            return
+        nothing = f"a gradient to any trained parameter ({', '.join(self.stage.train)})"
+        if self.taken < self.order.steps_per_epoch:  # the rest of the data may reach them
+            self.log.message(f"warning: none of the {self.taken} steps gave {nothing}, so nothing was learned")
+        else:
             raise LmmError(
-                f"stage {self.stage.name!r}: no sample of an epoch gave a gradient to any trained parameter ({', '.join(self.stage.train)}), so "
-                f"nothing was learned: train a part that the loss depends on, or use data that reaches these"
+                f"stage {self.stage.name!r}: no sample of an epoch gave {nothing}, so nothing was learned: "
+                f"train a part that the loss depends on, or use data that reaches these"
             )
 
     def _flush(self) -> None:

@@ -36,9 +36,11 @@ def refuse_packed(folder: Path, dtypes: Mapping[str, str]) -> None:
     packed = sorted(name for name, dtype in dtypes.items() if dtype in _PACKED and name.endswith((".weight", "qweight", "_packed", "_blocks")))
     marked = [(name, by) for name in dtypes for mark, by in _MARKS if mark in name]
     marked = [(name, by) for name, by in marked if by != "MXFP4" or dtypes[name] in _PACKED]
-    if not packed and not marked:
+    said = _said_by_config(folder) if packed or marked else None
+    cast = not marked and said is None and all(dtypes[name].lower().startswith(("float8", "f8_e4", "f8_e5")) for name in packed)
+    if cast:  # eight-bit floats without a scale hold the values themselves, as any dtype does
         return
-    by = _said_by_config(folder) or (marked[0][1] if marked else f"somebody: they are stored as {dtypes[packed[0]]}")
+    by = said or (marked[0][1] if marked else f"somebody: they are stored as {dtypes[packed[0]]}")
     names = packed or [name for name, _ in marked]
     raise LmmError(
         f"{folder}: the weights are quantised by {by} ({len(names)} packed tensors: {some(names)}), which is not read: take the folder of the "

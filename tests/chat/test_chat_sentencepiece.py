@@ -236,11 +236,14 @@ def test_neither_sentencepiece_nor_protobuf_is_needed(like_llama, tmp_path, monk
     assert list(text_encoder(tokenizer).encode(f" {CODE}")) == expected
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x0a\x05abc"])
-def test_a_file_of_another_kind_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "the tokenizer in {} can't be read"), (b"<html>", "{}/tokenizer.model is a web page"), (b"\x0a\x05abc", "the tokenizer in {} can't be read")],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, content, words):
     (tmp_path / "tokenizer.model").write_bytes(content)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    with pytest.raises(LmmError, match=f"the tokenizer in {tmp_path} can't be read"):
+    with pytest.raises(LmmError, match=words.format(tmp_path)):
         load_tokenizer(tmp_path)
 
 

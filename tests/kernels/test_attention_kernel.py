@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmmblocks.kernels.attention_bounds import grid_tiles
-from lmmblocks.kernels.attention_heads import head_parts
+from lmmblocks.kernels.head_parts import head_parts
 from lmmblocks.kernels.attention_tiles import Tile, Tiles, tiles_are, tiles_for
 
 from lmmblocks import ops

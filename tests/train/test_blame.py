@@ -141,6 +141,12 @@ def test_one_picture_is_enough_for_no_warning(model, stage, samples, tmp_path, c
     assert "nothing reaches" not in capsys.readouterr().out
 
 
+def test_a_run_shorter_than_an_epoch_is_warned_that_it_learned_nothing(model, stage, samples, tmp_path, capsys):
+    mostly_text = [*(dataclasses.replace(TEXT[0], id=f"text {i}") for i in range(40)), samples[0]]
+    train(model, dataclasses.replace(stage, train={"projector": 1e-3}, max_steps=1, batch_size=1), mostly_text, tmp_path)
+    assert "none of the 1 steps gave a gradient to any trained parameter (projector), so nothing was learned" in capsys.readouterr().out
+
+
 def test_pictures_that_no_answer_follows_reach_nothing_and_the_run_says_so(model, stage, tmp_path):
     late = lb.Sample(
         [*turns("What colour is it?"), *turns("<image>\nSure?")], [Image.new("RGB", (9, 9), "red")]

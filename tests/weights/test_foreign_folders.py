@@ -132,7 +132,6 @@ PACKED = {
     "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int32", ".qweight", r"gptq \(4 bits\)"),
     "awq in the text": ({"text_config": {"quantization_config": {"quant_method": "awq", "bits": 4}}}, "int32", ".qzeros", r"awq \(4 bits\)"),
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "float8_e4m3fn", ".weight", "fp8"),
-    "fp8, no word": ({}, "float8_e4m3fn", ".weight", "somebody: they are stored as (F8_E4M3|float8_e4m3fn)"),
     "int8": ({}, "int8", ".weight", "somebody: they are stored as (I8|int8)"),
 }
 

@@ -100,9 +100,9 @@ def test_a_published_chat_template_is_the_librarys_and_its_prompts_have_the_ids_
     text = rendered(model.tokenizer, source, [{"type": "image"}, *parts])
     assert written(model.template.render([{"role": "user", "content": "<image>\nWhat is it?"}], add_generation_prompt=True)) == text
     whole = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}, {"role": "user", "content": "Q"}]
-    assert encode_chat(whole, model.template, model.tokenizer, add_generation_prompt=True) == encode_chat(
-        whole, _without_system(name), model.tokenizer, add_generation_prompt=True
-    )
+    ids, expected = (encode_chat(whole, way, model.tokenizer, add_generation_prompt=True).ids for way in (model.template, _without_system(name)))
+    added = [1] if (name, layout) == ("chatml", "instructblip") else []  # this tokenizer begins every text, which ChatML doesn't know
+    assert ids == [*added, *expected]
 
 
 def rendered(tokenizer, source, content):
@@ -230,7 +230,8 @@ def test_the_ids_that_end_an_answer_are_believed_wherever_they_stand(folder_of, 
     wanted = [tokenizer.convert_tokens_to_ids(token) for token in (("<a>", "<b>") if several else ("<a>",))]
     ENDS[place](folder, wanted if several else wanted[0])
     model = lb.load(folder)
-    assert answer_ends(model.template, model.tokenizer) == {*wanted, tokenizer.eos_token_id, *own}
+    written = own or {tokenizer.eos_token_id}
+    assert answer_ends(model.template, model.tokenizer) == {*wanted, *written}, "what is stated, and what the template writes behind an answer"
     assert inspect(folder).settings["answers end with"].endswith(place)
     model.save(tmp_path / "again", format="native")
     again = lb.load(tmp_path / "again")
