@@ -238,7 +238,11 @@ def test_neither_sentencepiece_nor_protobuf_is_needed(like_llama, tmp_path, monk
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "the tokenizer in {} can't be read"), (b"<html>", "{}/tokenizer.model is a web page"), (b"\x0a\x05abc", "the tokenizer in {} can't be read")],
+    [
+        (b"", "the tokenizer in {} can't be read"),
+        (b"<html>", "{}/tokenizer.model is a web page"),
+        (b"\x0a\x05abc", "the tokenizer in {} can't be read"),
+    ],
 )
 def test_a_file_of_another_kind_is_named(tmp_path, content, words):
     (tmp_path / "tokenizer.model").write_bytes(content)

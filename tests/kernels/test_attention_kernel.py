@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmmblocks.kernels.attention_bounds import grid_tiles
-from lmmblocks.kernels.head_parts import head_parts
 from lmmblocks.kernels.attention_tiles import Tile, Tiles, tiles_are, tiles_for
+from lmmblocks.kernels.head_parts import head_parts
 
 from lmmblocks import ops
 from lmmblocks.spec import LmmError, Segments
