@@ -10,7 +10,7 @@ from typing import Any
 from . import registry
 from .field_checks import field_problems, make_plain
 from .images.kinds import preprocess_from_dict, preprocess_to_dict
-from .spec import LmmError, closest
+from .spec import ByKeywords, LmmError, closest
 
 FORMAT_VERSION = 1
 TOKENIZE_MODES = ("pieces", "llava15")
@@ -20,7 +20,7 @@ SEVERAL = {"reducers": "visionzip", "hooks": "my_package.my_module:MyHook"}
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(metaclass=ByKeywords):
     """A block by name with its own options; widths are filled in when the model is composed.
 
     Attributes:
@@ -41,7 +41,7 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMMConfig:
+class LMMConfig(metaclass=ByKeywords):
     """The parts of a model.
 
     Attributes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -276,11 +277,11 @@ class LMM(nn.Module):
             self.config = replace(self.config, decoder=self.decoder.config)
         return rows
 
-    def save(self, path: Any, format: str = "hf", **options: Any) -> None:
-        """Write the model to a folder; see ``lmmblocks.weights.save``."""
+    def save(self, path: Any, format: str = "hf", **options: Any) -> Path:
+        """Write the model to a folder and return its path; see ``lmmblocks.weights.save``."""
         from .weights.save import save
 
-        save(self, path, format=format, **options)
+        return save(self, path, format=format, **options)
 
 
 class HookList(nn.Module):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .messages import Message, split_system
 from .pieces import Piece, PieceKind, content_pieces
 from .template_fields import refuse_wrong_fields
@@ -31,7 +31,7 @@ _TEXTS = ("name", "opening", "to_answer", "ending", "to_question", "close", "lea
 
 
 @dataclass(frozen=True)
-class MarkedTemplate:
+class MarkedTemplate(metaclass=ByKeywords):
     """Contents between fixed markup.
 
     Markup is text in which `{bos}`, `{eos}` and every string of `tokens` is one token; in the contents of messages they are ordinary text.

@@ -6,7 +6,9 @@ with its answer and nothing between (`Single`: `CaptionTemplate` and `PromptTemp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .marked import BOS, EOS, MarkedTemplate, cut
 from .pieces import PieceKind
@@ -59,7 +61,13 @@ class Single:
 
 def outline_of(template: ChatTemplate) -> Outline | Single | None:
     """Return what a template writes; None for a class that is not the library's, which may do anything (a subclass may as well)."""
-    made = {MarkedTemplate: _marked, Template: _roles, CaptionTemplate: _caption, PromptTemplate: _prompt}.get(type(template))
+    outlines: dict[type, Callable[[Any], Outline | Single]] = {
+        MarkedTemplate: _marked,
+        Template: _roles,
+        CaptionTemplate: _caption,
+        PromptTemplate: _prompt,
+    }
+    made = outlines.get(type(template))
     return None if made is None else made(template)
 
 

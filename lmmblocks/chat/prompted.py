@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .messages import Message, split_system
 from .pieces import Piece, content_pieces, split_markers
 from .template_fields import refuse_wrong_fields
 
 
 @dataclass(frozen=True)
-class PromptTemplate:
+class PromptTemplate(metaclass=ByKeywords):
     """Images, then the question as it is, then its answer; no roles, no system prompt, no second turn.
 
     Rendered: `{images}<bos>{question}{lead}{answer}<eos>`. The images stand in front of the beginning-of-sequence token wherever the

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .messages import Message, split_system
 from .pieces import IMAGE_MARKER, Piece, content_pieces
 from .template_fields import refuse_wrong_fields
@@ -37,7 +37,7 @@ class ChatTemplate(Protocol):
 
 
 @dataclass(frozen=True)
-class Template:
+class Template(metaclass=ByKeywords):
     """Turns introduced by a role name; each answer is ended by the end-of-sequence token.
 
     Rendered: `<bos>{system}{seps[0]}{user}: {question}{seps[0]}{assistant}: {answer}<eos>{seps[1]}{user}:
@@ -107,7 +107,7 @@ class Template:
 
 
 @dataclass(frozen=True)
-class CaptionTemplate:
+class CaptionTemplate(metaclass=ByKeywords):
     """Images, then their caption, and nothing else: LLaVA's first stage.
 
     Rendered: `<bos>{images}{caption}{end}`. The words of the user's message are dropped by design, only its

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..spec import LmmError, closest
+from ..spec import ByKeywords, LmmError, closest
 
 if TYPE_CHECKING:
     from .hf import HFDecoder
@@ -18,7 +18,7 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dt
 
 
 @dataclass(frozen=True)
-class HFDecoderConfig:
+class HFDecoderConfig(metaclass=ByKeywords):
     """A decoder of transformers, as values that survive JSON.
 
     Attributes:

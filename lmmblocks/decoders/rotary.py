@@ -16,10 +16,10 @@ from torch import Tensor
 
 from .. import ops
 from ..field_checks import field_problems
-from ..spec import LmmError, Segments, closest
+from ..spec import ByKeywords, LmmError, Segments, closest
 
 
-class RopeScaling:
+class RopeScaling(metaclass=ByKeywords):
     """What the methods share: a name for config files, a check of the fields, and queries and keys that keep their length."""
 
     method: str

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import ops
 from ..field_checks import field_problems
-from ..spec import LayerHook, LmmError, Segments, closest
+from ..spec import ByKeywords, LayerHook, LmmError, Segments, closest
 from .cache import KVCache
 from .context import LayerContext
 from .ends import is_weight
@@ -33,7 +33,7 @@ __all__ = ["LayerContext", "RMSNorm", "Transformer", "TransformerConfig", "Trans
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(metaclass=ByKeywords):
     """Shape of a decoder; defaults are Vicuna-7B v1.5 (Llama 2).
 
     Attributes:

@@ -20,12 +20,12 @@ from torch import Tensor
 from .. import ops
 from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
-from ..spec import LmmError, Segments
+from ..spec import ByKeywords, LmmError, Segments
 from .vit import WITH_CLS, Layer, Stack, ViTEncoder, hidden_states_of_images, shape_problems
 
 
 @dataclass(frozen=True)
-class Blip2ViTConfig:
+class Blip2ViTConfig(metaclass=ByKeywords):
     """Shape of a BLIP-2 vision transformer; defaults are the ViT-g/14 at 224 px, as InstructBLIP uses it.
 
     Attributes:

@@ -16,12 +16,12 @@ from torch import Tensor
 from .. import ops
 from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .vit import WITH_CLS, Stack, ViTEncoder, hidden_states_of_images, shape_problems
 
 
 @dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(metaclass=ByKeywords):
     """Shape of a CLIP vision transformer; defaults are ViT-L/14 at 336 px, as LLaVA-1.5 uses it.
 
     Attributes:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import ops
 from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess
-from ..spec import LmmError, Segments
+from ..spec import ByKeywords, LmmError, Segments
 from .vit import MLP, WITH_CLS, ViTEncoder, hidden_states_of_images, shape_problems
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -35,7 +35,7 @@ Count = int
 
 
 @dataclass(frozen=True)
-class DINOv2Config:
+class DINOv2Config(metaclass=ByKeywords):
     """Shape of a DINOv2 vision transformer; defaults are ViT-L/14 without registers at 224 px.
 
     Attributes:

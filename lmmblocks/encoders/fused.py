@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..images.fused import FusedPreprocess
 from ..pixels import FusedPixels
-from ..spec import PATCHES, FeatureSpec, Grid, LmmError, VisionFeatures
+from ..spec import PATCHES, ByKeywords, FeatureSpec, Grid, LmmError, VisionFeatures
 
 TOWERS = frozenset({"towers"})
 COMBINE = {"channels": PATCHES | TOWERS, "list": TOWERS}
@@ -26,7 +26,7 @@ COMBINE = {"channels": PATCHES | TOWERS, "list": TOWERS}
 
 
 @dataclass(frozen=True)
-class FusedConfig:
+class FusedConfig(metaclass=ByKeywords):
     """Encoders that see the same images.
 
     Attributes:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
-from ..spec import LmmError, closest, first_line
+from ..spec import ByKeywords, LmmError, closest, first_line
 from .timm import timm_parts
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 
 
 @dataclass(frozen=True)
-class OpenCLIPConfig:
+class OpenCLIPConfig(metaclass=ByKeywords):
     """A vision tower of open_clip.
 
     Attributes:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .vit import MLP, WITHOUT_CLS, Stack, ViTEncoder, hidden_states_of_images, shape_problems
 
 HALF = (0.5, 0.5, 0.5)
@@ -26,7 +26,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class SigLIPConfig:
+class SigLIPConfig(metaclass=ByKeywords):
     """Shape of a SigLIP vision transformer; defaults are So400m/14 at 384 px.
 
     Attributes:

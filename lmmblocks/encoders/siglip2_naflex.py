@@ -19,13 +19,13 @@ from torch import Tensor
 from ..field_checks import field_problems
 from ..images.native import NativePreprocess
 from ..pixels import PatchPixels
-from ..spec import PATCHES, Grid, LmmError, Segments, VisionFeatures
+from ..spec import PATCHES, ByKeywords, Grid, LmmError, Segments, VisionFeatures
 from .siglip import SigLIPTower
 from .vit import WITHOUT_CLS, ViTEncoder, activation_problems, hidden_states, select_problems
 
 
 @dataclass(frozen=True)
-class NaFlexConfig:
+class NaFlexConfig(metaclass=ByKeywords):
     """Shape of a SigLIP 2 vision transformer for images of any shape; defaults are Base/16.
 
     Attributes:

@@ -17,13 +17,13 @@ import torch.nn as nn
 from ..field_checks import field_problems
 from ..images.tiles import LLAVA_NEXT_RESOLUTIONS, Resolution, TilePreprocess, resolution_problem
 from ..pixels import TiledPixels
-from ..spec import PATCHES, LmmError, VisionFeatures
+from ..spec import PATCHES, ByKeywords, LmmError, VisionFeatures
 from .clip import CLIPConfig
 from .tile_arrangement import TileArrangement
 
 
 @dataclass(frozen=True)
-class TiledConfig:
+class TiledConfig(metaclass=ByKeywords):
     """A tower and how images are cut for it; the defaults are LLaVA-NeXT's.
 
     Attributes:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
-from ..spec import LmmError, closest, first_line
+from ..spec import ByKeywords, LmmError, closest, first_line
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 
 HUB = "hub"
 
 
 @dataclass(frozen=True)
-class TimmConfig:
+class TimmConfig(metaclass=ByKeywords):
     """A model of timm.
 
     Attributes:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ..field_checks import is_number, is_whole, make_plain
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 
 _SEEDS = 2**63
 _COLDEST = 1e-30  # a temperature that is 0 in fp32 would divide 0 by 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class Sampling(metaclass=ByKeywords):
     """How the next token is chosen.
 
     Attributes:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..pixels import FusedPixels
-from ..spec import Grid, LmmError
+from ..spec import ByKeywords, Grid, LmmError
 from .fit import reading_of, with_fit, with_reading
 from .load import ImageSource, load_image
 
 
 @dataclass(frozen=True)
-class FusedPreprocess:
+class FusedPreprocess(metaclass=ByKeywords):
     """Each tower's own preprocessing; a picture is read once. Picklable, and stored in the model's config.
 
     Attributes:

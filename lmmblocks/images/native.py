@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..pixels import PatchPixels
-from ..spec import Grid, LmmError
+from ..spec import ByKeywords, Grid, LmmError
 from .choices import Exif, Transparent
 from .fit import check_reading, reading_of
 from .hf_processor import refuse_reading
@@ -27,7 +27,7 @@ _PRECISION = 1e-5
 
 
 @dataclass(frozen=True)
-class NativePreprocess:
+class NativePreprocess(metaclass=ByKeywords):
     """A picture to its packed patches; picklable, and stored in the model's config.
 
     Attributes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..spec import Grid, LmmError, closest
+from ..spec import ByKeywords, Grid, LmmError, closest
 from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Transparent
 from .fit import check_reading, reading_of
 from .hf_processor import read_hf, to_hf
@@ -32,7 +32,7 @@ _STRIP_PIXELS = 1 << 24  # 48 MB: widest working copy while padding a tall image
 
 
 @dataclass(frozen=True)
-class ImagePreprocess:
+class ImagePreprocess(metaclass=ByKeywords):
     """What happens to an image before the encoder; picklable, and stored in the model's config.
 
     Attributes:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..pixels import TiledPixels
-from ..spec import Grid, LmmError, TileGrid
+from ..spec import ByKeywords, Grid, LmmError, TileGrid
 from .fit import reading_of, with_fit, with_reading
 from .load import ImageSource, load_image
 
@@ -98,7 +98,7 @@ def _rounded_down(patches: float) -> int:
 
 
 @dataclass(frozen=True)
-class TilePreprocess:
+class TilePreprocess(metaclass=ByKeywords):
     """A picture to its global view and its tiles; picklable, and stored in the model's config.
 
     Attributes:

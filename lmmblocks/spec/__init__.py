@@ -13,6 +13,7 @@ from .errors import LmmError, closest, first_line, some
 from .features import PATCHES, FeatureSpec, VisionFeatures
 from .grids import Grid, TileGrid, image_count
 from .instruction import Instruction
+from .keywords import ByKeywords
 from .machine import MachineError, machine_failure
 from .plan import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, SplicePlan
 from .protocols import Arrangement, Decoder, Encoder, LayerHook, Projector, Reducer
@@ -25,6 +26,7 @@ __all__ = [
     "PATCHES",
     "Arrangement",
     "Batch",
+    "ByKeywords",
     "Decoder",
     "Encoder",
     "FeatureSpec",

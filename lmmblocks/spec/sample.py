@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import LmmError
+from .keywords import ByKeywords
 
 _TURNS = '[{"role": "user", "content": "<image>\\nWhat is it?"}, {"role": "assistant", "content": "A cat"}]'
 _SAMPLE = "lmmblocks.Sample(messages=[...], images=[...])"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(metaclass=ByKeywords):
     """One conversation before tokenising.
 
     Attributes:

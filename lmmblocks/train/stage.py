@@ -12,12 +12,12 @@ from typing import Any
 
 from ..config import refuse_unknown
 from ..field_checks import make_plain
-from ..spec import LmmError
+from ..spec import ByKeywords, LmmError
 from .stage_checks import stage_problems
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(metaclass=ByKeywords):
     """One run of the optimiser.
 
     Attributes:

@@ -64,7 +64,7 @@ def save(
         **options: of the format; ``llava`` has ``include_vision`` and ``vision_tower``, see ``save_llava.py``.
 
     Returns:
-        The folder.
+        The folder that was written, with ``~`` replaced.
 
     Raises:
         LmmError: unknown format, blocks that transformers' models don't have, no config, a model that ``load`` could not give back from the
@@ -93,7 +93,7 @@ def save(
         skeleton = skeleton_of(folder, model)
         write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
         check_weights(folder, skeleton)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def _config_to_write(model: LMM) -> LMMConfig:

@@ -217,6 +217,14 @@ def test_an_older_model_is_replaced_whole(make_model, tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("format", ["hf", "native", "llava"])
+def test_save_returns_the_folder_that_it_wrote(make_model, tmp_path, monkeypatch, format):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert make_model().save("~/out", format=format) == tmp_path / "out"
+    assert make_model().save(os.fspath(tmp_path / "again"), format=format) == tmp_path / "again"
+    assert same(lb.load(tmp_path / "out"), lb.load(tmp_path / "again"))
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("any")]
 )
