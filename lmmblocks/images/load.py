@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ..spec import LmmError, machine_failure
 from .arrays import picture_of_array, refuse_source
 from .choices import Exif, Transparent
+from .colour_key import bits_of_samples, keep_key_in_depth
 from .failures import DAMAGE, ImageError, failure
 from .jpeg_end import has_end
 from .rgb import to_rgb
@@ -207,7 +208,9 @@ def _decode(image: Image.Image, name: str, head: bytes = b"", size_bytes: int | 
     try:
         if image.format in ("JPEG", "MPO") and not getattr(file, "closed", True) and not has_end(file):
             raise ImageError("truncated", f"image {name} is truncated (a JPEG without an end): fetch it again")
+        bits = bits_of_samples(image)
         image.load()
+        keep_key_in_depth(image, bits)
     except ImageError:  # which is a ValueError too
         raise
     except (OSError, MemoryError, *DAMAGE) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .choices import Exif, Transparent
+from .colour_key import has_key
 from .failures import DAMAGE, ImageError
 
 _SHORT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -47,8 +48,11 @@ def is_transparent(image: Image.Image) -> bool:
     """Whether anything shows through a picture: an alpha below 255 somewhere."""
     if image.mode in _PREMULTIPLIED:
         return is_transparent(image.convert(_PREMULTIPLIED[image.mode]))
+    if is_deep(image):
+        keyed = has_key(image)
+        return keyed is not None and bool(keyed.any())
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if is_deep(image) or not (
+    if not (
         image.mode in ("RGBA", "LA", "PA") or palette == "RGBA" or "transparency" in image.info
     ):
         return False
@@ -70,7 +74,7 @@ def to_rgb(
         ImageError: values of an unknown range (kind ``range``), or a mode that can't be turned into RGB (``format``).
     """
     rgb = (
-        _flat(image, name) if transparent == "drop" or not is_transparent(image) else _on(image, transparent)
+        _flat(image, name) if transparent == "drop" or not is_transparent(image) else _on(image, name, transparent)
     )
     turn = turn_of(image) if exif == "rotate" else None
     if turn is None:
@@ -82,8 +86,12 @@ def to_rgb(
     return turned
 
 
-def _on(image: Image.Image, colour: str) -> Image.Image:
+def _on(image: Image.Image, name: str, colour: str) -> Image.Image:
     """Put a transparent picture on a background."""
+    if is_deep(image):
+        flat = _flat(image, name)
+        flat.paste(colour, mask=Image.fromarray(has_key(image)))
+        return flat
     straight = image.convert(_PREMULTIPLIED.get(image.mode, image.mode)).convert("RGBA")
     canvas = Image.new("RGBA", image.size, colour)
     canvas.alpha_composite(straight)

@@ -49,16 +49,21 @@ def tiff(samples, *, bits, tags=()):
     return b"II*\0" + struct.pack("<I", 8 + len(samples)) + samples + directory + b"\0\0\0\0"
 
 
-def png_of_16_bits(channels, colour_type):
-    """A PNG of 16-bit samples (H, W, C), which Pillow doesn't write."""
+def png(rows, size, bits, colour_type, key=None):
+    """A PNG of a depth that Pillow doesn't write: packed rows, (width, height), bits of a sample, and the transparent colour."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    height, width = channels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0))
+    transparent = b"" if key is None else chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + head + transparent + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def png_of_16_bits(channels, colour_type):
+    """A PNG of 16-bit samples (H, W, C)."""
+    return png([row.astype(">u2").tobytes() for row in channels], channels.shape[1::-1], 16, colour_type)
 
 
 def packed_12_bits(values):
@@ -178,6 +183,54 @@ def test_eight_bits_become_what_pillow_makes_of_them(mode):
     straight = image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode))
     np.testing.assert_array_equal(rgb(image), np.asarray(straight.convert("RGB")))
     assert np.ptp(rgb(image)) > 100, "neither black nor white"
+
+
+def keyed_png(bits, colour_type, key):
+    """A row of eight pixels, of which every second has the key; the others differ from it by one step, or by a byte's highest bit."""
+    other = tuple(value ^ (1 if bits < 16 else 0x8000) for value in key)
+    samples = np.array([*key, *other] * 4)
+    if bits == 16:
+        row = samples.astype(">u2").tobytes()
+    else:
+        row = np.packbits(np.unpackbits(samples.astype(np.uint8)[:, None], axis=1)[:, 8 - bits :]).tobytes()
+    return png([row], (8, 1), bits, colour_type, key)
+
+
+KEYS = {
+    **{f"grey of {bits} bits, {key}": (bits, 0, (key,)) for bits, keys in ((1, (0, 1)), (2, (1, 2)), (4, (5, 14)), (8, (100,))) for key in keys},
+    "grey of 16 bits": (16, 0, (0x1234,)),
+    "grey of 16 bits, black": (16, 0, (0,)),
+    "colours of 8 bits": (8, 2, (10, 20, 30)),
+    "colours of 16 bits": (16, 2, (0x1012, 0x2034, 0x3056)),
+    "colours of 16 bits, dark": (16, 2, (16, 32, 48)),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_the_transparent_colour_of_a_png_counts_at_every_depth(case, tmp_path):
+    data, path = keyed_png(*KEYS[case]), tmp_path / "keyed.png"
+    path.write_bytes(data)
+    dropped, opened = rgb(data), Image.open(path)
+    for source in (data, path, opened, opened):  # the second time it is decoded already
+        for colour, value in (("white", 255), ("black", 0)):
+            found = np.asarray(load_image(source, transparent=colour))
+            assert (found[:, ::2] == value).all(), (source, colour, found[0, :2].tolist())
+            np.testing.assert_array_equal(found[:, 1::2], dropped[:, 1::2])
+    assert "transparent_image" in [note.code for note in check_images([str(path)])[str(path)]]
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_a_transparent_colour_that_no_pixel_has_hides_none(case):
+    bits, colour_type, key = KEYS[case]
+    if bits == 1:
+        data = png([b"\0" if key[0] else b"\xff"], (8, 1), 1, colour_type, key)
+    else:
+        data = keyed_png(*KEYS[case])
+        unused = struct.pack(f">{len(key)}H", *(value ^ (2 if bits < 16 else 0x4000) for value in key))
+        at = data.index(b"tRNS")
+        chunk = b"tRNS" + unused
+        data = data[:at] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[at + len(chunk) + 4 :]
+    np.testing.assert_array_equal(np.asarray(load_image(data, transparent="white")), rgb(data))
 
 
 def test_a_mode_that_pillow_cannot_convert_is_named(monkeypatch):
