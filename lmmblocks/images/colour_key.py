@@ -43,6 +43,8 @@ def keep_key_in_depth(image: Image.Image, bits: int | None) -> None:
 
 
 def has_key(image: Image.Image) -> np.ndarray | None:
-    """Return which pixels ``(H, W)`` of a picture of one channel have its key, None if it has none; ``convert`` leaves deep ones opaque."""
+    """Return which pixels ``(H, W)`` of a picture of one channel have its key, None if it has none: ``convert`` leaves some such pictures opaque."""
     key = image.info.get(_KEY)
-    return np.asarray(image) == key if isinstance(key, int) else None
+    if not isinstance(key, int):
+        return None
+    return np.asarray(image) == (bool(key) if image.mode == "1" else key)

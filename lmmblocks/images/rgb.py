@@ -36,6 +36,11 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in (*_SHORT, "I", "F")
 
 
+def _only_by_key(image: Image.Image) -> bool:
+    """Whether a picture can be transparent by its one transparent value only, and Pillow doesn't see to that: not at all, or in new versions."""
+    return is_deep(image) or image.mode == "1"
+
+
 def turn_of(image: Image.Image) -> Image.Transpose | None:
     """Return how a picture must be turned to stand as its EXIF orientation says; None = it does."""
     try:
@@ -48,7 +53,7 @@ def is_transparent(image: Image.Image) -> bool:
     """Whether anything shows through a picture: an alpha below 255 somewhere."""
     if image.mode in _PREMULTIPLIED:
         return is_transparent(image.convert(_PREMULTIPLIED[image.mode]))
-    if is_deep(image):
+    if _only_by_key(image):
         keyed = has_key(image)
         return keyed is not None and bool(keyed.any())
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
@@ -88,7 +93,7 @@ def to_rgb(
 
 def _on(image: Image.Image, name: str, colour: str) -> Image.Image:
     """Put a transparent picture on a background."""
-    if is_deep(image):
+    if _only_by_key(image):
         flat = _flat(image, name)
         flat.paste(colour, mask=Image.fromarray(has_key(image)))
         return flat
