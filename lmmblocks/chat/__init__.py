@@ -1,6 +1,6 @@
 """Conversations: messages -> template -> pieces -> token ids and labels."""
 
-from .answers import answer_ends, answer_margins, decode_supervised, stop_texts, with_ends
+from .answers import answer_ends, answer_margins, decode_supervised, stop_texts, with_ends, with_stops
 from .built_in import TEMPLATES
 from .derive import from_tokenizer
 from .formats import FORMAT_PROMPTS, with_format
@@ -50,6 +50,7 @@ __all__ = [
     "to_jinja",
     "tokenize",
     "with_ends",
+    "with_stops",
     "with_format",
     "write_tokenizer",
     "written",

@@ -44,7 +44,7 @@ def _stop_tokens(template: ChatTemplate, tokenizer: Any, stop: Sequence[str]) ->
     vocabulary = tokenizer.backend_tokenizer
     written = {vocabulary.token_to_id(text) for text in getattr(template, "tokens", ())}
     tokens = written | special_ids(tokenizer)
-    ids = {text: vocabulary.token_to_id(text) for text in (*template.stop, *stop)}
+    ids = {text: vocabulary.token_to_id(text) for text in (*template.stop, *getattr(template, "stops", ()), *stop)}
     return {text: token if token in tokens else None for text, token in ids.items()}
 
 
@@ -75,6 +75,24 @@ def with_ends(template: ChatTemplate, ids: Iterable[int], tokenizer: Any, *, fou
     if tokenizer.eos_token_id is not None and _writes_eos(template):
         stated |= {tokenizer.eos_token_id}
     return replace(template, ends=tuple(vocabulary.id_to_token(token) for token in sorted(stated)))
+
+
+def with_stops(template: ChatTemplate, strings: Sequence[str], tokenizer: Any, *, found: str) -> ChatTemplate:
+    """Return a template that ends answers with the strings that a model states, too; the same one where it does anyway.
+
+    Raises:
+        LmmError: a template without a field to keep them in.
+    """
+    ends, known = answer_ends(template, tokenizer), stop_texts(template, tokenizer)
+    new = tuple(text for text in dict.fromkeys(strings) if text not in known and tokenizer.backend_tokenizer.token_to_id(text) not in ends)
+    if not new:
+        return template
+    if not (is_dataclass(template) and any(field.name == "stops" for field in fields(template))):
+        raise LmmError(
+            f"{found} ends answers with the strings {list(new)}, and template {template.name!r} has no field 'stops' to keep them in: give it one, "
+            f"as MarkedTemplate has"
+        )
+    return replace(template, stops=(*template.stops, *new))
 
 
 def _writes_eos(template: ChatTemplate) -> bool:

@@ -50,6 +50,7 @@ class MarkedTemplate(metaclass=ByKeywords):
         empty_system: whether an empty system message is a system prompt, or none.
         image: markup in front of and behind every image.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
+        stops: strings that end an answer besides, where a model states them.
 
     Raises:
         LmmError: nothing ends an answer, markup is not a string, or the system prompt holds an image.
@@ -73,10 +74,11 @@ class MarkedTemplate(metaclass=ByKeywords):
     empty_system: bool = True
     image: tuple[str, str] = ("", "")
     ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         pairs, more = ("around_system", "image"), _problems_of_types(self)
-        refuse_wrong_fields(self, texts=_TEXTS, lists=("tokens", "ends"), pairs=pairs, optional="around_system", more=more)
+        refuse_wrong_fields(self, texts=_TEXTS, lists=("tokens", "ends", "stops"), pairs=pairs, optional="around_system", more=more)
         refuse_wrong_fields(self, more=_problems_of_ending(self))
 
     @property

@@ -22,6 +22,7 @@ class PromptTemplate(metaclass=ByKeywords):
         name: the registered name, saved with a model.
         lead: text between the question and the answer, said by the model: the space where tokenizers join it to the next word.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
+        stops: strings that end an answer besides, where a model states them.
 
     Raises:
         LmmError: a field that holds something else.
@@ -37,9 +38,10 @@ class PromptTemplate(metaclass=ByKeywords):
     name: str
     lead: str = " "
     ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        refuse_wrong_fields(self, texts=("name", "lead"), lists=("ends",))
+        refuse_wrong_fields(self, texts=("name", "lead"), lists=("ends", "stops"))
 
     @property
     def stop(self) -> tuple[str, ...]:

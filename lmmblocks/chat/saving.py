@@ -29,7 +29,7 @@ def template_to_dict(template: ChatTemplate) -> dict[str, Any]:
 
     Example:
         >>> template_to_dict(CaptionTemplate("lines"))
-        {'type': 'caption', 'name': 'lines', 'end': '\\n', 'ends': []}
+        {'type': 'caption', 'name': 'lines', 'end': '\\n', 'ends': [], 'stops': []}
     """
     cls = type(template)
     kind = next(

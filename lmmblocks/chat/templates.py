@@ -52,6 +52,7 @@ class Template(metaclass=ByKeywords):
             next turn.
         stop: strings that end an answer besides the end-of-sequence token.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
+        stops: strings that end an answer besides, where a model states them.
 
     Raises:
         LmmError: a field that holds something else, or a system prompt with an image.
@@ -63,9 +64,10 @@ class Template(metaclass=ByKeywords):
     seps: tuple[str, str] = (" ", "")
     stop: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        refuse_wrong_fields(self, texts=("name", "system"), lists=("stop", "ends"), pairs=("roles", "seps"))
+        refuse_wrong_fields(self, texts=("name", "system"), lists=("stop", "ends", "stops"), pairs=("roles", "seps"))
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation.
@@ -117,6 +119,7 @@ class CaptionTemplate(metaclass=ByKeywords):
         name: the registered name, saved with a model.
         end: what ends a caption.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
+        stops: strings that end an answer besides, where a model states them.
 
     Raises:
         LmmError: nothing ends a caption, or a field holds something else.
@@ -127,10 +130,11 @@ class CaptionTemplate(metaclass=ByKeywords):
     name: str
     end: str = "\n"
     ends: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         nothing = ["end is empty, so a model would never learn to stop: give the text that ends a caption"] if self.end == "" else []
-        refuse_wrong_fields(self, texts=("name", "end"), lists=("ends",), more=nothing)
+        refuse_wrong_fields(self, texts=("name", "end"), lists=("ends", "stops"), more=nothing)
 
     @property
     def stop(self) -> tuple[str, ...]:

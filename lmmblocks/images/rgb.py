@@ -93,9 +93,10 @@ def to_rgb(
 
 def _on(image: Image.Image, name: str, colour: str) -> Image.Image:
     """Put a transparent picture on a background."""
-    if _only_by_key(image):
+    keyed = has_key(image) if _only_by_key(image) else None
+    if keyed is not None:
         flat = _flat(image, name)
-        flat.paste(colour, mask=Image.fromarray(has_key(image)))
+        flat.paste(colour, mask=Image.fromarray(keyed))
         return flat
     straight = image.convert(_PREMULTIPLIED.get(image.mode, image.mode)).convert("RGBA")
     canvas = Image.new("RGBA", image.size, colour)

@@ -2,7 +2,7 @@
 
 A chat template is in ``processor_config.json``, ``chat_template.json``, ``chat_template.jinja``, ``additional_chat_templates/`` or
 ``tokenizer_config.json``; the tokens that end an answer are ``eos_token_id``, one or a list, of ``generation_config.json``, ``config.json`` or its
-``text_config``. The first file that says it counts, in the order of transformers' processors. Of several templates it is the one called ``default``.
+``text_config``, and the strings that do ``stop_strings`` of ``generation_config.json``. The first file that says it counts, in the order of transformers' processors. Of several templates it is the one called ``default``.
 An id of ``config.json`` counts where it is a special token: that file often has another model's.
 Source: ``processing_utils.py`` and ``generation/configuration_utils.py`` of transformers 5.24.
 """
@@ -23,7 +23,20 @@ _IN_JSON = ("processor_config.json", "chat_template.json")
 _JINJA = "chat_template.jinja"
 _MORE = "additional_chat_templates"
 _TOKENIZER = "tokenizer_config.json"
-_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "repetition_penalty", "num_beams", "max_new_tokens", "max_length", "no_repeat_ngram_size")
+_WHEN_ASKED = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "max_new_tokens", "max_length")
+"""Settings that a caller chooses here: how tokens are drawn, and how many at most."""
+_GREEDY_WITHOUT: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beams"), (1,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids", "constraints"), ([],)),
+    **dict.fromkeys(("sequence_bias",), ([], {})),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty", "dola_layers"), ()),
+    "token_healing": (False,),
+}
+"""Settings that give other tokens even where nothing is drawn -> the values, besides null, with which they don't."""
+
+
+_SHOWN = 60  # characters of a value
 
 
 @dataclass(frozen=True)
@@ -129,7 +142,33 @@ def _ids(path: Path, said: Any) -> tuple[int, ...]:
     return ids
 
 
+def stated_stops(folder: Path) -> tuple[str, ...]:
+    """Return the strings that a folder says end an answer.
+
+    Raises:
+        LmmError: what is said is no string and no list of strings.
+    """
+    said = read_json(folder / GENERATION).get("stop_strings") if (folder / GENERATION).is_file() else None
+    strings = tuple(said) if isinstance(said, list) else () if said is None else (said,)
+    if not all(isinstance(entry, str) and entry for entry in strings):
+        raise LmmError(f"{folder / GENERATION}: stop_strings must be a string or a list of them, none of them empty, found {said!r}: correct it")
+    return strings
+
+
+def not_followed(folder: Path) -> dict[str, Any]:
+    """Return what ``generation_config.json`` says that would change which token is the most likely one, and isn't computed here."""
+    values = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+    stated = {key: values[key] for key in _GREEDY_WITHOUT if values.get(key) is not None}
+    return {key: value for key, value in stated.items() if value not in _GREEDY_WITHOUT[key]}
+
+
 def sampling(folder: Path) -> dict[str, Any]:
     """Return what ``generation_config.json`` says about decoding beside its ends, for reports: here the caller says it."""
     values = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    return {key: values[key] for key in _SAMPLING if values.get(key) is not None}
+    stated = {key: values[key] for key in _WHEN_ASKED if values.get(key) is not None}
+    return {**stated, **not_followed(folder)}
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Return settings and their values for a message; long lists are cut."""
+    return ", ".join(f"{key} {str(value) if len(str(value)) <= _SHOWN else str(value)[:_SHOWN] + '...'}" for key, value in settings.items())

@@ -8,7 +8,7 @@ from typing import Any
 from ..chat import answer_ends, load_tokenizer, stop_texts
 from ..config import LMMConfig
 from ..spec import LmmError
-from .chat_files import GENERATION, sampling
+from .chat_files import GENERATION, in_words, sampling
 from .checkpoint import NATIVE_CONFIG, chat_folders, tokenizer_folder
 from .idefics import TEMPLATES as IDEFICS_TEMPLATES
 from .inspection import Inspection
@@ -42,8 +42,7 @@ def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Pat
         report.settings["answers end with"] = _ends(chat, tokenizer)
     decoding = sampling(folder)
     if decoding:
-        words = ", ".join(f"{key} {value}" for key, value in decoding.items())
-        report.settings["decoding"] = f"{GENERATION} says {words}: not followed, generate() takes the most likely token unless asked otherwise"
+        report.settings["decoding"] = f"{GENERATION} says {in_words(decoding)}: not followed, generate() takes the most likely token unless asked otherwise"
 
 
 def _whose(config: LMMConfig) -> str:

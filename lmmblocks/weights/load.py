@@ -15,6 +15,7 @@ from ..dtypes import check_dtype, name_of
 from ..first_pass import check_runs
 from ..lmm import LMM
 from .buffers import compute_buffers, copy_buffers
+from .chat_files import GENERATION, in_words
 from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
 from .files import WeightFiles
 from .fill import read_parameters
@@ -65,6 +66,12 @@ def load(
     checkpoint = open_checkpoint(path_or_id, base=base, vision_tower=vision_tower)
     tokenizer = None if checkpoint.tokenizer is None else load_tokenizer(checkpoint.tokenizer)
     chat = model_chat(checkpoint.config, checkpoint.chat, tokenizer, template)
+    if chat.not_followed:
+        warnings.warn(
+            f"{GENERATION} of {path_or_id} says {in_words(chat.not_followed)}, which is not computed here: answers are the most likely tokens, or "
+            f"drawn as generate(temperature=..., top_p=..., top_k=...) says, and may differ from those of transformers",
+            stacklevel=2,
+        )
     config = checkpoint.config if chat.tokenize_mode is None else replace(checkpoint.config, tokenize_mode=chat.tokenize_mode)
     model = build(config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
     rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}

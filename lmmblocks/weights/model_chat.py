@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..chat import IMAGE_MARKER, ChatTemplate, from_jinja, get_template, of_model, with_ends
+from ..chat import IMAGE_MARKER, ChatTemplate, from_jinja, get_template, of_model, with_ends, with_stops
 from ..chat.text_encoder import special_ids
 from ..chat.tokenize import Mode
 from ..config import LMMConfig
 from ..spec import LmmError
-from .chat_files import Stated, stated_ends, stated_template
+from .chat_files import GENERATION, Stated, not_followed, stated_ends, stated_stops, stated_template
 from .files import CONFIG, read_json
 
 IMAGE_IDS = ("image_token_index", "image_token_id")
@@ -29,6 +29,7 @@ class ModelChat:
         ends_in: the file that lists what ends an answer; None = no file does.
         notes: what a reader of these files may miss.
         tokenize_mode: how its conversations are tokenised, where a file of ours says it; None = as its layout is known for.
+        not_followed: settings of a file that would give other answers than the most likely ones, and aren't computed here.
     """
 
     template: ChatTemplate
@@ -36,6 +37,7 @@ class ModelChat:
     ends_in: str | None = None
     notes: tuple[str, ...] = ()
     tokenize_mode: Mode | None = None
+    not_followed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def model_chat(config: LMMConfig, folders: Sequence[Path], tokenizer: Any, asked: Any = None) -> ModelChat:
@@ -56,6 +58,13 @@ def model_chat(config: LMMConfig, folders: Sequence[Path], tokenizer: Any, asked
     found = ModelChat(known if asked is None else get_template(asked, tokenizer))
     if asked is None:
         found = _of_files(config, known, folders, tokenizer) or found
+    found = _with_ends(replace(found, not_followed=_first(map(not_followed, folders)) or {}), known, folders, tokenizer)
+    strings = _first(map(stated_stops, folders)) or getattr(known, "stops", ())
+    return replace(found, template=with_stops(found.template, strings, tokenizer, found=GENERATION))
+
+
+def _with_ends(found: ModelChat, known: ChatTemplate, folders: Sequence[Path], tokenizer: Any) -> ModelChat:
+    """Return it with the tokens that end an answer."""
     own = [tokenizer.convert_tokens_to_ids(token) for token in getattr(known, "ends", ())]
     stated = _first(stated_ends(folder, special_ids(tokenizer)) for folder in folders)
     if stated is None and not own:
@@ -98,5 +107,5 @@ def _image_token(folder: Path, tokenizer: Any) -> str:
     return token if token is not None and index in special_ids(tokenizer) else IMAGE_MARKER
 
 
-def _first(found: Any) -> Stated | None:
-    return next((entry for entry in found if entry is not None), None)
+def _first(found: Any) -> Any:
+    return next((entry for entry in found if entry), None)

@@ -1,13 +1,14 @@
 """How the model of a folder is talked to is what its files say, wherever they say it, or what its caller says."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
 
 import lmmblocks as lb
 from lmmblocks import cli
-from lmmblocks.chat import TEMPLATES, MarkedTemplate, answer_ends, encode_chat, written
+from lmmblocks.chat import TEMPLATES, MarkedTemplate, answer_ends, encode_chat, stop_texts, written
 from lmmblocks.chat.idefics import END as IDEFICS_END
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect
@@ -297,3 +298,61 @@ def test_the_commands_take_a_template(folder_of, capsys, tmp_path):
     asked = ["eval", str(tmp_path / "questions.json"), "--images", str(tmp_path), "--model", str(folder), "--max-new-tokens", "2"]
     assert cli.main(asked) == 2
     assert cli.main([*asked, "--template", "vicuna_v1"]) == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_strings_that_end_an_answer_are_believed_and_kept(folder_of, tmp_path, layout):
+    folder = folder_of(layout)
+    change(folder / "generation_config.json", stop_strings=["picture", "##"])
+    model = lb.load(folder)
+    assert set(stop_texts(model.template, model.tokenizer)) >= {"picture", "##"}
+    for format in ("native", "hf") if layout == "hf" else ("native",):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that servers have to be told of the strings
+            model.save(tmp_path / format, format=format)
+        assert stop_texts(lb.load(tmp_path / format).template, model.tokenizer) == stop_texts(model.template, model.tokenizer)
+    asked = lb.load(tmp_path / "native", template="llava_v1")
+    assert asked.template.name == "llava_v1" and set(asked.template.stops) == {"picture", "##"}
+
+
+def test_an_answer_is_cut_in_front_of_a_stop_string_of_the_files(folder_of):
+    folder = folder_of("hf")
+    whole = lb.load(folder).generate("What is it?", max_new_tokens=12)
+    word = whole.split()[1]
+    change(folder / "generation_config.json", stop_strings=word)
+    assert lb.load(folder).generate("What is it?", max_new_tokens=12) == whole[: whole.index(word)]
+
+
+@pytest.mark.parametrize("said", [[""], [3], {"a": 1}])
+def test_stop_strings_that_are_none_are_refused(folder_of, said):
+    folder = folder_of("hf")
+    change(folder / "generation_config.json", stop_strings=said)
+    with pytest.raises(LmmError, match="stop_strings must be a string or a list of them"):
+        lb.load(folder)
+
+
+SETTINGS = {
+    "repetition_penalty": (1.05, 1.0),
+    "no_repeat_ngram_size": (3, 0),
+    "suppress_tokens": ([3, 4], []),
+    "begin_suppress_tokens": ([3], None),
+    "bad_words_ids": ([[3]], []),
+    "forced_bos_token_id": (0, None),
+    "sequence_bias": ([[[3], -1.0]], []),
+    "min_new_tokens": (5, 0),
+    "num_beams": (4, 1),
+}
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_a_setting_that_would_give_another_answer_is_told_on_loading(folder_of, recwarn, key):
+    """``generate`` of transformers follows these files, also where nothing is drawn."""
+    folder = folder_of("hf")
+    told, untold = SETTINGS[key]
+    change(folder / "generation_config.json", **{key: untold}, temperature=0.7, top_p=0.9, do_sample=True)
+    lb.load(folder)
+    assert not [one for one in recwarn if "generation_config" in str(one.message)]
+    change(folder / "generation_config.json", **{key: told})
+    with pytest.warns(UserWarning, match=f"says {key} .*, which is not computed here"):
+        lb.load(folder)
+    assert key in inspect(folder).settings["decoding"]
