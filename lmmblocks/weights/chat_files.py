@@ -2,7 +2,8 @@
 
 A chat template is in ``processor_config.json``, ``chat_template.json``, ``chat_template.jinja``, ``additional_chat_templates/`` or
 ``tokenizer_config.json``; the tokens that end an answer are ``eos_token_id``, one or a list, of ``generation_config.json``, ``config.json`` or its
-``text_config``, and the strings that do ``stop_strings`` of ``generation_config.json``. The first file that says it counts, in the order of transformers' processors. Of several templates it is the one called ``default``.
+``text_config``, and the strings that do are ``stop_strings`` of ``generation_config.json``. The first file that says it counts, in the order of
+transformers' processors. Of several templates it is the one called ``default``.
 An id of ``config.json`` counts where it is a special token: that file often has another model's.
 Source: ``processing_utils.py`` and ``generation/configuration_utils.py`` of transformers 5.24.
 """

@@ -42,7 +42,8 @@ def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Pat
         report.settings["answers end with"] = _ends(chat, tokenizer)
     decoding = sampling(folder)
     if decoding:
-        report.settings["decoding"] = f"{GENERATION} says {in_words(decoding)}: not followed, generate() takes the most likely token unless asked otherwise"
+        said = f"{GENERATION} says {in_words(decoding)}"
+        report.settings["decoding"] = f"{said}: not followed, generate() takes the most likely token unless asked otherwise"
 
 
 def _whose(config: LMMConfig) -> str:

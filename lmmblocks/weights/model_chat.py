@@ -12,7 +12,7 @@ from ..chat.text_encoder import special_ids
 from ..chat.tokenize import Mode
 from ..config import LMMConfig
 from ..spec import LmmError
-from .chat_files import GENERATION, Stated, not_followed, stated_ends, stated_stops, stated_template
+from .chat_files import GENERATION, not_followed, stated_ends, stated_stops, stated_template
 from .files import CONFIG, read_json
 
 IMAGE_IDS = ("image_token_index", "image_token_id")
