@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmmblocks import ops
 from lmmblocks.plan import plan_splice
-from lmmblocks.spec import IGNORE_LABEL, LmmError
+from lmmblocks.spec import IGNORE_LABEL, ImageSpan, LmmError
 
 GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 WIDTH, VOCABULARY = 3, 20
@@ -125,6 +125,16 @@ def test_turn_truncation_never_cuts_an_image_or_an_answer(drawn, limit):
         if kept < len(rows):
             assert labels[kept - 1] != IGNORE_LABEL and (kept == len(labels) or labels[kept] == IGNORE_LABEL)
             assert rows[kept - 1] is not None  # an answer's token, so no image is open here
+
+
+def test_a_turn_that_just_fits_stays():
+    plan = plan_splice([[1, 2, 3, 4, 5]], [[]], labels=[[-100, 2, -100, 4, 5]], max_length=2, truncate="turn")
+    assert plan.lengths == (2,) and plan.truncated == (3,)
+
+
+def test_spans_of_images_end_where_the_sample_is_cut_and_count_the_samples_that_stay():
+    assert plan_splice([[1, -200]], [[4]], max_length=3, truncate="right").image_spans == (ImageSpan(0, 0, 1, 2),)
+    assert plan_splice([[-200, 1], [2, -200]], [[5], [2]], max_length=4, truncate="drop").image_spans == (ImageSpan(1, 0, 1, 2),)
 
 
 def test_drop_leaves_out_only_what_is_too_long():

@@ -12,12 +12,14 @@ from lmmblocks import registry
 from lmmblocks.chat import (
     TEMPLATES,
     MarkedTemplate,
+    Piece,
     answer_ends,
     answer_margins,
     decode_supervised,
     encode_chat,
     template_from_dict,
     template_to_dict,
+    tokenize,
     written,
 )
 from lmmblocks.chat.text_encoder import text_encoder
@@ -265,6 +267,12 @@ def test_an_answer_behind_a_token_that_swallows_the_newline_begins_with_the_toke
         for index in encode_chat(messages_of([("the cat", "the cat")]), "phi3", phi).ids
     ]
     assert tokens.count("<0x0A>") == 0 and tokens[:2] == ["<|user|>", "▁the"]
+
+
+def test_what_is_learned_keeps_the_newline_behind_a_token_that_swallows_it(phi):
+    pieces = [Piece("special", "<|assistant|>"), Piece("text", "\nthe", "assistant", train=True)]
+    assert "\n" in phi.decode(tokenize(pieces, phi).ids)
+    assert "\n" not in phi.decode(tokenize([pieces[0], Piece("text", "\nthe", "user")], phi).ids)
 
 
 def test_a_default_system_prompt_is_a_variant():

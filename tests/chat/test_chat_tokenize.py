@@ -201,6 +201,19 @@ def test_adjacent_texts_are_encoded_as_one(tiny_llama):
     assert tokenize(halves, tiny_llama) == tokenize([Piece("text", "The assistant")], tiny_llama)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("before", ["bos", "image"])
+def test_a_text_without_letters_changes_nothing_of_the_next(tiny_llama, before, mode):
+    pieces = [Piece("bos"), Piece(before), Piece("text", "", "user"), Piece("text", "cat", "assistant", train=True)]
+    assert tokenize(pieces, tiny_llama, mode=mode) == tokenize([pieces[0], pieces[1], pieces[3]], tiny_llama, mode=mode)
+
+
+def test_an_image_in_the_middle_of_a_question_stands_in_front_as_in_llava(tiny_llama):
+    middle, front = (encode_chat(messages_of([(text, "a")]), "vicuna_v1", tiny_llama, mode="llava15") for text in ("see <image>", "<image>\nsee"))
+    assert middle == front
+    assert encode_chat(messages_of([("see <image>", "a")]), "vicuna_v1", tiny_llama) != front
+
+
 def test_images_are_never_targets(tiny_llama):
     tokens = tokenize([Piece("image", train=True), Piece("eos", train=True)], tiny_llama, image_token=-7)
     assert tokens.ids == [-7, tiny_llama.eos_token_id]

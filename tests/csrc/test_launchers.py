@@ -70,12 +70,12 @@ def splice_backward_table(extension, spread):
     )  # fmt: skip
 
 
-def _attention(spread):
-    """q, k and v of one segment, its boundaries, and what all three attention launchers take."""
+def _attention(spread, boundaries=(0, ROWS)):
+    """q, k and v, the boundaries of their segments, and what all three attention launchers take."""
     tensors = {name: _rows(ROWS, heads, WIDTH, spread=spread, seed=heads) for name, heads in (("q", 2), ("k", 1), ("v", 1))}
     tensors["v"] = spread(tensors["v"].flip(0).contiguous())
-    boundaries = torch.tensor([0, ROWS], dtype=torch.int32)
-    numbers = {"rows_q": ROWS, "segments": 1, "heads": 2, "kv_heads": 1, "head_dim": WIDTH, "dtype": BFLOAT16, "scale": 0.125}
+    boundaries = torch.as_tensor(boundaries, dtype=torch.int32)
+    numbers = {"rows_q": ROWS, "segments": len(boundaries) - 1, "heads": 2, "kv_heads": 1, "head_dim": WIDTH, "dtype": BFLOAT16, "scale": 0.125}
     return tensors, boundaries, numbers
 
 
@@ -83,8 +83,8 @@ def _strides(**tensors):
     return {f"{name}_{what}": step for name, tensor in tensors.items() for what, step in zip(("row", "head"), tensor.stride()[-3:])}
 
 
-def attention_forward(extension, spread):
-    tensors, boundaries, numbers = _attention(spread)
+def attention_forward(extension, spread, boundaries=(0, ROWS)):
+    tensors, boundaries, numbers = _attention(spread, boundaries)
     out, lse = torch.zeros(ROWS, 2, WIDTH, dtype=torch.bfloat16), torch.zeros(2, ROWS)
     places = {"out": out, "lse": lse, "cu_q": boundaries, "cu_k": boundaries, "kv_end": None, "tiles": None}
     return _call(
@@ -92,14 +92,14 @@ def attention_forward(extension, spread):
     )
 
 
-def attention_backward(extension, spread):
-    tensors, boundaries, numbers = _attention(spread)
-    forward = attention_forward(extension, lambda tensor: tensor)
+def attention_backward(extension, spread, boundaries=(0, ROWS)):
+    tensors, boundaries, numbers = _attention(spread, boundaries)
+    forward = attention_forward(extension, lambda tensor: tensor, boundaries)
     assert extension.attention_forward(**forward.arguments) == 0
     out, lse = forward.results
     tensors["grad"] = _rows(ROWS, 2, WIDTH, spread=spread, seed=5)
     gradients = {f"d{name}": torch.zeros(tensors[name].shape, dtype=torch.bfloat16) for name in "qkv"}
-    space = torch.zeros(extension.attention_backward_workspace(ROWS, 1, 2, WIDTH), dtype=torch.uint8)
+    space = torch.zeros(extension.attention_backward_workspace(ROWS, len(boundaries) - 1, 2, WIDTH), dtype=torch.uint8)
     places = {"out": out, "lse": lse, "grad_lse": None, "cu_q": boundaries, "cu_k": boundaries, "kv_end": None, "workspace": space}
     return _call(
         "attention_backward", list(gradients.values()), {**tensors, **places, **gradients}, **_strides(**tensors), **numbers,
@@ -112,12 +112,13 @@ def _decode(q, keys, places, **numbers):
     unused = dict.fromkeys(("cu_q", "cu_k", "page_table", "lengths", "partial", "partial_log", "ranges"))
     return _call(
         "attention_decode", [out, lse], {"q": q, **keys, "out": out, "lse": lse, **unused, **places},
-        **_strides(q=q, **keys), longest_q=q.shape[0], parts=1, goal=1, least_steps=16, most_parts=1, causal=1, window=0, softcap=0.0, **numbers,
+        **_strides(q=q, **keys), longest_q=q.shape[0], parts=numbers["segments"], goal=1, least_steps=16, most_parts=1,
+        causal=1, window=0, softcap=0.0, **numbers,
     )  # fmt: skip
 
 
-def attention_decode(extension, spread):
-    tensors, boundaries, numbers = _attention(spread)
+def attention_decode(extension, spread, boundaries=(0, ROWS)):
+    tensors, boundaries, numbers = _attention(spread, boundaries)
     places = {"cu_q": boundaries, "cu_k": boundaries}
     return _decode(tensors.pop("q"), tensors, places, k_page=0, v_page=0, table_row=0, page_rows=0, **numbers)
 
@@ -164,6 +165,15 @@ def test_rows_may_lie_more_than_2_31_elements_apart(cuda_emulation, scattered, c
     assert _launched(cuda_emulation, near) == 0 and _launched(cuda_emulation, far) == 0
     for expected, found in zip(near.results, far.results):
         assert expected.abs().sum() > 0
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("case", [attention_forward, attention_backward, attention_decode], ids=lambda case: case.__name__)
+def test_a_segment_may_begin_more_than_2_31_elements_behind_the_first(cuda_emulation, scattered, case):
+    near, far = (case(cuda_emulation, spread, (0, ROWS - 1, ROWS)) for spread in (lambda tensor: tensor, scattered))
+    assert _launched(cuda_emulation, near) == 0 and _launched(cuda_emulation, far) == 0
+    for expected, found in zip(near.results, far.results):
+        assert expected[-1].abs().sum() > 0
         assert torch.equal(found, expected)
 
 

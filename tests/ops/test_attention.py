@@ -269,3 +269,11 @@ def test_an_implementation_that_forgets_the_lse_it_was_asked_for_is_told(own):
     _LADDERS["attention"][0] = Implementation(entry.name, entry.run)
     with pytest.raises(LmmError, match="must refuse return_lse in its supports"):
         ops.attention(q, k, v, segments, return_lse=True)
+
+
+def test_rows_behind_the_last_segment_are_zero_and_their_sum_has_a_logarithm_of_minus_infinity():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(7, 2, 8) for _ in range(3))
+    out, lse = ops.attention(q, k, v, Segments.of((2, 3)), return_lse=True, backend="reference")
+    assert out.shape == q.shape and not out[5:].any()
+    assert lse[:5].isfinite().all() and lse[5:].eq(float("-inf")).all()
