@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .jinja import JinjaTemplate, Trims, Unfit
+from .literals import compared_contents
 from .marked import MarkedTemplate
 from .messages import Message
 from .pieces import written
@@ -45,7 +46,7 @@ def refuse_differences(jinja: JinjaTemplate, template: MarkedTemplate, *, end: s
     Raises:
         Unfit: the first one that comes out differently, and in what way.
     """
-    for messages, index in _probes(template):
+    for messages, index in _probes(template, compared_contents(jinja.source)):
         if trimmed:
             messages = [{**message, "content": message["content"].strip()} for message in messages]
         for shown, prompt in ((messages, False), (messages[:-1], True)):
@@ -55,14 +56,14 @@ def refuse_differences(jinja: JinjaTemplate, template: MarkedTemplate, *, end: s
                 raise _difference(jinja, messages, index, found, ours)
 
 
-def _probes(template: MarkedTemplate) -> Iterator[tuple[list[Message], int | None]]:
-    """Conversations, and the index of the message with odd contents, if any."""
+def _probes(template: MarkedTemplate, compared: list[str]) -> Iterator[tuple[list[Message], int | None]]:
+    """Conversations, and the index of the message with odd contents, if any; `compared` may be special to the chat template."""
     systems = [None] if template.around_system is None else [None, "", SYSTEM]
     for system in systems:
         yield from ((conversation(turns, system), None) for turns in range(1, 5))
     base = conversation(3, systems[-1])
     for index in range(len(base)):
-        for odd in (*_ODD, *template.tokens):
+        for odd in dict.fromkeys((*_ODD, *template.tokens, *compared)):
             yield [*base[:index], {**base[index], "content": odd}, *base[index + 1 :]], index
 
 
@@ -76,7 +77,7 @@ def _difference(
             return Trims(f"it trims the contents of the {role}'s messages")
         if "</think>" in odd:
             return Unfit(f"it takes reasoning out of the {role}'s messages")
-        return Unfit(f"it writes {odd!r} of the {role} in a way of its own ({_excerpt(found, ours)})")
+        return Unfit(f"it writes {odd[:_EXCERPT]!r} of the {role} in a way of its own ({_excerpt(found, ours)})")
     return Unfit(f"conversations of {len(messages)} messages don't follow the markup of shorter ones ({_excerpt(found, ours)})")
 
 

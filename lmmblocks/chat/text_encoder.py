@@ -8,6 +8,7 @@ its backend in which
   tokens that a template writes, also where the tokenizer calls them ordinary;
 - no space is put in front, and none at the ends is taken off. What the tokenizer would have done is kept as a fact (`prefix`), and the caller
   adds the space where a document really starts;
+- nothing is drawn: a tokenizer with dropout would cut a text in another way each time;
 - decoding does not strip a leading space, so that `decode(encode(text)) == text`, as far as the tokenizer has
   a token or bytes for every character.
 """
@@ -79,6 +80,7 @@ class TextEncoder:
         _keep_leading_space(spec)
         self.tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)) and spec["model"]["type"] != "BPE"
         spec.update(truncation=None, padding=None, post_processor=None)
+        spec["model"].update({"dropout": None} if "dropout" in spec["model"] else {})
         self._backend = type(backend).from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import category
 
 from ..chat.pieces import IMAGE_MARKER, count_markers, marker_in_a_sentence, split_markers
 from ..images.load import URLS
@@ -18,7 +19,9 @@ from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
 
-_FOREIGN_MARK = re.compile(r"<(?:video|audio|ImageHere|image_placeholder|image_?\d+|\|image(?:_pad)?\||img)>(?:[^<\n]+</img>)?")
+_FOREIGN_MARK = re.compile(
+    r"(?!(?-i:<image>))<\s*(?:/?image|video|audio|ImageHere|image_placeholder|image_?\d+|\|image(?:_pad)?\||img)\s*>(?:[^<\n]+</img>)?", re.IGNORECASE
+)
 
 
 def record_problems(record: Any, form: Form | None = None) -> list[Problem]:
@@ -115,13 +118,13 @@ def _order_problems(turns: Sequence[Turn]) -> list[Problem]:
 def _text_problems(form: Form) -> list[Problem]:
     problems = []
     for turn in form.turns:
-        if not turn.text.strip():
+        if is_blank(turn.text):
             code = "empty_answer" if turn.role == "assistant" else "empty_question"
             problems.append(Problem(code, f"turn {turn.number} is empty"))
         elif (
             turn.role == "user"
             and count_markers(turn.text)
-            and not "".join(split_markers(turn.text)).strip()
+            and is_blank("".join(split_markers(turn.text)))
         ):
             problems.append(Problem("image_only_question", f"turn {turn.number} is {short(turn.text)}"))
         if turn.role == "user" and (mark := _FOREIGN_MARK.search(turn.text)):
@@ -154,6 +157,15 @@ def _marker_problems(form: Form) -> list[Problem]:
         text_only = " (a text-only record)" if images == 0 else ""
         problems.append(Problem(code, f"{markers} {IMAGE_MARKER} for {images} images{text_only}"))
     return problems
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: no character at all, whitespace, and characters that are neither seen nor take place.
+
+    >>> is_blank("\\n\\u200b\\ufeff"), is_blank("\\u00ad-")
+    (True, False)
+    """
+    return all(letter.isspace() or category(letter) in ("Cc", "Cf") for letter in text.strip())
 
 
 def _has_lone_surrogate(text: str) -> bool:

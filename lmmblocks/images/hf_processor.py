@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..field_checks import is_number
 from ..spec import LmmError
 from .choices import CLIP_MEAN, CLIP_STD, Fit, Resample
 
@@ -78,7 +79,7 @@ def read_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
     squash = isinstance(size, Mapping) and "shortest_edge" not in size
     size_px = _side(size if squash else config.get("crop_size", size), "size" if squash else "crop_size")
     short_px = size_px if squash else _side(size, "size")
-    problems = [f"{step}=false" for step in ("do_resize", "do_rescale", "do_normalize") if config.get(step, True) is False]
+    problems = step_problems(config, "do_center_crop", "do_pad")
     if squash and config.get("do_center_crop") and _side(config.get("crop_size", size), "crop_size") != size_px:
         problems.append(f"crop_size={config['crop_size']} cuts an image that was squashed to size={dict(size)}")
     if not squash and config.get("do_center_crop", True) is False:
@@ -87,8 +88,6 @@ def read_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
         problems.append(f"do_pad, then crop_size={size_px} out of size={size} (cuts into what was padded to be seen whole)")
     if short_px < size_px:
         problems.append(f"size={size} is below crop_size={size_px}")
-    if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-        problems.append(f"rescale_factor={config['rescale_factor']} (expected 1/255)")
     if config.get("resample", 3) not in _RESAMPLE:
         problems.append(f"resample={config['resample']} (expected 3 for bicubic or 2 for bilinear)")
     if problems:
@@ -99,12 +98,39 @@ def read_hf(config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None)
         "size_px": size_px,
         "patch_px": patch_px,
         "fit": fit or stated,
-        "mean": tuple(config.get("image_mean", CLIP_MEAN)),
-        "std": tuple(config.get("image_std", CLIP_STD)),
+        "mean": statistic(config, "image_mean", CLIP_MEAN),
+        "std": statistic(config, "image_std", CLIP_STD),
         "resample": _RESAMPLE[config.get("resample", 3)],
         "resize_px": short_px if short_px > size_px else None,
     }
 
+
+def step_problems(config: Mapping[str, Any], *known: str) -> list[str]:
+    """Return the steps of an image processor that a preprocessing leaves out, and those it doesn't have.
+
+    Args:
+        config: of the processor.
+        known: its steps that the preprocessing looks at itself.
+    """
+    left_out = [f"{step}=false" for step in _ALWAYS if config.get(step, True) is False]
+    unknown = [key for key in config if key in _OTHER_MATHS or key.startswith("do_") and key not in (*_ALWAYS, *_ELSEWHERE, *known)]
+    factor = config.get("rescale_factor", 1 / 255)
+    scaled = [] if is_number(factor) and abs(factor - 1 / 255) <= 1e-9 else [f"rescale_factor={factor} (expected 1/255)"]
+    return [*left_out, *(f"{key}={config[key]!r} (a step that isn't computed)" for key in unknown if config[key]), *scaled]
+
+
+def statistic(config: Mapping[str, Any], key: str, default: tuple[float, ...]) -> Any:
+    """Return a mean or a deviation per channel; processors take one number for all channels, too."""
+    value = config.get(key)
+    if value is None:
+        return default
+    return (value,) * 3 if is_number(value) else value
+
+
+_ALWAYS = ("do_resize", "do_rescale", "do_normalize")
+_ELSEWHERE = ("do_convert_rgb", "do_reduce_labels", "do_convert_annotations")
+"""Steps that change no pixel here: every picture becomes RGB, and labels aren't read."""
+_OTHER_MATHS = ("crop_pct", "offset", "rescale_offset", "size_divisor")
 
 _PROCESSORS: dict[Fit, str] = {"pad": "LlavaImageProcessor", "crop": "CLIPImageProcessor", "squash": "SiglipImageProcessor"}
 

@@ -18,9 +18,10 @@ from ..pixels import PatchPixels
 from ..spec import ByKeywords, Grid, LmmError
 from .choices import Exif, Transparent
 from .fit import check_reading, reading_of
-from .hf_processor import refuse_reading
+from .hf_processor import refuse_reading, statistic, step_problems
 from .load import ImageSource, load_image
 from .preprocess import FILTERS, Resample, normalised_values
+from .statistics import check_numbers
 
 _LARGEST_FACTOR = 100.0
 _PRECISION = 1e-5
@@ -53,14 +54,9 @@ class NativePreprocess(metaclass=ByKeywords):
 
     def __post_init__(self) -> None:
         check_reading(self.exif, self.transparent)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        if self.patch_px < 1 or self.max_patches < 1:
-            raise LmmError(f"expected patch_px and max_patches >= 1, found {self.patch_px} and {self.max_patches}")
+        check_numbers(self, "patch_px", "max_patches")
         if self.resample not in FILTERS:
             raise LmmError(f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise LmmError(f"expected 3 means and 3 positive stds, found mean={self.mean}, std={self.std}")
 
     def batch(self, images: Iterable[ImageSource]) -> tuple[PatchPixels, tuple[Grid, ...]]:
         """Return the packed patches of ``I`` images, and the grid of each.
@@ -113,9 +109,7 @@ class NativePreprocess(metaclass=ByKeywords):
         """
         config = config.get("image_processor", config)
         names: dict[int, Resample] = {int(code): name for name, code in FILTERS.items()}
-        problems = [f"{step}=false" for step in ("do_resize", "do_rescale", "do_normalize") if config.get(step, True) is False]
-        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-            problems.append(f"rescale_factor={config['rescale_factor']} (expected 1/255)")
+        problems = step_problems(config)
         if config.get("resample", 2) not in names:
             problems.append(f"resample={config['resample']} (expected 3 for bicubic or 2 for bilinear)")
         if problems:
@@ -123,8 +117,8 @@ class NativePreprocess(metaclass=ByKeywords):
         return cls(
             patch_px=config.get("patch_size", 16),
             max_patches=config.get("max_num_patches", 256),
-            mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-            std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
+            mean=statistic(config, "image_mean", (0.5, 0.5, 0.5)),
+            std=statistic(config, "image_std", (0.5, 0.5, 0.5)),
             resample=names[config.get("resample", 2)],
         )
 

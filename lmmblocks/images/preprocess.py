@@ -24,6 +24,7 @@ from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Tr
 from .fit import check_reading, reading_of
 from .hf_processor import read_hf, to_hf
 from .load import ImageSource, load_image
+from .statistics import check_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +64,7 @@ class ImagePreprocess(metaclass=ByKeywords):
     transparent: Transparent = "drop"
 
     def __post_init__(self) -> None:
+        check_numbers(self, "size_px", "patch_px", "resize_px")
         if not 1 <= self.patch_px <= self.size_px:
             raise LmmError(
                 f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}"
@@ -76,10 +78,6 @@ class ImagePreprocess(metaclass=ByKeywords):
                 f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}"
             )
         check_reading(self.exif, self.transparent)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise LmmError(f"expected 3 means and 3 positive stds, found mean={self.mean}, std={self.std}")
 
     def __call__(self, image: ImageSource) -> Tensor:
         """Return the pixels of one image, float32 ``(3, size_px, size_px)``.

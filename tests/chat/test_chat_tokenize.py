@@ -1,10 +1,19 @@
+import json
 from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmmblocks.chat import TEMPLATES, Piece, Template, decode_supervised, encode_chat, tokenize
+from lmmblocks.chat import (
+    TEMPLATES,
+    Piece,
+    Template,
+    decode_supervised,
+    encode_chat,
+    load_tokenizer,
+    tokenize,
+)
 from lmmblocks.spec import LmmError
 
 HUMAN = Template("human", "Be kind.", roles=("Human", "Assistant"))
@@ -155,6 +164,29 @@ def test_tokens_added_after_the_first_use_are_seen():
     assert tokenizer.unk_token_id in encode_chat(messages, "vicuna_v1", tokenizer).labels
     tokenizer.add_tokens(["new"])
     assert tokenizer.convert_tokens_to_ids("new") in encode_chat(messages, "vicuna_v1", tokenizer).labels
+
+
+@pytest.mark.parametrize("way", ["given", "loaded"])
+def test_a_tokenizer_with_dropout_cuts_a_text_in_one_way(tmp_path, way):
+    """Dropout of merges is saved in ``tokenizer.json``, and would be followed in every answer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    backend.train_from_iterator(["a question, an answer"] * 9, trainer)
+    messages = messages_of([("a question", "an answer")])
+    expected = encode_chat(messages, "vicuna_v1", PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
+    backend.model.dropout = 0.9
+    for _ in range(5):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+        if way == "loaded":
+            tokenizer.save_pretrained(tmp_path)
+            assert json.loads((tmp_path / "tokenizer.json").read_text())["model"]["dropout"]
+            tokenizer = load_tokenizer(tmp_path)
+            assert len({tuple(tokenizer("a question, an answer").input_ids) for _ in range(5)}) == 1
+        assert encode_chat(messages, "vicuna_v1", tokenizer) == expected
 
 
 def _whitespace_tokenizer():

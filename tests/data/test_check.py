@@ -400,3 +400,17 @@ def test_help_lists_the_codes(capsys):
 def test_the_check_imports_neither_torch_nor_transformers():
     code = "import sys, lmmblocks.data.check; sys.exit(bool({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("unseen", ["", " \r\n", "\u200b", "\ufeff\u200d", "\0", "\u2028\u00a0\u3000"])
+@pytest.mark.parametrize("turn", ["question", "answer"])
+def test_a_text_of_nothing_that_is_seen_is_empty(write, images, turn, unseen):
+    given = {"question": f"<image>{unseen}", "answer": "A cat"} if turn == "question" else {"answer": unseen}
+    code = "image_only_question" if turn == "question" else "empty_answer"
+    assert list(check_file(write([write.record("a", **given)]), images).counts) == [code]
+
+
+@pytest.mark.parametrize("mark", ["<Image>", "<IMAGE>", "< image >", "</image>", "<Img>x.png</img>", "<|image|>"])
+def test_a_mark_that_is_written_almost_right_is_noted(write, images, mark):
+    record = write.record("a", question=f"<image>{mark}\nWhat?")
+    assert list(check_file(write([record]), images).counts) == ["foreign_marker"]

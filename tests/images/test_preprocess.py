@@ -12,6 +12,7 @@ from PIL import Image
 
 from lmmblocks.images import CLIP_MEAN, CLIP_STD, ImageError, ImagePreprocess, clip_preprocess
 from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
+from lmmblocks.images.native import NativePreprocess
 from lmmblocks.spec import Grid, LmmError
 
 GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
@@ -135,13 +136,75 @@ def test_hf_configs_with_other_steps_are_refused_and_all_named():
         "resample": 0,
         "rescale_factor": 1 / 127.5,
     }
-    with pytest.raises(LmmError, match=r"do_center_crop=false.*below crop_size.*rescale_factor.*resample=0"):
+    with pytest.raises(LmmError, match=r"rescale_factor.*do_center_crop=false.*below crop_size.*resample=0"):
         ImagePreprocess.from_hf_processor_config(config, patch_px=14)
     cut = {"size": {"height": 384, "width": 384}, "crop_size": 336, "do_center_crop": True}
     with pytest.raises(LmmError, match="crop_size=336 cuts an image that was squashed"):
         ImagePreprocess.from_hf_processor_config(cut, patch_px=14)
     with pytest.raises(LmmError, match="side of a square in pixels, found"):
         ImagePreprocess.from_hf_processor_config({"crop_size": {"height": 3, "width": 4}}, patch_px=1)
+
+
+UNKNOWN_STEPS = {
+    "do_flip_channel_order": True,  # MobileViT: blue first
+    "do_thumbnail": True,  # Donut
+    "do_grayscale": True,
+    "do_image_splitting": True,
+    "do_a_step_of_tomorrow": True,
+    "crop_pct": 0.875,  # ConvNeXT: another size before the cut
+    "rescale_offset": True,  # EfficientNet: from -1 to 1
+}
+READERS = {
+    "squares": lambda config: ImagePreprocess.from_hf_processor_config({"size": {"height": 28, "width": 28}, **config}, patch_px=14),
+    "any shape": NativePreprocess.from_hf_processor_config,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("step", UNKNOWN_STEPS)
+def test_a_step_that_is_not_computed_is_refused_by_name_and_one_that_is_off_is_not(reader, step):
+    with pytest.raises(LmmError, match=f"{step}={UNKNOWN_STEPS[step]}.*isn't computed"):
+        READERS[reader]({step: UNKNOWN_STEPS[step]})
+    for off in (False, None):
+        assert READERS[reader]({step: off, "do_reduce_labels": True, "do_convert_rgb": False}) == READERS[reader]({})
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_one_number_of_a_processor_is_that_of_every_channel_and_null_the_usual(reader):
+    read = READERS[reader]
+    assert read({"image_mean": 0.25, "image_std": 1}) == read({"image_mean": [0.25] * 3, "image_std": [1.0] * 3})
+    assert read({"image_mean": None, "image_std": None}) == read({})
+    with pytest.raises(LmmError, match="rescale_factor=None"):
+        read({"rescale_factor": None})
+
+
+NAN, INF = float("nan"), float("inf")
+MADE = {
+    "square": lambda **changes: ImagePreprocess(**{"size_px": 28, "patch_px": 14, "fit": "crop", "mean": (0.5,) * 3, "std": (0.5,) * 3, **changes}),
+    "any shape": NativePreprocess,
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("name", ["mean", "std"])
+@pytest.mark.parametrize(
+    "values", [(NAN, 0.5, 0.5), (INF, 0.5, 0.5), (-0.1, 0.5, 0.5), (True,) * 3, ("0.5",) * 3, 0.5, (0.5,) * 2, (123.7, 116.3, 103.5)]
+)
+def test_statistics_that_cannot_be_meant_are_refused(kind, name, values):
+    with pytest.raises(LmmError, match=f"{name} must be three numbers .* to 1, found") as caught:
+        MADE[kind](**{name: values})
+    assert ("divide them by 255" in str(caught.value)) == (values[-1:] == (103.5,) if isinstance(values, tuple) else False)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("square", "size_px"), ("square", "patch_px"), ("square", "resize_px"), ("any shape", "max_patches")])
+def test_sizes_are_whole_numbers_and_numbers_of_other_libraries_become_pythons_own(kind, name):
+    for wrong in (28.0, True, "28", NAN, 0, -28):
+        with pytest.raises(LmmError, match=f"{name} must be a whole number above 0, found {wrong!r}"):
+            MADE[kind](**{name: wrong})
+    for number in (np.int64(28), torch.tensor(28)):
+        made = MADE[kind](**{name: number, "mean": np.float32([0, 0.5, 1]), "std": torch.full((3,), 0.5)})
+        assert made == MADE[kind](**{name: 28, "mean": (0, 0.5, 1), "std": (0.5,) * 3})
+        assert preprocess_from_dict(json.loads(json.dumps(preprocess_to_dict(made)))) == made
 
 
 def test_batch_stacks_single_images_and_an_empty_batch_has_no_pixels():

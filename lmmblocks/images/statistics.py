@@ -1,0 +1,47 @@
+"""What every preprocessing is told in numbers: sizes in whole pixels, and the means and deviations that pixels are normalised with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..field_checks import is_number, is_whole, make_plain, plain
+from ..spec import LmmError
+
+
+def check_numbers(preprocess: Any, *sizes: str) -> None:
+    """Make the numbers of a preprocessing Python's own, ``mean`` and ``std`` tuples of three, and refuse those that can't be meant.
+
+    Args:
+        preprocess: a frozen dataclass with ``mean`` and ``std``, per channel of values from 0 to 1.
+        sizes: its fields that are whole numbers above 0, or None.
+
+    Raises:
+        LmmError: everything that is wrong, in one message.
+    """
+    make_plain(preprocess)
+    found = {name: getattr(preprocess, name) for name in sizes}
+    problems = [
+        f"{name} must be a whole number above 0, found {value!r}"
+        for name, value in found.items()
+        if value is not None and not (is_whole(value) and value > 0)
+    ]
+    for name, zero in (("mean", True), ("std", False)):
+        values = _values(getattr(preprocess, name))
+        if values is None or not all(0 <= value <= 1 and (zero or value) for value in values):
+            found_there = f"found {getattr(preprocess, name)!r}{_of_bytes(values)}"
+            problems.append(f"{name} must be three numbers {'from 0' if zero else 'above 0 and up'} to 1, {found_there}")
+        else:
+            object.__setattr__(preprocess, name, values)
+    if problems:
+        raise LmmError(f"image preprocessing: {'; '.join(problems)}")
+
+
+def _values(given: Any) -> tuple[float, ...] | None:
+    """Return three numbers as floats, None for anything else."""
+    given = given.tolist() if hasattr(given, "tolist") else given
+    values = tuple(map(plain, given)) if isinstance(given, (list, tuple)) else ()
+    return tuple(map(float, values)) if len(values) == 3 and all(map(is_number, values)) else None
+
+
+def _of_bytes(values: tuple[float, ...] | None) -> str:
+    return ": divide them by 255, as pixels are" if values is not None and 1 < max(values) <= 255 else ""
