@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from .pieces import IMAGE_MARKER
 
@@ -40,9 +41,9 @@ def compared_contents(source: str) -> list[str]:
     return [content for word in words for content in (word, f"{word}word{word}")] + [long]
 
 
-def _constants(node: object, nodes: object) -> Iterator[object]:
+def _constants(node: Any, nodes: Any) -> Iterator[Any]:
     """What a node names itself: arguments and operands, not what is called or filtered."""
-    given = list(node.iter_child_nodes(exclude=("node",)))  # type: ignore[attr-defined]
-    if isinstance(node, nodes.Compare):  # type: ignore[attr-defined]
-        given = [node.expr, *(operand.expr for operand in node.ops)]  # type: ignore[attr-defined]
-    yield from (entry.value for entry in given if isinstance(entry, nodes.Const))  # type: ignore[attr-defined]
+    given = list(node.iter_child_nodes(exclude=("node",)))
+    if isinstance(node, nodes.Compare):
+        given = [node.expr, *(operand.expr for operand in node.ops)]
+    yield from (entry.value for entry in given if isinstance(entry, nodes.Const))

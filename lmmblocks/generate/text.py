@@ -34,6 +34,7 @@ class TokenText:
     def __init__(self, tokenizer: Any, silent: Collection[int] | None = None) -> None:
         encoder = text_encoder(tokenizer)
         self._decode = encoder.decode_exactly
+        self._broken = encoder.encode(_BROKEN)
         self._tidy = _Tidied(encoder) if encoder.tidies else None
         self._silent = structure_ids(tokenizer) if silent is None else silent
         self._before: list[int] = []
@@ -45,17 +46,28 @@ class TokenText:
             return ""
         self._waiting.append(token)
         text = self._added()
-        if not text.endswith(_BROKEN):
+        if not text.endswith(_BROKEN) or self._is_said():
             return self._shown(text, len(self._waiting))
         if len(self._waiting) <= _SURELY_BROKEN:
             return ""
-        ready = len(self._waiting) - 4
+        ready = self._whole(text)
         return self._shown(self._added(ready), ready)
 
     def finish(self) -> str:
         """Return what is left; bytes that never became a character are shown as U+FFFD."""
         text = self._shown(self._added(), len(self._waiting)) if self._waiting else ""
         return text if self._tidy is None else text + self._tidy.finish()
+
+    def _is_said(self) -> bool:
+        """Whether U+FFFD at the end is a character of the text, and not half of another."""
+        count = len(self._broken)
+        return count > 0 and tuple(self._waiting[-count:]) == self._broken
+
+    def _whole(self, text: str) -> int:
+        """Return how many of the waiting tokens can be shown: nothing that is said with one of the last is cut."""
+        most = len(self._waiting) - 4
+        cuts = (count for count in range(most, 0, -1) if self._added(count) + self._decode(self._waiting[count:]) == text)
+        return next(cuts, most)
 
     def _added(self, count: int | None = None) -> str:
         """Return what the waiting tokens, or ``count`` of them, add to the text in front of them."""

@@ -96,6 +96,31 @@ KINDS = {
 }
 
 
+BYTES = byte_level()
+
+
+def bytes_alone():
+    """As LLaMA's: what has no piece is spelled in bytes."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "a", " "]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+OF_BYTES = {"byte_level": BYTES, "byte_fallback": bytes_alone()}
+
+
+def byte_letters():
+    """How byte-level tokenizers write each byte: GPT-2's ``bytes_to_unicode``."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+
+
 @pytest.fixture(scope="module", params=list(KINDS))
 def tokenizer(request):
     return KINDS[request.param]()
@@ -116,6 +141,27 @@ def test_what_comes_token_by_token_is_the_tokenizers_own_text_of_all_of_them(tok
         assert shown == text_encoder(tokenizer).decode(said)
         if own.lstrip(" ")[:1] not in set("'.?!,"):  # tidied up or not with the space in front, which is ours to keep
             assert shown.lstrip(" ") == own.lstrip(" ")
+
+
+@pytest.mark.parametrize("kind", OF_BYTES)
+@settings(max_examples=80, deadline=None)
+@given(said=st.text("a \ufffd\u732b\N{CAT FACE}e\u0301\u200d\ufeff", max_size=60))
+def test_the_replacement_character_is_a_character_like_others_where_a_text_has_it(kind, said):
+    """It isn't waited with as with half of another, however many there are."""
+    tokenizer = OF_BYTES[kind]
+    text, ids = TokenText(tokenizer), text_encoder(tokenizer).encode(said)
+    pieces = [text.push(index) for index in ids]
+    assert "".join(pieces) == said and text.finish() == ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(said=st.lists(st.sampled_from(b"a\xc3\xa9\xe7\x8c\xab\xf0\x9f\xef\xbf\xbd\xff"), max_size=60))
+def test_bytes_that_are_no_text_are_shown_as_all_of_them_together(said):
+    tokenizer = BYTES
+    letters = byte_letters()
+    ids = [tokenizer.convert_tokens_to_ids(letters[byte]) for byte in said]
+    text = TokenText(tokenizer)
+    assert "".join(map(text.push, ids)) + text.finish() == bytes(said).decode("utf-8", errors="replace") == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("sentence", ["the red cat sat on the mat", "It isn't a blue dog, is it? 'Yes', I 've said."])
