@@ -269,7 +269,7 @@ REFUSED = {
     "fails": ("{{ raise_exception('only for tools') }}", "it refuses a conversation .TemplateError: only for tools"),
     "syntax": ("{% if %}", "it refuses a conversation .TemplateSyntaxError"),
     "long": (CHATML.replace("'<|im_start|>' +", "('<|im_start|>' if loop.index < 8 else '>') +"), "conversations of 8 messages don't follow"),
-    "soft switch": (CHATML.replace("'<|im_end|>'", "(' ' if m.content.endswith('/nothink')) + '<|im_end|>'"), "it writes '/nothink' of the"),
+    "soft switch": (CHATML.replace("'<|im_end|>'", "(' ' if m.content.endswith('/no') else '') + '<|im_end|>'"), "it writes '/no' of the"),
     "tools' words": (CHATML.replace("m['content']", "('x' if m.content.startswith('<tool>') else m.content)"), "it writes '<tool>'"),
     "replaces": (CHATML.replace("m['content']", "m.content.replace('http', 'x')"), "it writes 'http' of the"),
     "marks a sentence": (CHATML.replace("m['content']", "(m.content if m.content[-1:] == '?' else m.content + ' ')"), "it writes '.?' of the"),
