@@ -39,6 +39,9 @@ _SPM_OF_T5 = "spiece.model"
 _SMALL = {".json", ".txt", ".model", ".jinja"}
 _TIKTOKEN = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 """How a vocabulary of tiktoken begins, which Llama 3 has under the same name."""
+_READERS = ("sentencepiece", "tiktoken")
+_PACKAGES = {**dict(zip(_READERS, _READERS)), "protobuf": "google.protobuf"}
+"""What transformers reads vocabularies with, and the modules of each."""
 _PROBES = (
     "Hello world, it isn't  so:\n\n\tx = 12345.67",
     "\n  two   blanks ",
@@ -71,7 +74,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
     except LmmError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise LmmError(f"the tokenizer in {folder} can't be read: {first_line(error)}: {_advice(error)}") from error
+        raise LmmError(f"the tokenizer in {folder} can't be read: {first_line(error)}: {_advice(error, folder)}") from error
     _without_dropout(getattr(tokenizer, "backend_tokenizer", None))
     tokenizer.name_or_path = str(path_or_id)
     if "legacy" not in tokenizer.init_kwargs and isinstance(getattr(tokenizer, "legacy", None), bool):
@@ -227,11 +230,20 @@ def _read_json(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def _advice(error: Exception) -> str:
+def _advice(error: Exception, folder: Path) -> str:
     """Say what to do: install what is missing, or repair the files."""
-    packages = {"sentencepiece": "sentencepiece", "tiktoken": "tiktoken", "protobuf": "google.protobuf"}
-    missing = [name for name, module in packages.items() if name in str(error).lower() and not _is_installed(module)]
+    needed = {name for name in _PACKAGES if name in str(error).lower()} - set(_READERS)
+    if not (folder / _JSON).is_file():  # the file knows: transformers 5 tries each on either and tells of the last, 4 names a class
+        needed |= {reader for path in folder.glob("*.model") if (reader := _reader_of(path))}
+    missing = [name for name, module in _PACKAGES.items() if name in needed and not _is_installed(module)]
     return f"`pip install {' '.join(missing)}`" if missing else "copy or download it again"
+
+
+def _reader_of(path: Path) -> str | None:
+    """Return the package that reads a vocabulary, None for what is none."""
+    if sentencepieces_of(path) is not None:
+        return "sentencepiece"
+    return "tiktoken" if _TIKTOKEN.match(path.read_bytes()) else None
 
 
 def _is_installed(module: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lmmblocks.chat import write_tokenizer
+from lmmblocks.chat import load_tokenizer, write_tokenizer
 
 # Facts about transformers 4.57, read off its sources (tokenization_utils_base.py, models/auto/tokenization_auto.py):
 # AutoTokenizer refuses a `tokenizer_class` it has no class for; `extra_special_tokens` must have .keys(); a list of further special tokens is
@@ -60,3 +60,24 @@ def test_class_that_cuts_text_anew_when_read_is_not_named(tmp_path):
     (tmp_path / "written" / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
     again = AutoTokenizer.from_pretrained(tmp_path / "written")
     assert again("[0.12, 0.5] red,blue").input_ids == tokenizer("[0.12, 0.5] red,blue").input_ids
+
+
+@pytest.mark.parametrize("named", ["TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizerFast", "NoSuchTokenizer"])
+def test_special_tokens_without_a_name_are_read_as_either_transformers_writes_them(with_specials, tmp_path, named):
+    """5 writes them as a list under a key that must be a dict to 4, beside classes that 4 doesn't have or that 5 makes anew."""
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        folder = tmp_path / key
+        with_specials.save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for written in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder"):
+            values.pop(written, None)
+        path.write_text(json.dumps({**values, key: ["<turn>", "<end>"], "tokenizer_class": named}), encoding="utf-8")
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)  # which 4 writes besides
+        again = load_tokenizer(folder)
+        assert set(again.all_special_tokens) == set(with_specials.all_special_tokens) >= {"<turn>", "<end>"}, key
+        found, expected = ([one(text, add_special_tokens=False).input_ids for text in TEXTS] for one in (again, with_specials))
+        assert found == expected, key
+        write_tokenizer(again, folder / "again")
+        kept = json.loads((folder / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert kept["additional_special_tokens"] == ["<turn>", "<end>"], key
