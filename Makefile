@@ -1,14 +1,15 @@
 # make demo   assemble LLaVA-1.5 from blocks, train it small, evaluate it, write demo/report.html
 # make test   lint, type check, and the whole test suite
-# make test-oldest  the core of the suite with the oldest versions that pyproject.toml allows, Python 3.10 to 3.12
-# make clean  remove what the two leave behind
+# make test-oldest    the core of the suite with the oldest versions that pyproject.toml allows
+# make test-exchange  folders that the oldest versions write are read by the newest, and the other way round
+# make clean  remove what they leave behind
 #
-# Both install into their own virtual environment. Variables:
+# They install into their own virtual environments. Variables:
 #   PYTHON  the interpreter the environment is made with (3.10 or newer)
 #   VENV    where the environment lies
 #   TORCH   what pip installs for torch, options included, such as a wheel without CUDA:
 #           make test TORCH=/path/to/torch-2.13.0+cpu.whl
-#   OLDEST_VENV, OLDEST_TORCH  the same for make test-oldest; its torch is the oldest allowed, unless a wheel of that version is named
+#   OLDEST_PYTHON, OLDEST_VENV, OLDEST_TORCH  the same for the oldest versions: Python 3.10 to 3.12, and the oldest torch or a wheel of it
 #   JOBS    test processes
 #   DEMO    where the demo writes
 #   LMMBLOCKS_CUDA_ARCHS, LMMBLOCKS_REQUIRE_CUDA, ...  how the CUDA kernels are built: csrc/README.md
@@ -19,6 +20,7 @@ VENV   ?= .venv
 TORCH  ?= torch
 JOBS   ?= 2
 DEMO   ?= demo
+OLDEST_PYTHON ?= $(PYTHON)
 OLDEST_VENV  ?= .venv-oldest
 OLDEST_TORCH ?= torch
 
@@ -35,7 +37,10 @@ oldest_tests := tests/packaging/oldest_installed.py tests/packaging/test_version
   tests/generate tests/images tests/train tests/weights/test_inspect.py tests/weights/test_original_layouts.py tests/weights/test_save_llava.py \
   tests/weights/test_save_load.py tests/weights/test_sources.py tests/weights/test_weight_files.py
 
-.PHONY: help demo test test-oldest lint clean
+exchange  := tests/packaging/exchanged_folders.py
+exchanged := $(OLDEST_VENV)/exchanged
+
+.PHONY: help demo test test-oldest test-exchange lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,14 +55,23 @@ test: $(stamp)-dev lint
 test-oldest: $(OLDEST_VENV)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder $(oldest_tests)
 
+test-exchange: $(stamp)-dev $(OLDEST_VENV)/.installed
+	rm -rf $(exchanged)
+	OMP_NUM_THREADS=1 $(OLDEST_VENV)/bin/python $(exchange) $(exchanged)/by-oldest
+	OMP_NUM_THREADS=1 $(bin)/python $(exchange) $(exchanged)/by-newest
+	OMP_NUM_THREADS=1 LMMBLOCKS_EXCHANGED=$(exchanged)/by-newest $(OLDEST_VENV)/bin/python -m pytest -q $(exchange)
+	OMP_NUM_THREADS=1 LMMBLOCKS_EXCHANGED=$(exchanged)/by-oldest $(bin)/python -m pytest -q $(exchange)
+
 # lmmblocks comes first, without what it needs: its own metadata says what is oldest.
 $(OLDEST_VENV)/.installed: export LMMBLOCKS_SKIP_CUDA = 1
 $(OLDEST_VENV)/.installed: export LMMBLOCKS_REQUIRE_CUDA =
 $(OLDEST_VENV)/.installed: $(setup_files)
-	$(MAKE) --no-print-directory VENV=$(OLDEST_VENV) $(OLDEST_VENV)/bin/python
+	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 13))' || { \
+	  echo "error: the oldest versions are not made for $$($(OLDEST_PYTHON) -V 2>&1): name an older one: make OLDEST_PYTHON=python3.12" >&2; exit 1; }
+	$(MAKE) --no-print-directory PYTHON=$(OLDEST_PYTHON) VENV=$(OLDEST_VENV) $(OLDEST_VENV)/bin/python
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .
 	$(OLDEST_VENV)/bin/python -m lmmblocks.versions > $(OLDEST_VENV)/oldest.txt
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint $(OLDEST_VENV)/oldest.txt '$(OLDEST_TORCH)' --editable '.[test]'
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint $(OLDEST_VENV)/oldest.txt $(OLDEST_TORCH) --editable '.[test]'
 	touch $@
 
 lint: $(stamp)-dev
