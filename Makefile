@@ -31,12 +31,13 @@ stamp := $(VENV)/.installed-$(key)
 setup_files := pyproject.toml setup.py
 kernels     := $(shell find csrc -path csrc/simt -prune -o -type f ! -name '*.pyc' ! -name '*.md' -print)
 
-# What people do, without kernels, compilers and comparisons with what only newer versions of other libraries have.
+# What people do and what other packages have a say in: README's Python, building, loading and saving, chat and tokenizers, pictures, answers,
+# training with its files, versions. Without kernels, and without what is computed in torch alone.
+train_files := adapters checkpoint loader loop order resume sampler samples schedule step train_command
 oldest_tests := tests/packaging/oldest_installed.py tests/packaging/test_versions.py tests/packaging/test_light_import.py \
-  tests/test_readme.py tests/test_build.py tests/test_lmm.py tests/test_config.py tests/test_registry.py tests/chat tests/data tests/eval \
-  tests/generate tests/images tests/train tests/weights/test_inspect.py tests/weights/test_original_layouts.py tests/weights/test_save_llava.py \
-  tests/weights/test_save_load.py tests/weights/test_sources.py tests/weights/test_weight_files.py
-
+  tests/packaging/test_optional_packages.py tests/test_readme.py tests/test_build.py tests/test_lmm.py tests/test_config.py tests/test_registry.py \
+  tests/chat tests/data tests/eval tests/generate tests/images $(train_files:%=tests/train/test_%.py) tests/weights/test_inspect.py \
+  tests/weights/test_original_layouts.py tests/weights/test_save_load.py tests/weights/test_sources.py tests/weights/test_weight_files.py
 exchange  := tests/packaging/exchanged_folders.py
 exchanged := $(OLDEST_VENV)/exchanged
 

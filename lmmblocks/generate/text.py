@@ -83,7 +83,7 @@ class TokenText:
 
 
 class _Tidied:
-    """Tidies spaces up as the tokenizer does for a whole text: what begins with the last space waits for what follows it."""
+    """Tidies spaces up as the tokenizer does for a whole text: the last word waits for what follows it, and so do those that a ``" ' "`` may join."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._tidied = encoder.tidied
@@ -91,12 +91,12 @@ class _Tidied:
 
     def push(self, text: str) -> str:
         text = self._held + text
-        at = text.rfind(" ")
-        while at > 0 and text[:at].endswith(" '"):  # " ' " is one of the patterns
-            at = text.rfind(" ", 0, at - 1)
-        ready = len(text) if at < 0 else at
-        self._held = text[ready:]
-        return self._tidied(text[:ready])
+        words = text.split(" ")
+        first = last = len(words) - 1
+        while first > 0 and ("'" in words[first - 1 : first + 1] or (first == last and not words[last])):
+            first -= 1
+        self._held = "".join(f" {word}" for word in words[first:]) if first else text
+        return self._tidied(text[: len(text) - len(self._held)])
 
     def finish(self) -> str:
         held, self._held = self._held, ""

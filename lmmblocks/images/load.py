@@ -192,7 +192,7 @@ def _refuse_closed(image: Image.Image, name: str) -> None:
         f"image {name} was closed before it was used: give it inside its `with` block, or call .load() in there, or give the path"
     )
     try:
-        unread = image.im is None
+        unread = image.im is None or not image.im.size  # the latter raises for what an older Pillow closed
     except AssertionError:  # of newer Pillows, for a picture that was not decoded yet
         unread = True
     except ValueError as error:

@@ -164,12 +164,13 @@ def test_bytes_that_are_no_text_are_shown_as_all_of_them_together(said):
     assert "".join(map(text.push, ids)) + text.finish() == bytes(said).decode("utf-8", errors="replace") == tokenizer.decode(ids)
 
 
-@pytest.mark.parametrize("sentence", ["the red cat sat on the mat", "It isn't a blue dog, is it? 'Yes', I 've said."])
+@pytest.mark.parametrize("sentence", ["the red cat sat on the mat", "It isn't a blue dog, is it? 'Yes', I 've said.", "it? n't", "a ' ' ' s  ' t"])
 def test_an_answer_is_shown_as_the_tokenizer_writes_it(tokenizer, sentence):
     ids = tokenizer.encode(sentence, add_special_tokens=False)
     answer = AnswerText(tokenizer, ())
     shown = "".join(map(answer.push, ids)) + answer.finish()
-    assert shown == tokenizer.decode(ids).removeprefix(" ")
+    tidied = {} if tokenizer.backend_tokenizer.model.__class__.__name__ != "BPE" else {"clean_up_tokenization_spaces": False}  # 4 loses spaces by it
+    assert shown == tokenizer.decode(ids, **tidied).removeprefix(" ")
 
 
 def test_the_cost_of_a_token_does_not_grow_with_the_text(tokenizer, monkeypatch):

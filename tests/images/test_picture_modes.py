@@ -321,8 +321,9 @@ def test_the_check_notes_deep_pictures_with_their_values(tmp_path):
     Image.fromarray(RAMP >> 4).save(tmp_path / "xray.png")
     (tmp_path / "xray.tif").write_bytes(DEEP["big-endian TIFF"]())
     for name, words in (
-        ("xray.png", "mode I;16, values 0 to 4095"),
-        ("xray.tif", "mode I;16B, values 0 to 65535"),
+        ("xray.png", "values 0 to 4095"),
+        ("xray.tif", "values 0 to 65535"),
     ):
         (note,) = check_images([str(tmp_path / name)])[str(tmp_path / name)]
-        assert note.code == "deep_image" and words in note.detail
+        mode = Image.open(tmp_path / name).mode  # Pillow 10 calls a PNG's I
+        assert note.code == "deep_image" and f"mode {mode}, {words}" in note.detail

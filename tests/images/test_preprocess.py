@@ -67,7 +67,7 @@ def test_pixels_equal_transformers_bitwise(width, height, fit, image_processor_c
     side = {"height": 336, "width": 336}
     processor = image_processor_class("CLIP")(size={"shortest_edge": 336}, crop_size=side)
     image = picture(width, height)
-    theirs = processor(padded(image) if fit == "pad" else image, return_tensors="pt")["pixel_values"][0]
+    theirs = processor(padded(image) if fit == "pad" else image, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
     assert torch.equal(clip_preprocess(336, 14, fit)(image), theirs)
 
 

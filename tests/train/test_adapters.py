@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from PIL import Image
 
 import lmmblocks as lb
 from lmmblocks.decoders.hf import HFDecoder
+from lmmblocks.decoders.hf_read import OLDEST_TRANSFORMERS
 from lmmblocks.spec import LmmError
 from lmmblocks.train import train
 from lmmblocks.train.optimizer import prepare_parts, trainable_table
+from lmmblocks.versions import release
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,10 @@ def hf_llama(model):
     return HFDecoder.of(decoder)
 
 
-@pytest.fixture(params=["native", "hf"])
+DECODERS = ["native", *(["hf"] if release(version("transformers")) >= release(OLDEST_TRANSFORMERS) else [])]
+
+
+@pytest.fixture(params=DECODERS)
 def both(request, model):
     if request.param == "hf":
         model.language_model = hf_llama(model)
