@@ -16,6 +16,9 @@ Call = Callable[[], Any]
 OURS = "lmmblocks "
 """Begins the name of every provider that is a kernel of ours."""
 
+COMPILED = ("torch.compile", "FlexAttention")
+"""Begin the names of providers that torch.compile makes, which takes tens of seconds each: timed with ``--full`` alone."""
+
 HALF = (torch.bfloat16, torch.float16)
 ALL = (*HALF, torch.float32)
 
@@ -79,9 +82,8 @@ class Timing:
         providers: name -> ``(inputs) -> call``; ours begin with :data:`OURS`. A provider that cannot run raises, and its row says why.
         bytes: the fewest bytes it must move; 0 = not the measure.
         flops: the operations it must do; 0 = not the measure.
-        quick: part of ``--quick``.
+        quick: timed without ``--full``.
         memory: also measure the peak of allocated memory.
-        full_only: providers that ``--quick`` leaves out, as they take long to compile.
     """
 
     op: str
@@ -93,7 +95,6 @@ class Timing:
     flops: int = 0
     quick: bool = True
     memory: bool = False
-    full_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

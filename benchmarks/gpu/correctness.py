@@ -52,13 +52,15 @@ class Verdict:
 
 def verdicts(check: Check, device: torch.device, toy: bool, dtypes: tuple[torch.dtype, ...]) -> Iterator[Verdict]:
     """Yield a verdict for each dtype; what raises is a verdict too."""
-    for dtype in check.dtypes:
-        if dtype not in dtypes:
-            continue
-        try:
-            yield _verdict(check, device, toy, dtype)
-        except Exception as error:  # a kernel that can't be compiled or crashes must not hide the others
-            yield Verdict(check, dtype, float("nan"), float("nan"), f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
+    yield from (verdict(check, device, toy, dtype) for dtype in check.dtypes if dtype in dtypes)
+
+
+def verdict(check: Check, device: torch.device, toy: bool, dtype: torch.dtype) -> Verdict:
+    """Return what a check finds in one dtype; what raises is a verdict too."""
+    try:
+        return _verdict(check, device, toy, dtype)
+    except Exception as error:  # a kernel that can't be compiled or crashes must not hide the others
+        return Verdict(check, dtype, float("nan"), float("nan"), f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
 
 
 def _verdict(check: Check, device: torch.device, toy: bool, dtype: torch.dtype) -> Verdict:

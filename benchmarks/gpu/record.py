@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import datetime
+import hashlib
 import json
+import os
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from .case import is_cuda
-from .correctness import Verdict
-from .sanitize import Outcome
+from .case import Suite, is_cuda
+from .journal import Event, results
+from .steps import check_items
 
 ROOT = Path(__file__).parents[2]
 VERIFIED = ROOT / "kernels" / "verified.json"
@@ -65,20 +67,6 @@ def write_csv(path: Path, rows: Iterable[Row], about: dict[str, str]) -> None:
     _write(path, [field.name for field in fields(Row)], [asdict(row) for row in rows], about)
 
 
-def write_outcomes(path: Path, outcomes: Iterable[Outcome], about: dict[str, str]) -> None:
-    """Write what the sanitizer's tools said, likewise."""
-    cells = [{"tool": each.tool, "kernel": each.kernel, "outcome": each.text} for each in outcomes]
-    _write(path, ["tool", "kernel", "outcome"], cells, about)
-
-
-def read_outcomes(path: Path) -> list[dict[str, str]]:
-    """Return what an earlier run wrote by :func:`write_outcomes`; nothing where none did."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def _write(path: Path, names: list[str], rows: Iterable[dict[str, object]], about: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shared = {"device": about["device"], "commit": about["commit"], "date": about["date"]}
@@ -94,35 +82,87 @@ def _cell(value: object) -> object:
     return f"{value:.5g}" if isinstance(value, float) else "" if value is None else value
 
 
-def write_verified(
-    found: list[Verdict], about: dict[str, str], capability: tuple[int, int], path: Path = VERIFIED,
-    accused: Collection[str] = (), unfinished: Collection[str] = (),
-) -> list[str]:  # fmt: skip
-    """Record each kernel all of whose checks passed; return their names. A kernel that failed loses its entry for this capability.
+def rows_of(events: Iterable[Event]) -> list[Row]:
+    """Return the rows of a journal, with their shares of the ceilings of the same journal."""
+    found = results(events).values()
+    limits = next((event for event in found if event["event"] == "ceilings" and "copy_bytes_per_s" in event), {})
+    return [_row(event, limits) for event in found if event["event"] == "row"]
+
+
+def _row(event: Event, limits: Event) -> Row:
+    known = {field.name: event[field.name] for field in fields(Row) if field.name in event}
+    seconds = (event.get("ms_median") or 0.0) * 1e-3
+    if not seconds or not limits:
+        return Row(**known)
+    copy = event["bytes"] / seconds / limits["copy_bytes_per_s"] if event["bytes"] else None
+    gemm = event["flops"] / seconds / limits["gemm_flops_per_s"] if event["flops"] else None
+    return Row(**known, share_of_copy=copy, share_of_gemm=gemm)
+
+
+def expected_items(suites: Iterable[Suite]) -> dict[str, set[str]]:
+    """Return for each kernel the checks that it must pass, all of them, to be recorded."""
+    found: dict[str, set[str]] = {}
+    for suite in suites:
+        for cuda in (False, True):
+            for item, about in check_items(suite, cuda).items():
+                found.setdefault(about["kernel"], set()).add(item)
+    return found
+
+
+def own_verdicts(events: Iterable[Event], arch: str) -> list[Event]:
+    """Return the verdicts about what runs on this device: not those of a build for another one."""
+    return [event for event in results(events).values() if event["event"] == "verdict" and event["arch"] in ("", arch)]
+
+
+def accused(events: Iterable[Event]) -> set[str]:
+    """Return the kernels that the sanitizer complains about."""
+    return {each["kernel"] for event in events if event["event"] == "sanitized" for each in event.get("outcomes", []) if each["problem"]}
+
+
+def verified_runs(runs: list[Event], events: list[Event], expected: dict[str, set[str]], about: Event) -> list[Event]:
+    """Return the record after what a journal found: kernels that passed all checks enter, those that failed one leave, others stay as they are.
 
     Args:
-        found: the verdicts of a run.
-        about: of :func:`environment`.
-        capability: of the device.
-        path: the record.
-        accused: kernels that the sanitizer complained about: they failed too.
-        unfinished: kernels for whose checks there was no time: nothing new is known, unless one failed.
+        runs: the record's entries.
+        events: of the journal.
+        expected: of :func:`expected_items`.
+        about: of the device: its name, ``capability``, ``arch``, date and versions.
     """
-    record = json.loads(path.read_text(encoding="utf-8"))
-    kernels = {verdict.check.kernel for verdict in found}
-    failed = {verdict.check.kernel for verdict in found if verdict.problem} | set(accused)
-    passed = sorted(kernels - failed - set(unfinished))
-    runs = [run for run in record["runs"] if not (run["kernel"] in failed.union(passed) and run["capability"] == list(capability))]
-    for kernel in passed:
-        worst = max(v.error for v in found if v.check.kernel == kernel)
-        compiler = COMPILERS if is_cuda(kernel.partition(".")[2]) else "triton"
-        used = {name: about[name] for name in ("torch", compiler) if name in about}
-        run = {"kernel": kernel, "device": about["device"], "capability": list(capability), "date": about["date"]}
-        runs.append({**run, "versions": used, "max_error": worst})
-    runs.sort(key=lambda run: (run["kernel"], run["capability"]))
+    found = own_verdicts(events, about["arch"])
+    failed = {event["kernel"] for event in found if event["problem"]} | accused(events)
+    good = {event["item"] for event in found if not event["problem"]}
+    passed = [kernel for kernel, items in expected.items() if items <= good and kernel not in failed]
+    kept = [run for run in runs if not (run["kernel"] in failed.union(passed) and run["capability"] == about["capability"])]
+    return sorted([*kept, *(_entry(kernel, found, about) for kernel in passed)], key=lambda run: (run["kernel"], run["capability"]))
+
+
+def _entry(kernel: str, found: list[Event], about: Event) -> Event:
+    mine = [event for event in found if event["kernel"] == kernel]
+    compiler = COMPILERS if is_cuda(kernel.partition(".")[2]) else "triton"
+    known = {**about, **mine[0]}
+    used = {name: known[name] for name in ("torch", compiler) if name in known}
+    run = {"kernel": kernel, "device": about["device"], "capability": about["capability"], "date": about["date"]}
+    return {**run, "versions": used, "max_error": max(event["error"] for event in mine)}
+
+
+def update_verified(path: Path, events: list[Event], expected: dict[str, set[str]], about: Event) -> None:
+    """Bring a record up to date, whole or not at all; where there is none, beginning from the checkout's."""
+    record = json.loads((path if path.is_file() else VERIFIED).read_text(encoding="utf-8"))
+    runs = verified_runs(record["runs"], events, expected, about)
     lines = ",\n".join(f"  {json.dumps(run)}" for run in runs)
-    path.write_text('{"schema": 1, "runs": [' + (f"\n{lines}\n" if runs else "") + "]}\n", encoding="utf-8")
-    return passed
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text('{"schema": 1, "runs": [' + (f"\n{lines}\n" if runs else "") + "]}\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def source_of(root: Path) -> str:
+    """Return a hash of everything that results are about: where it changes, they are of something else."""
+    digest = hashlib.sha256()
+    for folder in ("csrc", "kernels", "lmmblocks", "benchmarks/gpu"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp"):
+                digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> str:

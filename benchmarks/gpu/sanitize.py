@@ -12,8 +12,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .sanitized_calls import BEGIN, CALLS, DONE, WRONG
@@ -53,19 +53,19 @@ class Outcome:
         return self.problem or (f"not run: {self.not_run}" if self.not_run else "ok")
 
 
-def find_tool() -> str | None:
-    """Return the path of compute-sanitizer, or None."""
+def find_tool(name: str = "compute-sanitizer", folder: str = "compute-sanitizer") -> str | None:
+    """Return the path of one of NVIDIA's tools, or None; ``folder`` = where it may lie below the toolkit."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    places = [os.environ.get("PATH", ""), *(f"{home}/bin:{home}/compute-sanitizer" for home in homes if home)]
-    return shutil.which("compute-sanitizer", path=":".join(places))
+    places = [os.environ.get("PATH", ""), *(f"{home}/bin:{home}/{folder}" for home in homes if home)]
+    return shutil.which(name, path=":".join(places))
 
 
-def sanitize(tool_path: str, seconds: float = SECONDS) -> list[Outcome]:
-    """Run all tools side by side and return what each says about each kernel."""
+def sanitize(tool_path: str, seconds: float = SECONDS, arguments: Sequence[str] = ()) -> list[Outcome]:
+    """Run all tools side by side and return what each says about each kernel; ``arguments`` are those of ``sanitized_calls``."""
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
     started = {}
     for tool, options in TOOLS.items():
-        words = [tool_path, "--tool", tool, *options, sys.executable, "-m", f"{__package__}.sanitized_calls"]
+        words = [tool_path, "--tool", tool, *options, sys.executable, "-m", f"{__package__}.sanitized_calls", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started[tool] = subprocess.Popen(words, cwd=ROOT, env=environment, text=True, errors="replace", **pipes)
     found = []
@@ -77,6 +77,11 @@ def sanitize(tool_path: str, seconds: float = SECONDS) -> list[Outcome]:
             said, late = process.communicate()[0], f"it took longer than {seconds:.0f} s"
         found += outcomes_of(tool, said.splitlines(), late)
     return found
+
+
+def outcomes_as_fields(outcomes: Iterable[Outcome]) -> list[dict[str, str]]:
+    """Return outcomes as a journal holds them."""
+    return [{**asdict(each), "text": each.text} for each in outcomes]
 
 
 def outcomes_of(tool: str, lines: Iterable[str], late: str = "") -> list[Outcome]:

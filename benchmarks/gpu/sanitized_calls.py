@@ -1,4 +1,4 @@
-"""Small calls of every CUDA kernel, to be run under compute-sanitizer: ``python -m benchmarks.gpu.sanitized_calls``.
+"""Small calls of every CUDA kernel, to be run under compute-sanitizer: ``python -m benchmarks.gpu.sanitized_calls [folder of a build]``.
 
 Inputs are made on the CPU and copied, so that on the device nothing runs but our kernels. Each kernel says when it begins, when a result is not the
 reference's, and when it is done; what the sanitizer prints in between is about it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor
 from lmmblocks import ops
 from lmmblocks.plan import plan_splice
 from lmmblocks.spec import Segments
+
+from .cuda_kernels import use
 
 BEGIN, WRONG, DONE = "begin: ", "wrong: ", "done: "
 TOLERANCE = 0.05
@@ -118,4 +121,6 @@ def main(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
+    for built in sys.argv[1:]:
+        use(Path(built))
     sys.exit(main(torch.device("cuda")))

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from benchmarks.gpu import run
-from benchmarks.gpu.record import read_outcomes, write_outcomes
-from benchmarks.gpu.report import print_outcomes
-from benchmarks.gpu.sanitize import TOOLS, Outcome, find_tool, outcomes_of, sanitize
+from benchmarks.gpu.record import accused
+from benchmarks.gpu.report import line_of
+from benchmarks.gpu.sanitize import TOOLS, Outcome, find_tool, outcomes_as_fields, outcomes_of, sanitize
 from benchmarks.gpu.sanitized_calls import CALLS, TOLERANCE, differences
 
 HEAD = ["========= COMPUTE-SANITIZER"]
@@ -80,24 +79,11 @@ def test_tools_run_side_by_side_and_one_that_takes_too_long_is_ended(tmp_path, m
     assert len(found) == len(TOOLS) * len(CALLS)
 
 
-def test_why_nothing_was_sanitized_is_said_in_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "find_tool", lambda: None)
-    path = tmp_path / "sanitizer.csv"
-    assert run._sanitized(path, {}, None) == run._sanitized(path, {}, "CUDA kernels left out: no compiler") == []
-    assert capsys.readouterr().out.splitlines() == [
-        "sanitizer: not run, compute-sanitizer was not found",
-        "sanitizer: not run, as there are no CUDA kernels",
+def test_outcomes_are_printed_and_accuse():
+    said = outcomes_as_fields([Outcome("memcheck", "splice.cuda"), Outcome("racecheck", "splice.cuda", problem="1 complaints")])
+    event = {"event": "sanitized", "outcomes": said}
+    assert [line.split() for line in line_of(event).splitlines()] == [
+        ["memcheck", "splice.cuda", "ok"],
+        ["racecheck", "splice.cuda", "1", "complaints"],
     ]
-    assert not path.exists()
-
-
-def test_outcomes_stand_in_the_report_of_later_runs(tmp_path, capsys):
-    path, about = tmp_path / "sanitizer.csv", {"device": "NVIDIA Test", "commit": "abc", "date": "2026-01-31"}
-    write_outcomes(path, [Outcome("memcheck", "splice.cuda"), Outcome("racecheck", "splice.cuda", not_run="no device")], about)
-    print_outcomes(read_outcomes(path))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line]
-    assert lines[1:] == [
-        ["memcheck", "splice.cuda", "2026-01-31", "abc", "ok"],
-        ["racecheck", "splice.cuda", "2026-01-31", "abc", "not", "run:", "no", "device"],
-    ]
-    assert read_outcomes(tmp_path / "nothing.csv") == []
+    assert accused([event]) == {"splice.cuda"} and not accused([{"event": "sanitized", "outcomes": said[:1]}])

@@ -59,11 +59,12 @@ class Shape:
 
 CLIP, NARROW = "CLIP 64x577 h16 d64 full", "8x2048 h32 d64 causal"
 TEXT, IMAGE = "8x2048 h32 d128 causal", "8x2048 h32/8 d128 image"
+GROUPED = "16x1024 h32/8 d128 causal"
 
 SHAPES = (
     Shape(CLIP, (577,) * 64, 16, 16, 64, "full"),
     Shape("SigLIP 32x729 h16 d72 full", (729,) * 32, 16, 16, 72, "full"),
-    Shape("16x1024 h32/8 d128 causal", (1024,) * 16, 32, 8, 128, "causal"),
+    Shape(GROUPED, (1024,) * 16, 32, 8, 128, "causal"),
     Shape(NARROW, (2048,) * 8, 32, 32, 64, "causal"),
     Shape(TEXT, (2048,) * 8, 32, 32, 128, "causal"),
     Shape("4x4096 h32/8 d128 causal", (4096,) * 4, 32, 8, 128, "causal"),
@@ -209,11 +210,8 @@ def _timing(shape: Shape, mode: str) -> Timing:
         providers["FlexAttention"] = _flex(shape, mode)
         if shape.mask != "image":
             providers |= {"SDPA flash": _sdpa(shape, mode, "FLASH_ATTENTION"), "SDPA cuDNN": _sdpa(shape, mode, "CUDNN_ATTENTION")}
-    full_only = () if shape.name in (CLIP, TEXT, IMAGE) else ("FlexAttention",)
-    quick = mode != "bwd" or shape.name in (CLIP, NARROW, TEXT)
-    return Timing(
-        "attention", shape.name, mode, _inputs(shape), providers, flops=shape.flops(mode), quick=quick, full_only=full_only
-    )
+    quick = mode != "bwd" or shape.name in (CLIP, NARROW, TEXT, GROUPED)
+    return Timing("attention", shape.name, mode, _inputs(shape), providers, flops=shape.flops(mode), quick=quick)
 
 
 CHECKS = [
@@ -249,7 +247,7 @@ SUITE = Suite(
         ),
         _cuda("fwd", CLIP, "SDPA flash", 1.1),
         *(_cuda("fwd", name, "SDPA flash", 0.95) for name in (NARROW, "16x", TEXT, "4x")),
-        *(_cuda("bwd", name, "SDPA flash", 0.9) for name in (CLIP, NARROW, TEXT)),
+        *(_cuda("bwd", name, "SDPA flash", 0.9) for name in (CLIP, NARROW, TEXT, GROUPED)),
         *(_cuda(mode, IMAGE, "FlexAttention", 2.0) for mode in ("fwd", "fwd+bwd")),
     ],
 )
