@@ -231,7 +231,10 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
     config = lower.config if values is None and lower is not None else original_config(folder, values or {}, vision_tower)
     below = decoder_from_hf(read_json(base_folder / CONFIG)) if lower is None else lower.config.decoder
     rows, stored = _vocabulary(folder, layout, below.vocab, None if lower is None else lower.stored_vocab)
-    config = replace(config, decoder=replace(config.decoder, vocab=rows))
+    ends = layout is Layout.LORA and getattr(config.decoder, "tied", False) and lora.trains_an_end(folder)
+    changes = {"vocab": rows} if rows != config.decoder.vocab else {}
+    changes |= {"tied": False} if ends and lora.separates_ends(folder) else {}
+    config = replace(config, decoder=replace(config.decoder, **changes))
 
     def weights(expected: Collection[str], dtype: torch.dtype | None) -> WeightFiles:
         if lower is not None:
@@ -239,7 +242,7 @@ def _over_base(folder: Path, layout: Layout, base: Any, vision_tower: str | os.P
         else:
             language = renamed(open_weights(base_folder), [inside(each, "language_model.") for each in LLAMA_LAYOUTS], expected)
             model = overlaid(_tower_files(folder, values or {}, vision_tower), language)
-        return _upper(folder, layout, _in_one_dtype(model, dtype), expected)
+        return _upper(folder, layout, _in_one_dtype(lora.with_both_ends(model) if ends else model, dtype), expected)
 
     tokenizer = tokenizer_folder(folder) or (lower.tokenizer if lower is not None else tokenizer_folder(base_folder))
     chat = (*chat_folders(folder), *((base_folder,) if lower is None else lower.chat))
@@ -320,6 +323,8 @@ def base_folder_of(folder: Path, layout: Layout, base: Any, values: Any) -> Path
     named = named_base(folder, layout, values)
     if base is None and not named:
         raise LmmError(f"{folder} is a {layout.value.split(', ')[-1]}: give the base with load(..., base=...)")
+    if base is None and layout is Layout.LORA:
+        lora.refuse_revision(folder, str(named))
     try:
         return locate(base if base is not None else str(named))
     except LmmError as error:

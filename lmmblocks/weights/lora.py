@@ -3,6 +3,8 @@
 What PEFT's ``merge_and_unload`` does, in its order and precision: ``W += scale * (B @ A)`` with the product in fp32 and one rounding to the
 dtype of ``W``; ``scale = alpha / r``, with ``use_rslora`` ``alpha / sqrt(r)``; on an embedding the product is transposed. Whole tensors in an
 adapter (``modules_to_save``, biases, tables of a vocabulary that has grown) take the place of the base's, and factors change them.
+Keys of its config that say more than which weights were trained are refused by name, as are those that nobody here knows. A tied model of which
+an adapter trained the table or the head has two different ends from then on, as in the training (PEFT's own merge writes both into one tensor).
 ``fan_in_fan_out`` says how a GPT-2 ``Conv1D`` stores its weights: PEFT turns it off for linear layers, and there is nothing else here.
 Source: Hu et al., arXiv 2106.09685; ``peft/tuners/lora/layer.py``.
 """
@@ -29,12 +31,23 @@ _WRAPPER = re.compile(r"^base_model\.model\.")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B)(\.(?!weight$)\w+)?(\.weight)?$")
 _SAVED_WHOLE = re.compile(r"\.modules_to_save(\.\w+)?(?=\.\w+$)")
 _WRAPPED = re.compile(r"\.base_layer(?=\.\w+$)")
-_OTHER_MATHS = (
-    *("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "megatron_config"),
-    *("trainable_token_indices", "arrow_config", "velora_config"),
+_READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "base_model_name_or_path", "revision")
+_SEEN_IN_THE_WEIGHTS = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias", "fan_in_fan_out"),
+    "ensure_weight_tying",
 )
+"""Keys that say which weights were trained: the adapter's file holds them, and no others."""
+
+_OF_THE_TRAINING = (
+    *("lora_dropout", "inference_mode", "task_type", "auto_mapping", "peft_version", "runtime_config", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "enable_lora", "merge_weights", "path_initial_model_for_weight_conversion"),
+)
+_KNOWN = {*_READ, *_SEEN_IN_THE_WEIGHTS, *_OF_THE_TRAINING}
+_STARTS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the base as it is; others subtract the factors' first product from it."""
+
 _TABLES = re.compile(r"(^|\.)(embed_tokens|lm_head)\.weight$")
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_ENDS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,20 @@ def base_of(folder: Path) -> str | None:
     return read_json(folder / CONFIG).get("base_model_name_or_path") or None
 
 
+def refuse_revision(folder: Path, base: str) -> None:
+    """Refuse a base of the hub of another version than its newest, which is the one that would be read.
+
+    Raises:
+        LmmError: the adapter names such a version, and no folder.
+    """
+    revision = read_json(folder / CONFIG).get("revision")
+    if revision not in (None, "", "main") and not Path(base).expanduser().is_dir():
+        raise LmmError(
+            f"{folder / CONFIG} names the base {base!r} in its revision {revision!r}: download that one (hf download {base} --revision {revision}) "
+            f"and give its folder with load(..., base=...)"
+        )
+
+
 def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> WeightFiles:
     """Return weights with an adapter in them.
 
@@ -107,11 +134,11 @@ def _changed(weight: Tensor, files: WeightFiles, factors: Factors) -> Tensor:
 
 
 def _refuse_other_maths(folder: Path, values: Mapping[str, Any]) -> None:
-    problems = [f"{key}={values[key]!r}" for key in _OTHER_MATHS if values.get(key)]
+    problems = [f"{key}={value!r}" for key, value in values.items() if key not in _KNOWN and value]
     if values.get("peft_type", "LORA") != "LORA":
         problems.insert(0, f"peft_type={values['peft_type']!r}")
-    start = str(values.get("init_lora_weights", "")).lower()
-    if start.startswith(_CHANGES_BASE):
+    start = values.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _STARTS:
         problems.append(f"init_lora_weights={start!r}, which changes the base")
     if problems:
         raise LmmError(f"{folder / CONFIG}: only plain LoRA is merged, found {'; '.join(problems)}: merge it with PEFT and load the result")
@@ -156,6 +183,37 @@ def whole_name(name: str) -> str:
     ('lm_head.weight', 'model.embed_tokens.weight')
     """
     return _WRAPPED.sub("", _SAVED_WHOLE.sub("", _WRAPPER.sub("", name)))
+
+
+def trains_an_end(folder: Path) -> bool:
+    """Say whether an adapter trained the table or the head: by factors, or whole, as ``modules_to_save`` has it."""
+    names = [_WRAPPER.sub("", name) for name in open_adapter(folder).shapes]
+    if any(_TABLES.search(f"{found['module']}.weight") for name in names if (found := _FACTOR.match(name))):
+        return True
+    asked = [str(name).rpartition(".")[2] for name in read_json(folder / CONFIG).get("modules_to_save") or ()]
+    return any(_TABLES.search(f"{name}.weight") for name in asked)
+
+
+def separates_ends(folder: Path) -> bool:
+    """Say whether the table and the head of a tied model are two after a run with this adapter.
+
+    PEFT puts a trained table or head beside the old one, so the other end keeps the old: the tie is gone, unless ``ensure_weight_tying`` asked
+    for both to be trained as one.
+    """
+    return trains_an_end(folder) and not read_json(folder / CONFIG).get("ensure_weight_tying")
+
+
+def with_both_ends(files: WeightFiles) -> WeightFiles:
+    """Return the weights of a tied model with the head's under its own name, so that an adapter can change one of the two."""
+    table, head = _ENDS
+    if head in files.shapes or table not in files.shapes:
+        return files
+    return replace(
+        files,
+        shapes={**files.shapes, head: files.shapes[table]},
+        dtypes={**files.dtypes, head: files.dtypes[table]},
+        read=lambda name: files.read(table if name == head else name),
+    )
 
 
 def table_rows(files: WeightFiles) -> int | None:

@@ -125,6 +125,102 @@ def test_a_config_of_transformers_beside_an_adapter_is_that_of_its_base(make_mod
     torch.testing.assert_close(again, model.state_dict()[f"{QUERY}.weight"] + ALPHA / RANK * (b @ a))
 
 
+def table_and_head(model):
+    state = model.state_dict()
+    return state[TABLE], state[HEAD]
+
+
+TABLE_FACTORS = {f"{WRAPPER}embed_tokens.lora_embedding_A": noise(RANK, 20), f"{WRAPPER}embed_tokens.lora_embedding_B": noise(24, RANK, seed=1)}
+HEAD_FACTORS = {"base_model.model.lm_head.lora_A.weight": noise(RANK, 24, seed=2), "base_model.model.lm_head.lora_B.weight": noise(20, RANK, seed=3)}
+CHANGE = {
+    "table": ALPHA / RANK * (noise(24, RANK, seed=1) @ noise(RANK, 20)).T,
+    "head": ALPHA / RANK * noise(20, RANK, seed=3) @ noise(RANK, 24, seed=2),
+}
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("trained", ["table", "head", "both"])
+def test_of_a_tied_base_the_end_that_was_trained_is_changed_and_the_other_is_not(make_model, tmp_path, original, kind, trained):
+    """Against PEFT's unmerged model, which is what was trained: its merge writes both changes into the one tensor that the ends share."""
+    model = make_model(tied=True)
+    before = model.state_dict()[TABLE]
+    tensors = {**(TABLE_FACTORS if trained != "head" else {}), **(HEAD_FACTORS if trained != "table" else {})}
+    again = lb.load(write(tmp_path / "lora", tensors), base=base_of(kind, model, tmp_path, original))
+    table, head = table_and_head(again)
+    torch.testing.assert_close(table, before + CHANGE["table"] if trained != "head" else before)
+    torch.testing.assert_close(head, before + CHANGE["head"] if trained != "table" else before)
+    assert not again.config.decoder.tied and again.decoder.lm_head.weight is not again.decoder.model.embed_tokens.weight
+    again.save(tmp_path / "merged", format="native")
+    assert all(map(torch.equal, table_and_head(lb.load(tmp_path / "merged")), (table, head)))
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_of_a_tied_base_the_end_that_is_saved_whole_is_replaced_alone(make_model, tmp_path, name):
+    model = make_model(tied=True)
+    model.save(tmp_path / "base", format="native")
+    whole = noise(20, 24, seed=5)
+    place = f"{WRAPPER}{name}.weight" if name == "embed_tokens" else f"base_model.model.{name}.weight"
+    again = lb.load(write(tmp_path / "lora", {place: whole}, modules_to_save=[name]), base=tmp_path / "base")
+    expected = [model.state_dict()[TABLE]] * 2
+    expected[name == "lm_head"] = whole
+    assert all(map(torch.equal, table_and_head(again), expected))
+
+
+def test_of_a_tied_base_both_ends_stay_one_where_they_were_trained_as_one_or_only_grew(make_model, tmp_path):
+    model = make_model(tied=True)
+    model.save(tmp_path / "base", format="native")
+    whole = noise(20, 24, seed=5)
+    both = {f"{WRAPPER}embed_tokens.weight": whole, "base_model.model.lm_head.weight": whole.clone()}
+    together = write(tmp_path / "together", both, modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    grown = write(tmp_path / "grown", {f"{WRAPPER}embed_tokens.weight": noise(23, 24)})
+    for folder, table in ((together, whole), (grown, noise(23, 24))):
+        again = lb.load(folder, base=tmp_path / "base")
+        assert again.config.decoder.tied and all(torch.equal(each, table) for each in table_and_head(again))
+
+
+def test_a_key_that_nobody_here_knows_is_refused_and_one_that_says_nothing_is_not(make_model, tmp_path):
+    make_model().save(tmp_path / "base")
+    off = write(tmp_path / "off", HEAD_FACTORS, new_maths=None, use_dora=False, kasa_config={}, lora_dropout=0.1, target_modules=["lm_head"])
+    lb.load(off, base=tmp_path / "base")
+    for index, (setting, said) in enumerate(
+        [
+            ({"new_maths": 2}, "found new_maths=2"),
+            ({"kasa_config": {"beta": 1.0}}, "found kasa_config={'beta': 1.0}"),
+            ({"use_bdlora": {"nblocks": 2}}, "found use_bdlora="),
+            ({"init_lora_weights": "lora_ga"}, "found init_lora_weights='lora_ga', which changes the base"),
+            ({"init_lora_weights": "pissa_niter_4"}, "found init_lora_weights='pissa_niter_4', which changes the base"),
+            ({"peft_type": "ADALORA"}, "found peft_type='ADALORA'"),
+        ]
+    ):
+        with pytest.raises(LmmError, match=f"only plain LoRA is merged, {said}"):
+            lb.load(write(tmp_path / str(index), HEAD_FACTORS, **setting), base=tmp_path / "base")
+
+
+def test_the_scale_is_alpha_over_the_rank_of_each_module(make_model, tmp_path):
+    model = make_model()
+    model.save(tmp_path / "base")
+    modules = [f"{WRAPPER}layers.{index}.self_attn.q_proj" for index in (0, 1)]
+    tensors = {}
+    for module, rank in zip(modules, (RANK, 2)):
+        tensors |= {f"{module}.lora_A.weight": noise(rank, 24), f"{module}.lora_B.weight": noise(24, rank, seed=1)}
+    patterns = dict(rank_pattern={"layers.1.self_attn.q_proj": 2}, alpha_pattern={r".*1\.self_attn\.q_proj": 10})
+    folders = (write(tmp_path / name, tensors, **patterns, use_rslora=name == "root") for name in ("plain", "root"))
+    plain, root = (lb.load(folder, base=tmp_path / "base").state_dict() for folder in folders)
+    for index, (rank, alpha) in enumerate(((RANK, ALPHA), (2, 10))):
+        name = f"language_model.model.layers.{index}.self_attn.q_proj.weight"
+        product = noise(24, rank, seed=1) @ noise(rank, 24)
+        torch.testing.assert_close(plain[name], model.state_dict()[name] + product * alpha / rank)
+        torch.testing.assert_close(root[name], model.state_dict()[name] + product * alpha / rank**0.5)
+
+
+def test_a_base_of_the_hub_in_a_certain_revision_is_asked_for(make_model, tmp_path):
+    make_model().save(tmp_path / "base")
+    folder = write(tmp_path / "lora", HEAD_FACTORS, base_model_name_or_path="owner/name", revision="v1")
+    with pytest.raises(LmmError, match=r"names the base 'owner/name' in its revision 'v1': download that one .* load\(..., base=...\)"):
+        lb.load(folder)
+    lb.load(folder, base=tmp_path / "base")
+
+
 @pytest.mark.parametrize("setting", [{"trainable_token_indices": [1, 2]}, {"lora_bias": True}, {"use_dora": True}])
 def test_what_is_more_than_factors_and_whole_tensors_is_refused_by_name(make_model, tmp_path, setting):
     make_model().save(tmp_path / "base")
