@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     if layout is Layout.LORA:
         weights, rank, whole = lora.changed_modules(folder)
         report.settings["adapter"] = f"LoRA of rank {rank} on {weights} weights" + (f", and {whole} whole ones" if whole else "")
+        report.problems += _said_by(lora.refuse_other_maths, folder)
     try:
         config = _config(folder, layout, base, vision_tower)
         skeleton = build(config, weights="random", device="meta")
@@ -108,6 +109,15 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     _settings_of_files(report, folder, layout)
     _look_for_the_rest(report, folder, layout, base, vision_tower)
     return report
+
+
+def _said_by(check: Callable[[Path], None], folder: Path) -> list[str]:
+    """Return what a check of a folder refuses."""
+    try:
+        check(folder)
+    except LmmError as error:
+        return [str(error)]
+    return []
 
 
 def _name(folder: Path, layout: Layout) -> str:

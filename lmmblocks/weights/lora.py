@@ -111,7 +111,7 @@ def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> Weigh
         LmmError: an adapter that is more than LoRA, or factors that don't fit the base; all are listed.
     """
     values = read_json(folder / CONFIG)
-    _refuse_other_maths(folder, values)
+    refuse_other_maths(folder)
     files = open_adapter(folder)
     factors, whole, left_over = _sorted(files, values, expected)
     problems = [f"no such weight in the model: {some(left_over)}"] if left_over else []
@@ -133,7 +133,13 @@ def _changed(weight: Tensor, files: WeightFiles, factors: Factors) -> Tensor:
     return (weight + (product.T if factors.embedding else product) * factors.scale).to(weight.dtype)
 
 
-def _refuse_other_maths(folder: Path, values: Mapping[str, Any]) -> None:
+def refuse_other_maths(folder: Path) -> None:
+    """Refuse an adapter whose config asks for more than factors, whole tensors and their scales.
+
+    Raises:
+        LmmError: all such keys are listed, also those that nobody here knows.
+    """
+    values = read_json(folder / CONFIG)
     problems = [f"{key}={value!r}" for key, value in values.items() if key not in _KNOWN and value]
     if values.get("peft_type", "LORA") != "LORA":
         problems.insert(0, f"peft_type={values['peft_type']!r}")

@@ -192,8 +192,10 @@ def test_a_key_that_nobody_here_knows_is_refused_and_one_that_says_nothing_is_no
             ({"peft_type": "ADALORA"}, "found peft_type='ADALORA'"),
         ]
     ):
+        folder = write(tmp_path / str(index), HEAD_FACTORS, **setting)
         with pytest.raises(LmmError, match=f"only plain LoRA is merged, {said}"):
-            lb.load(write(tmp_path / str(index), HEAD_FACTORS, **setting), base=tmp_path / "base")
+            lb.load(folder, base=tmp_path / "base")
+        assert any(said in problem for problem in inspect(folder, base=tmp_path / "base").problems)
 
 
 def test_the_scale_is_alpha_over_the_rank_of_each_module(make_model, tmp_path):
