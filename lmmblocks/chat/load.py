@@ -5,7 +5,8 @@ versions of transformers. A text has to be cut the way the model was trained, so
 
 - ``tokenizer.model`` without ``tokenizer.json`` (LLaMA, Vicuna, LLaVA's own folders) is converted here, see ``spm_convert.py``;
 - a ``tokenizer.json`` whose merges were written in the order of the ids gets them in SentencePiece's order, and a warning says so;
-- a class that makes its tokenizer anew instead of taking the file's gives way to the file, where the two cut differently.
+- a class that makes its tokenizer anew instead of taking the file's gives way to the file, where the two cut differently;
+- files that give tokens other ids than the tokenizer has are refused, see ``stated_ids.py``.
 
 How it works: where the files as they are would be misread, transformers reads a folder beside them, with a ``tokenizer.json`` made right.
 """
@@ -31,6 +32,7 @@ from ..spec import LmmError, first_line
 from .merges import mended_merges
 from .spm_convert import tokenizer_spec
 from .spm_file import SentencePieces, sentencepieces_of
+from .stated_ids import check_stated_tokens
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
@@ -76,6 +78,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
     except Exception as error:  # the tokenizers library raises plain Exception
         raise LmmError(f"the tokenizer in {folder} can't be read: {first_line(error)}: {_advice(error, folder)}") from error
     _without_dropout(getattr(tokenizer, "backend_tokenizer", None))
+    check_stated_tokens(folder, tokenizer)
     tokenizer.name_or_path = str(path_or_id)
     if "legacy" not in tokenizer.init_kwargs and isinstance(getattr(tokenizer, "legacy", None), bool):
         tokenizer.init_kwargs["legacy"] = tokenizer.legacy  # else it isn't saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from ..images.preprocess import Fit, ImagePreprocess
 from ..spec import LmmError
 from .files import CONFIG, read_json
 from .hf_encoders import HF_ENCODERS, encoder_from_hf, hf_type
+
+_OF_THE_PICTURE = (
+    *("size", "crop_size", "image_size", "resample", "rescale_factor", "image_mean", "image_std", "image_grid_pinpoints"),
+    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"),
+)
+"""Keys of an image processor that change pixels."""
 
 
 def encoder_shape(folder: Path, *, fit: Fit | None = None) -> tuple[Any, Any]:
@@ -51,10 +58,39 @@ def read_preprocess(folder: Path, encoder: Any, *, fit: Fit | None = None) -> An
 def image_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Return the file that says how a folder's pictures become pixels and what it says, nothing where none does: transformers 4 writes a file of
     its own, 5 a section of the processor's.
+
+    Raises:
+        LmmError: the folder has both, and they would make other pictures of the same one.
     """
-    for name in ("preprocessor_config.json", "processor_config.json"):
+    found = []
+    for name in ("processor_config.json", "preprocessor_config.json"):
         values = read_json(folder / name) if (folder / name).is_file() else {}
         values = values.get("image_processor", {} if name.startswith("processor") else values)
         if values:
-            return folder / name, values
-    return folder, {}
+            found.append((folder / name, values))
+    if len(found) == 2:
+        _refuse_differences(*found)
+    return found[0] if found else (folder, {})
+
+
+def _refuse_differences(one: tuple[Path, dict[str, Any]], other: tuple[Path, dict[str, Any]]) -> None:
+    (path, ours), (other_path, theirs) = one, other
+    keys = [key for key in _OF_THE_PICTURE if ours.get(key) is not None and theirs.get(key) is not None]
+    different = [f"{key}={ours[key]!r} and {theirs[key]!r}" for key in keys if not _same(ours[key], theirs[key])]
+    if different:
+        raise LmmError(
+            f"{path} and {other_path.name} beside it say {', '.join(different)}: transformers 5 reads the first, 4 the second: remove the one "
+            f"that the model wasn't trained with (in the first it is the section 'image_processor')"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are one: a side may be a number or an object, a number may have been rounded."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: value for key, value in one.items() if value is not None} == {key: value for key, value in other.items() if value is not None}
+    if isinstance(one, dict) or isinstance(other, dict):
+        sides = [set(value.values()) - {None} if isinstance(value, dict) else {value} for value in (one, other)]
+        return sides[0] == sides[1]
+    if isinstance(one, float) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return bool(one == other)

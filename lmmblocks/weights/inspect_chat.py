@@ -8,8 +8,9 @@ from typing import Any
 from ..chat import answer_ends, load_tokenizer, stop_texts
 from ..config import LMMConfig
 from ..spec import LmmError
+from .agreement import disagreements
 from .chat_files import GENERATION, in_words, sampling
-from .checkpoint import NATIVE_CONFIG, chat_folders, tokenizer_folder
+from .checkpoint import NATIVE_CONFIG, Layout, chat_folders, tokenizer_folder
 from .idefics import TEMPLATES as IDEFICS_TEMPLATES
 from .inspection import Inspection
 from .model_chat import ModelChat, model_chat
@@ -35,6 +36,9 @@ def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Pat
     except LmmError as error:
         report.problems.append(str(error))
         return
+    differences = list(disagreements(folder, config, tokenizer)) if report.layout.startswith(Layout.HF.value) else []
+    if differences:
+        report.settings["files that disagree"] = "; ".join(differences)
     said_in = chat.said_in or (NATIVE_CONFIG if not asked else f"{_whose(config)}; the files don't say")
     name = "its own" if chat.template.name == said_in else chat.template.name
     report.settings["template"] = "; ".join([f"{name} ({said_in})", *chat.notes])

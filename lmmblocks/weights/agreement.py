@@ -1,0 +1,64 @@
+"""Files of one folder of transformers that say the same thing twice: which counts, and what is told where they differ.
+
+| said in | and in | counts |
+|---|---|---|
+| ``processor_config.json``, ``image_processor`` | ``preprocessor_config.json`` | refused where they differ (5 reads the first, 4 the second) |
+| image processor: size | ``config.json``: the tower's image size | refused where they differ |
+| ``processor_config.json``: patch size, select strategy, tokens | ``config.json`` | ``config.json``, which the weights were trained with; told |
+| ``processor_config.json``: image token | ``config.json``: its id | ``config.json``; told |
+
+The last two only count ``<image>`` in the prompts of transformers' processors, which there fails where they are wrong; here the encoder counts.
+Source: ``processing_llava.py``, ``processing_instructblip.py`` and ``image_processing_base.py`` of transformers 5.24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import LMMConfig
+from ..spec import LmmError
+from .files import CONFIG, read_json
+from .hf_encoders import HF_ENCODERS, select_strategy
+from .model_chat import IMAGE_IDS
+
+PROCESSOR = "processor_config.json"
+_TOWERS = tuple({entry.config for entry in HF_ENCODERS.values()})
+
+
+def disagreements(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
+    """Yield what a folder's ``processor_config.json`` says otherwise than ``config.json``, which counts; both values are named.
+
+    Args:
+        folder: of a model of transformers.
+        config: what its ``config.json`` describes.
+        tokenizer: the model's, None without one.
+    """
+    path = folder / PROCESSOR
+    said: Mapping[str, Any] = read_json(path) if path.is_file() else {}
+    for key, value in _expected(config).items():
+        if said.get(key) not in (None, value):
+            yield f"{path} says {key}={said[key]!r}, {CONFIG} says {value!r}, which counts"
+    values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    index = next((values[key] for key in IMAGE_IDS if isinstance(values.get(key), int)), None)
+    token = said.get("image_token")
+    found = tokenizer.get_vocab().get(token) if tokenizer is not None and isinstance(token, str) else None
+    if index is not None and found not in (None, index):
+        there = tokenizer.backend_tokenizer.id_to_token(index) if index >= 0 else None
+        yield f"{path} says image_token={token!r}, which has the id {found}, {CONFIG} says {index} (token {there!r}), which counts"
+
+
+def _expected(config: LMMConfig) -> dict[str, Any]:
+    """Return what the processor's keys have to be for a model."""
+    queries = config.projector.options.get("queries")
+    if queries is not None:
+        return {"num_query_tokens": queries}
+    tower = getattr(config.encoder, "tower", config.encoder)
+    if not isinstance(tower, _TOWERS):
+        return {}
+    try:
+        strategy = select_strategy(tower)
+    except LmmError:
+        return {"patch_size": tower.patch}
+    return {"patch_size": tower.patch, "vision_feature_select_strategy": strategy, "num_additional_image_tokens": int(strategy == "default")}
