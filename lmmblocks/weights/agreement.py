@@ -24,7 +24,7 @@ from .hf_encoders import HF_ENCODERS, select_strategy
 from .model_chat import IMAGE_IDS
 
 PROCESSOR = "processor_config.json"
-_TOWERS = tuple({entry.config for entry in HF_ENCODERS.values()})
+_TOWERS: tuple[Any, ...] = tuple({entry.config for entry in HF_ENCODERS.values()})
 
 
 def disagreements(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
