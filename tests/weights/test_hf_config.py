@@ -5,8 +5,10 @@ import pytest
 from lmmblocks.config import Block
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.encoders.vit import ACTIVATIONS
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.hf_config import clip_from_hf, llama_from_hf, llama_to_hf, llava_from_hf, llava_to_hf
+from lmmblocks.weights.hf_encoders import HF_ENCODERS
 
 # llava-hf/llava-1.5-7b-hf as it lies on the hub: only what differs from the defaults of the classes.
 LLAVA_7B = {
@@ -73,6 +75,18 @@ def test_keys_left_out_have_the_defaults_of_transformers():
     assert clip_from_hf({"model_type": "clip_vision_model"}) == clip_from_hf(CLIPVisionConfig().to_dict())
     assert llama_from_hf({"model_type": "llama"}) == llama_from_hf(LlamaConfig().to_dict())
     assert llava_from_hf({"model_type": "llava"}) == llava_from_hf(LlavaConfig().to_dict())
+
+
+@pytest.mark.parametrize("kind", HF_ENCODERS)
+def test_every_key_of_a_tower_is_read(kind):
+    """Nothing falls back to a default: each key that a tower has, given another value than its default, is in the config."""
+    entry = HF_ENCODERS[kind]
+    for key, field in entry.keys.items():
+        default = entry.defaults[key]
+        others = {"hidden_act": next(name for name in ACTIVATIONS if name != default), "patch_size": 7, "num_patches": 64}
+        other = others.get(key, not default if isinstance(default, bool) else default * 2)
+        read = entry.read(kind, {key: other}, (-1,))
+        assert (getattr(read, field), entry.write(kind, read)[key]) == (other, other), key
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_a_model_comes_back_bitwise_with_all_its_settings(make_model, tmp_path, 
     assert not again.training
 
 
+def test_an_attention_that_was_set_after_building_is_saved(make_model, tmp_path):
+    model = make_model()
+    model.attention = "images"
+    assert lb.load(model.save(tmp_path / "out", format="native")).attention == "images"
+    with pytest.raises(LmmError, match="can't say that attention is 'images'"):
+        model.save(tmp_path / "hf")
+
+
 def image_entry(model, format):
     """A spare row of the table (20 rows, fewer words) becomes the image token of the hf format."""
     words = len(model.tokenizer) - (format == "hf")
