@@ -137,6 +137,16 @@ def test_spans_of_images_end_where_the_sample_is_cut_and_count_the_samples_that_
     assert plan_splice([[-200, 1], [2, -200]], [[5], [2]], max_length=4, truncate="drop").image_spans == (ImageSpan(1, 0, 1, 2),)
 
 
+def test_the_label_of_an_image_mark_is_nobodys_target():
+    plan = plan_splice([[1, -200, 5]], [[2]], labels=[[IGNORE_LABEL, 7, 5]])
+    assert plan.targets.tolist() == [5] and plan.target_rows.tolist() == [2]
+
+
+def test_a_cut_image_sees_no_row_behind_the_cut():
+    plan = plan_splice([[1, -200], [2]], [[4], []], max_length=3, truncate="right", bidirectional_images=True)
+    assert plan.kv_end.tolist() == [1, 3, 3, 4]
+
+
 def test_drop_leaves_out_only_what_is_too_long():
     plan = plan_splice([[1, 2, 3], [4], [-200, 5]], [[], [], [2]], max_length=2, truncate="drop")
     assert plan.kept == (1,) and plan.source.tolist() == [4] and plan.image_rows.tolist() == [-1, -1]

@@ -53,6 +53,8 @@ def main() -> None:
     write(options.out, verdicts)
     names = {fault.name for _, fault in wanted}
     print(table(verdict for verdict in verdicts if verdict.name in names))
+    waiting = [fault.name for _, fault in wanted if fault.name not in latest]
+    print(f"not run yet: {len(waiting)}" + (f", such as {waiting[0]!r}" if waiting else ""))
     print(f"{len(fresh)} of {len(wanted)} faults run in {time.monotonic() - begin:.0f} s; verdicts in {options.out}")
 
 
@@ -70,7 +72,7 @@ def _options() -> argparse.Namespace:
 
 
 def _is_known(fault: Fault, known: dict[str, Verdict]) -> bool:
-    return fault.name in known and known[fault.name].key == fault.key(ROOT)
+    return fault.name in known and known[fault.name].key == fault.key(ROOT, known[fault.name].by)
 
 
 def _tell(verdict: Verdict, out: Path) -> None:

@@ -42,14 +42,14 @@ class Fault:
             raise ValueError(f"fault {self.name!r}: expected {self.right!r} once in {self.source}, found it {count} times: follow the source")
         return text.replace(self.right, self.wrong)
 
-    def key(self, root: Path) -> str:
-        """Return what the verdict follows from, as a hash: the source, the fault, its tests and what they share."""
-        files = {root / self.source}
-        for test in self.tests:
+    def key(self, root: Path, by: str = "") -> str:
+        """Return what the verdict follows from, as a hash: the source, the fault, its tests and what they share; ``by``: the one that caught it."""
+        tests, files = (by,) if "::" in by else self.tests, {root / self.source}
+        for test in tests:
             path = root / test.partition("::")[0]
             files |= {path, *(folder / "conftest.py" for folder in path.relative_to(root).parents)}
         texts = [path.read_text() for path in sorted(root / file for file in files) if path.is_file()]
-        return hashlib.sha256("\0".join([self.right, self.wrong, *self.tests, *texts]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\0".join([self.right, self.wrong, *tests, *texts]).encode()).hexdigest()[:16]
 
 
 def in_file(source: str, tests: str, *faults: Fault) -> list[Fault]:

@@ -41,7 +41,8 @@ def judge_all(
             word, by, reason = _found(fault, copy, limit_s, sound)
         finally:
             copies.put(copy)
-        verdict = Verdict(suite, fault.name, fault.kind, fault.source, word, by, reason, round(time.monotonic() - begin, 1), fault.key(copy.root))
+        seconds, key = round(time.monotonic() - begin, 1), fault.key(copy.root, by)
+        verdict = Verdict(suite, fault.name, fault.kind, fault.source, word, by, reason, seconds, key)
         told(verdict)
         return verdict
 

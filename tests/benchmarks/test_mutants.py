@@ -108,3 +108,14 @@ def test_a_run_that_was_ended_goes_on_and_runs_again_what_has_changed(tmp_path):
         path.write_text(text)
         assert fault.key(tmp_path) != key
         key = fault.key(tmp_path)
+
+
+def test_a_caught_fault_follows_from_the_test_that_caught_it_alone(tmp_path):
+    for name in ("toy.py", "test_first.py", "test_second.py"):
+        (tmp_path / name).write_text("a")
+    fault, by = Fault("toy", "toys", "a", "b", source="toy.py", tests=("test_first.py", "test_second.py")), "test_second.py::test_it"
+    caught, missed = fault.key(tmp_path, by), fault.key(tmp_path)
+    (tmp_path / "test_first.py").write_text("b")
+    assert fault.key(tmp_path, by) == caught and fault.key(tmp_path) != missed
+    (tmp_path / "test_second.py").write_text("b")
+    assert fault.key(tmp_path, by) != caught

@@ -17,6 +17,7 @@ from lmmblocks.chat import (
     answer_margins,
     decode_supervised,
     encode_chat,
+    stop_texts,
     template_from_dict,
     template_to_dict,
     tokenize,
@@ -273,6 +274,16 @@ def test_what_is_learned_keeps_the_newline_behind_a_token_that_swallows_it(phi):
     pieces = [Piece("special", "<|assistant|>"), Piece("text", "\nthe", "assistant", train=True)]
     assert "\n" in phi.decode(tokenize(pieces, phi).ids)
     assert "\n" not in phi.decode(tokenize([pieces[0], Piece("text", "\nthe", "user")], phi).ids)
+
+
+def test_of_two_tokens_of_which_one_begins_the_other_the_longer_is_found():
+    template = replace(TEMPLATES["chatml"], ending="<|im_end|>!", tokens=("<|im_start|>", "<|im_end|>", "<|im_end|>!"))
+    assert template.stop == ("<|im_end|>!",)
+
+
+def test_a_stop_string_that_is_a_token_is_not_looked_for_as_text(qwen):
+    assert stop_texts(TEMPLATES["chatml"], qwen) == ()
+    assert stop_texts(TEMPLATES["chatml"], qwen, ("<|im_end|>", "###")) == ("###",)
 
 
 def test_a_default_system_prompt_is_a_variant():
