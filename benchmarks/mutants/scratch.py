@@ -125,7 +125,7 @@ class Copy:
         if code in (0, 5):  # 5: all were left out
             return Run("", "", summary)
         found = FAILED.search(output)
-        return Run(found[1] if found else f"the process, which ended with {code}", "", summary)
+        return Run(found[1] if found else f"the process, which ended with {code} (below 0: a signal)", "", summary)
 
     def _environment(self) -> dict[str, str]:
         # No .pyc: one of the fault, as old and as long as the source, would be taken for the source's.

@@ -50,6 +50,40 @@ def _without_descriptor(lines):
     return [re.sub(r"desc\[\w+\]", "", line) for line in lines]
 
 
+def _places_and_registers(stores):
+    """The offset and the first register of each store."""
+    for line in stores:
+        place = re.search(r"\+(0x\w+)\]", line)
+        yield int(place[1], 16) if place else 0, int(re.search(r"\], R(\d+)", line)[1])
+
+
+def _check_stream(code):
+    """Loads past L1, one of them predicated and not branched around; what is stored are the registers as they were loaded."""
+    loads = _lines(code, "ptx_stream", r"LDG")
+    assert len(loads) == 2 and all("LDG.E.NA.128.CONSTANT" in line for line in loads)
+    (guard,) = [re.match(r"@(!?)(P\d)", line).groups() for line in loads if line.startswith("@")]
+    compared = [re.match(r"ISETP\.(GE|LT)\S* (P\d), PT, R\d+", line).groups() for line in _lines(code, "ptx_stream", "^ISETP")]
+    assert compared == [("GE" if guard[0] else "LT", guard[1])], "loaded where the thread is below the number of valid ones"
+    stores = _lines(code, "ptx_stream", "^STG")
+    assert [line.split()[0] for line in stores] == ["STG.E.EF.128"] * 2
+    every, loaded = _lines(code, "ptx_stream", ""), {int(re.search(r"CONSTANT R(\d+)", line)[1]): line for line in loads}
+    assert {register for _, register in _places_and_registers(stores)} == set(loaded)
+    for first, line in loaded.items():
+        written = [re.match(r"[A-Z][\w.]* R(\d+)", later) for later in every[every.index(line) + 1 :]]
+        assert not {int(found[1]) for found in written if found} & set(range(first, first + 4)), "nothing is moved there in between"
+
+
+def _check_pairs(code):
+    """Of two numbers that become one register, the first is the lower half, which the instruction names last."""
+    for kernel in ("ptx_numbersI6__half", "ptx_numbersI13__nv_bfloat16"):
+        own, *_ = addresses = [re.search(r"\[(R\d+)\.64", line)[1] for line in _lines(code, kernel, "^LDG")]
+        registers = [re.match(r"LDG\.E (R\d+)", line)[1] for line in _lines(code, kernel, "^LDG")]
+        loaded = dict(zip(registers, addresses))
+        (pack,) = _lines(code, kernel, "^F2FP")
+        high, low = re.search(r"PACK_AB R\d+, (R\d+), (R\d+)", pack).groups()
+        assert loaded[low] == own and loaded[high] != own
+
+
 def _check_mma(code):
     for kernel, opcode in (("ptx_mmaI6__half", "HMMA.16816.F32"), ("ptx_mmaI13__nv_bfloat16", "HMMA.16816.F32.BF16")):
         (product,) = _lines(code, kernel, r"^HMMA")
@@ -70,6 +104,10 @@ def _check_ldmatrix(code):
         for transposed, kind in ((0, "M88"), (1, "MT88")):
             (load,) = _lines(code, rf"ptx_ldmatrixILi{matrices}ELb{transposed}", r"^LDSM")
             assert load.startswith(f"LDSM.16.{kind}.{matrices} ")
+            first = int(re.search(r" R(\d+),", load)[1])
+            stored = dict(_places_and_registers(_lines(code, rf"ptx_ldmatrixILi{matrices}ELb{transposed}", "STG")))
+            # four bytes each, or the registers of one vector
+            assert all(register == first + place // 4 for place, register in stored.items()) and 0 in stored, "matrices in their order"
 
 
 def _check_cp_async(code):
@@ -120,10 +158,11 @@ def test_additions_in_memory_are_one_instruction_each_and_of_four_values_one_on_
 
 
 def test_streamed_rows_pass_by_l1_and_are_predicated_not_branched(code):
-    loads = _lines(code[1], "ptx_stream", r"LDG")
-    assert len(loads) == 2 and all("LDG.E.NA.128.CONSTANT" in line for line in loads)
-    assert sum(line.startswith("@") for line in loads) == 1
-    assert [line.split()[0] for line in _lines(code[1], "ptx_stream", "^STG")] == ["STG.E.EF.128"] * 2
+    _check_stream(code[1])
+
+
+def test_the_first_of_a_pair_is_the_lower_half(code):
+    _check_pairs(code[1])
 
 
 WRONG = {
@@ -132,6 +171,10 @@ WRONG = {
     "never zero-fills": ('"r"(valid ? 16 : 0)', '"r"(16)', _check_cp_async),
     "release relaxed": ("st.release.gpu", "st.relaxed.gpu", _check_turns),
     "acquire relaxed": ("ld.acquire.gpu", "ld.relaxed.gpu", _check_turns),
+    "matrices in another order": ("m8n8.x4.shared.b16 {%0, %1, %2, %3}", "m8n8.x4.shared.b16 {%0, %2, %1, %3}", _check_ldmatrix),
+    "loads what isn't valid": ("@valid ld.global", "@!valid ld.global", _check_stream),
+    "one value of four stored twice": ("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4}", "st.global.cs.v4.u32 [%0], {%1, %2, %3, %3}", _check_stream),
+    "halves of a pair exchanged": ("__floats2bfloat162_rn(low, high)", "__floats2bfloat162_rn(high, low)", _check_pairs),
 }
 
 
