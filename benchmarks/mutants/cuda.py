@@ -131,8 +131,8 @@ FAULTS = [
         Fault("backward block not waited for", "waits", "                cp_async_wait<0>();\n                meet_roles();",
               "                meet_roles();"),
         Fault("backward no meeting for the last dq", "barriers", "            meet_roles();  // for the key warps' last dq\n", "",
-              equivalent="CUDA's barrier waits for threads that haven't ended: the value warps' end counts as their coming, and behind the barrier before "
-              "they touch only the place of the values, which the key warps read no more"),
+              equivalent="CUDA's barrier waits for threads that haven't ended: the value warps' end counts as their coming, and before it they "
+              "touch only the place of the values, which the key warps read no more"),
         Fault("backward weights over slopes at once", "barriers",
               "                __syncwarp();  // all lanes hold the weights, and other lanes' places take the slopes\n", "",
               equivalent="on the hardware ldmatrix.sync lets no lane go on before all have read; the emulator's does too"),

@@ -89,6 +89,15 @@ def test_policy_skip_counts_by_reason_and_logs_it(write, images, caplog):
     assert {problem.code for problem in records.skipped[2].problems} == {"missing_image", "empty_answer"}
 
 
+def test_a_record_with_one_problem_twice_is_counted_once(write, images):
+    twice = write.record("twice", answer=" ")
+    twice["conversations"] *= 2
+    twice["image"] = [twice["image"]] * 2
+    records = load_records(write([write.record("good"), twice]), images, policy="skip")
+    assert [problem.code for problem in records.skipped[0].problems] == ["empty_answer"] * 2
+    assert records.skip_report() == "skipped 1 of 2 records: 1 empty_answer"
+
+
 def test_broken_lines_of_jsonl_are_skipped_and_counted(write, images, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(f'{json.dumps(write.record("a"))}\n\n{{"id": \n{json.dumps(write.record("b"))}\n')

@@ -68,6 +68,14 @@ def test_a_shared_head_is_trained_once(model):
     assert len(parameters) == len(set(parameters))
 
 
+def test_a_parameter_that_two_parts_share_is_trained_once(model):
+    model.projector.borrowed = model.decoder.model.norm.weight
+    stage = Stage(name="x", train={"projector": 1e-3, "decoder": 1e-3}, batch_size=1)
+    prepare_parts(model, stage)
+    parameters = [id(p) for group in parameter_groups(model, stage) for p in group["params"]]
+    assert len(parameters) == len(set(parameters))
+
+
 @pytest.mark.parametrize(("bf16", "expected"), [(False, torch.float32), (True, torch.bfloat16)])
 def test_trained_weights_are_fp32_and_frozen_ones_keep_bf16_only_in_a_bf16_run(model, bf16, expected):
     model.to(torch.bfloat16)
