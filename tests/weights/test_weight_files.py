@@ -215,6 +215,17 @@ def test_missing_shards_are_listed(tmp_path):
         open_weights(tmp_path)
 
 
+def test_an_index_that_names_another_shard_is_refused(tmp_path):
+    index = sharded(tmp_path) / "model.safetensors.index.json"
+    values = json.loads(index.read_text())
+    shards = sorted(set(values["weight_map"].values()))
+    name = next(name for name, shard in values["weight_map"].items() if shard == shards[0])
+    values["weight_map"][name] = shards[1]
+    index.write_text(json.dumps(values))
+    with pytest.raises(LmmError, match=f"names 1 tensors that their shards don't hold: {name} .in {shards[1]}"):
+        open_weights(tmp_path)
+
+
 def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path):
     index = sharded(tmp_path) / "model.safetensors.index.json"
     values = json.loads(index.read_text())
