@@ -41,5 +41,5 @@ def test_a_folder_without_a_tokenizer_is_explained(tmp_path):
 def test_a_broken_file_is_explained(tmp_path, tiny_llama):
     tiny_llama.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", ')
-    with pytest.raises(LmmError, match=f"the tokenizer in {tmp_path} can't be read|{tmp_path}/tokenizer.json is not JSON"):
+    with pytest.raises(LmmError, match=f"{tmp_path}/tokenizer.json is not JSON: line 1, column 20"):
         load_tokenizer(tmp_path)
