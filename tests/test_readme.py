@@ -55,6 +55,14 @@ def test_the_first_example_is_about_ten_lines() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
+def test_every_rule_about_silent_results_names_tests_that_exist() -> None:
+    rows = [line for line in text_of("docs/silent_results.md").splitlines() if line.startswith("| ")][1:]
+    named = [re.findall(r"`((?:\w+/)?\w+\.py)`|`(make [\w-]+)`", row) for row in rows]
+    assert rows and all(named)
+    missing = [file for tests in named for file, _ in tests if file and not (ROOT / "tests" / file).is_file()]
+    assert not missing
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_make_targets_exist(document: str) -> None:
     targets = set(re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", shell_text(document)))
