@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from ..kernels.row_views import row_strides
 from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
-from .library import kernel_op
+from .library import kernel_op, unrecorded
 from .row_refusal import rows_fit
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -115,7 +115,8 @@ def activation_triton(op: str) -> Callable[..., Tensor]:
     constants = SIGMOID_ARGUMENTS[op]
 
     def run(gate: Tensor, up: Tensor | None = None) -> Tensor:
-        return _Activation.apply(gate, up, *constants)
+        given = (gate,) if up is None else (gate, up)
+        return _FWD(gate, up, *constants) if unrecorded(*given) else _Activation.apply(gate, up, *constants)
 
     return run
 

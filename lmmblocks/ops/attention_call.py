@@ -56,10 +56,12 @@ class AttentionCall(NamedTuple):
     @property
     def wants_gradient(self) -> bool:
         """Whether autograd records this call."""
-        return torch.is_grad_enabled() and any(x.requires_grad for x in (self.q_TNE, self.k_TKE, self.v_TKE))
+        return torch.is_grad_enabled() and (self.q_TNE.requires_grad or self.k_TKE.requires_grad or self.v_TKE.requires_grad)
 
     def refusal_beyond(self, *known: str) -> str | None:
         """Return why an implementation that knows only some of ``kv_end``, ``window``, ``softcap``, ``return_lse`` can't take it, or None."""
+        if self.kv_end is None and self.window is None and self.softcap is None and not self.return_lse:
+            return None
         asked = {"kv_end": self.kv_end is not None, "window": self.window is not None, "softcap": self.softcap is not None}
         asked["return_lse"] = self.return_lse
         missing = [name for option, name in _OPTIONS.items() if asked[option] and option not in known]

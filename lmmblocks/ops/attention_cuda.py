@@ -8,6 +8,7 @@ alike it divides, but not in a captured graph, which doesn't know that they stil
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,12 +17,22 @@ from ..spec.segments import on_device
 from .attention_call import AttentionCall
 from .attention_kernels import are_even, attend, define_kernels, refusal_of_both
 from .constant import constant
-from .cuda_gate import check, cuda_distrust, cuda_refusal, extension, raw_stream
+from .cuda_gate import check, cuda_distrust, cuda_refusal, extension, launcher, pointers, raw_stream
 from .decode_cuda import DTYPES
-from .triton_gate import ALIGNMENT_BYTES, misalignment, shared_refusal
+from .triton_gate import ALIGNMENT_BYTES, shared_refusal
 
 WIDTHS = (64, 128)
 """Head dims the kernels are compiled for."""
+
+_BOUNDS = "cu_q cu_k kv_end"
+_STRIDES = "q_row q_head k_row k_head v_row v_head"
+_SHAPE = "heads kv_heads head_dim mask dtype device scale stream"
+FORWARD = f"q k v out lse {_BOUNDS} tiles {_STRIDES} rows_q tile_count longest_q even segments {_SHAPE}"
+BACKWARD = (
+    f"q k v out grad lse grad_lse dq dk dv {_BOUNDS} workspace workspace_bytes {_STRIDES} grad_row grad_head grad_lse_row grad_lse_head "
+    f"rows_q rows_k segments {_SHAPE}"
+)
+"""Arguments of the launchers, as the structs of csrc/attention/attention.h list them."""
 
 LISTS_KEPT = 8
 """Batches whose tiles are remembered: those between whose layers another one runs."""
@@ -59,20 +70,17 @@ def attention_fwd(
     """
     from ..kernels.device import capturing
 
-    q, k, v = map(_aligned, (q, k, v))
-    out, lse = q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    tiles = _tiles(tuple(lengths_q), tuple(lengths_k), q.shape[0], _mask(causal, kv_end), q.device)
-    _launch(
-        "attention_forward",
-        {"q": q, "k": k, "v": v},
-        {"out": out, "lse": lse, "cu_q": cu_q, "cu_k": cu_k, "kv_end": kv_end, "tiles": tiles},
-        segments=cu_q.shape[0] - 1,
-        tile_count=0 if tiles is None else tiles.shape[0] // 2,
-        longest_q=longest_q,
-        even=int(even and not capturing(q.device)),
-        mask=_mask(causal, kv_end),
-        scale=scale,
-    )
+    q, k, v, device = _aligned(q), _aligned(k), _aligned(v), q.device
+    rows, heads, width = q.shape
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty((heads, rows), dtype=torch.float32)
+    mask, segments = _mask(causal, kv_end), cu_q.shape[0] - 1
+    tiles = _tiles(lengths_q, lengths_k, rows, mask, device)
+    code = launcher("attention_forward", device, FORWARD)(
+        *pointers(q, k, v, out, lse, cu_q, cu_k, kv_end, tiles), *_strides(q, k, v),
+        rows, 0 if tiles is None else tiles.shape[0] // 2, longest_q, int(even and not capturing(device)), segments,
+        heads, k.shape[1], width, mask, DTYPES[q.dtype], device.index or 0, scale, raw_stream(device),
+    )  # fmt: skip
+    check(code, "attention_forward")
     return out, lse
 
 
@@ -99,51 +107,23 @@ def attention_bwd(
     Returns:
         Gradients of ``q, k, v``, contiguous, in their dtypes.
     """
-    q, k, v, grad = map(_aligned, (q, k, v, grad))
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    needed = extension(q.device).attention_backward_workspace(q.shape[0], cu_q.shape[0] - 1, *q.shape[1:])
+    q, k, v, grad, device = _aligned(q), _aligned(k), _aligned(v), _aligned(grad), q.device
+    (rows, heads, width), segments = q.shape, cu_q.shape[0] - 1
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    needed = extension(device).attention_backward_workspace(rows, segments, heads, width)
     workspace = q.new_empty(needed, dtype=torch.uint8)
-    _launch(
-        "attention_backward",
-        {"q": q, "k": k, "v": v, "grad": grad},
-        {
-            "out": out, "lse": lse, "grad_lse": grad_lse, "dq": dq, "dk": dk, "dv": dv,
-            "cu_q": cu_q, "cu_k": cu_k, "kv_end": kv_end, "workspace": workspace,
-        },
-        segments=cu_q.shape[0] - 1,
-        workspace_bytes=needed,
-        grad_lse_row=0 if grad_lse is None else grad_lse.stride(1),
-        grad_lse_head=0 if grad_lse is None else grad_lse.stride(0),
-        rows_k=k.shape[0],
-        mask=_mask(causal, kv_end),
-        scale=scale,
+    lse_head, lse_row = (0, 0) if grad_lse is None else grad_lse.stride()
+    code = launcher("attention_backward", device, BACKWARD)(
+        *pointers(q, k, v, out, grad, lse, grad_lse, dq, dk, dv, cu_q, cu_k, kv_end, workspace), needed, *_strides(q, k, v, grad), lse_row, lse_head,
+        rows, k.shape[0], segments, heads, k.shape[1], width, _mask(causal, kv_end), DTYPES[q.dtype], device.index or 0, scale, raw_stream(device),
     )  # fmt: skip
+    check(code, "attention_backward")
     return dq, dk, dv
 
 
-def _launch(name: str, strided: dict[str, Tensor], others: dict[str, Tensor | None], **numbers: int | float) -> None:
-    """Launch with the pointers of all tensors, the strides of the first ones, and what both launchers want to know of the shapes."""
-    (rows, heads, width), kv_heads, device = strided["q"].shape, strided["k"].shape[1], strided["q"].device
-    pointers = {place: 0 if x is None else x.data_ptr() for place, x in (strided | others).items()}
-    # Nothing lies behind the stride of a dimension of one: torch lets it be any number.
-    strides = {
-        f"{place}_{axis}": x.stride(dim) if x.shape[dim] > 1 else 0
-        for place, x in strided.items()
-        for dim, axis in enumerate(("row", "head"))
-    }
-    code = getattr(extension(device), name)(
-        **pointers,
-        **strides,
-        **numbers,
-        rows_q=rows,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=width,
-        dtype=DTYPES[strided["q"].dtype],
-        device=device.index or 0,
-        stream=raw_stream(device),
-    )
-    check(code, name)
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of rows and heads. Nothing lies behind the stride of a dimension of one: torch lets it be any number."""
+    return [stride if length > 1 else 0 for tensor in tensors for length, stride in zip(tensor.shape[:2], tensor.stride())]
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -157,14 +137,14 @@ def _mask(causal: bool, kv_end: Tensor | None) -> int:
 
 
 def _tiles(
-    lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], rows: int, mask: int, device: torch.device
+    lengths_q: Sequence[int], lengths_k: Sequence[int], rows: int, mask: int, device: torch.device
 ) -> Tensor | None:
     """The list of tiles on the device; None where it can't be, or must not be, copied there."""
     from ..kernels.device import capturing
 
     if not lengths_q or capturing(device):
         return None  # what is copied while a graph is captured is there only when it is replayed
-    return _listed(lengths_q, lengths_k, rows, mask, device, raw_stream(device))
+    return _listed(tuple(lengths_q), tuple(lengths_k), rows, mask, device, raw_stream(device))
 
 
 @functools.lru_cache(LISTS_KEPT)
@@ -188,13 +168,13 @@ def cuda_supports(call: AttentionCall) -> bool | str:
     """Return True, or why the kernels can't take the call."""
     if call.q_TNE.shape[-1] not in WIDTHS:
         return f"heads of {call.q_TNE.shape[-1]}: it is compiled for {' and '.join(map(str, WIDTHS))}"
-    places = [x for x in (call.segments.cu_q, call.segments.cu_k, call.kv_end) if x is not None]
-    problem = call.refusal_beyond("kv_end", "return_lse") or refusal_of_both(call)
+    places = (call.segments.cu_q, call.segments.cu_k, call.kv_end)
+    problem = call.refusal_beyond("kv_end", "return_lse") or refusal_of_both(call) or cuda_refusal(*call[:3], *places, aligned=3)
     if problem is None and call.wants_gradient:
-        problem = cuda_refusal(*call[:3]) or backward_refusal(call.q_TNE.shape[-1], call.q_TNE.device)
-    if problem is None and not all(x.dtype == torch.int32 and x.is_contiguous() for x in places):
+        problem = backward_refusal(call.q_TNE.shape[-1], call.q_TNE.device)
+    if problem is None and any(x is not None and (x.dtype != torch.int32 or not x.is_contiguous()) for x in places):
         problem = "boundaries and kv_end must be contiguous int32"
-    return problem or cuda_refusal(*call[:3], *places) or misalignment(*call[:3]) or True
+    return problem or True
 
 
 @constant

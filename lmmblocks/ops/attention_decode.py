@@ -13,7 +13,7 @@ from ..spec import Segments
 from .attention_call import AttentionCall
 from .dispatch import Implementation, ladders, register_implementation
 from .library import kernel_op
-from .triton_gate import misalignment, triton_distrust, triton_refusal
+from .triton_gate import triton_distrust, triton_refusal
 
 NAME = "triton_decode"
 
@@ -82,7 +82,7 @@ def too_short(call: AttentionCall) -> str | None:
 def _supports(call: AttentionCall) -> bool | str:
     if not 0 < call.q_TNE.shape[-1] <= WIDEST_HEAD:
         return f"heads of {call.q_TNE.shape[-1]}: it takes 1 to {WIDEST_HEAD}"
-    return decode_refusal(call) or triton_refusal(*call[:3]) or misalignment(*call[:3]) or True
+    return decode_refusal(call) or triton_refusal(*call[:3], aligned=3) or True
 
 
 def _trusted(call: AttentionCall) -> bool | str:

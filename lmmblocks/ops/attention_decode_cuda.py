@@ -15,7 +15,6 @@ from .cuda_gate import cuda_distrust, cuda_refusal
 from .decode_cuda import WIDTHS
 from .dispatch import Implementation, ladders, register_implementation
 from .library import kernel_op
-from .triton_gate import misalignment
 
 NAME = "cuda_decode"
 
@@ -40,7 +39,7 @@ def _supports(call: AttentionCall) -> bool | str:
     if call.q_TNE.shape[-1] not in WIDTHS:
         return f"heads of {call.q_TNE.shape[-1]}: it is compiled for {', '.join(map(str, WIDTHS))}"
     places = (call.segments.cu_q, call.segments.cu_k)
-    return decode_refusal(call) or cuda_refusal(*call[:3], *places) or misalignment(*call[:3]) or True
+    return decode_refusal(call) or cuda_refusal(*call[:3], *places, aligned=3) or True
 
 
 def _trusted(call: AttentionCall) -> bool | str:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from ..spec import Segments
 from .attention_call import AttentionCall
-from .library import kernel_op
+from .library import kernel_op, unrecorded
 from .triton_gate import misalignment
 
 
@@ -102,7 +102,10 @@ def attend(
     segments = call.segments
     # torch.compile refuses a function that is given one tensor twice: no cu_k stands for that of the queries.
     cu_k = None if segments.cu_k is segments.cu_q else segments.cu_k
-    out, lse_NT = KernelAttention.apply(family, *call[:3], segments.cu_q, cu_k, call.kv_end, numbers, of_backward)
+    if unrecorded(*call[:3]):
+        out, lse_NT = KERNELS[family].fwd(*call[:3], segments.cu_q, segments.cu_k, call.kv_end, *numbers)
+    else:
+        out, lse_NT = KernelAttention.apply(family, *call[:3], segments.cu_q, cu_k, call.kv_end, numbers, of_backward)
     return (out, lse_NT.t()) if call.return_lse else out
 
 

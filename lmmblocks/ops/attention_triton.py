@@ -8,7 +8,7 @@ from torch import Tensor
 from .attention_call import AttentionCall
 from .attention_kernels import are_even, attend, define_kernels, refusal_of_both
 from .constant import constant
-from .triton_gate import misalignment, shared_refusal, triton_distrust, triton_refusal
+from .triton_gate import shared_refusal, triton_distrust, triton_refusal
 
 WIDEST_HEAD = 256
 """Head dim of the widest tile in the launch tables."""
@@ -36,7 +36,7 @@ def triton_supports(call: AttentionCall) -> bool | str:
     if call.q_TNE.shape[-1] > WIDEST_HEAD:
         return f"a head dim of {call.q_TNE.shape[-1]} is above {WIDEST_HEAD}"
     tensors = (*call[:3], call.segments.cu_q, call.segments.cu_k, call.kv_end)
-    problem = refusal_of_both(call) or triton_refusal(*tensors) or misalignment(*call[:3])
+    problem = refusal_of_both(call) or triton_refusal(*tensors, aligned=3)
     return problem or tiles_refusal(call.q_TNE.shape[-1], call.q_TNE.dtype, call.wants_gradient, call.q_TNE.device) or True
 
 

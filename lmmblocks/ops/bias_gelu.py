@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..kernels.row_views import row_strides
 from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
-from .library import kernel_op
+from .library import kernel_op, unrecorded
 from .row_refusal import rows_fit
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -70,7 +70,8 @@ class _BiasGELU(torch.autograd.Function):
 
 def bias_gelu_triton(x: Tensor, bias_D: Tensor) -> Tensor:
     """One pass forward; one pass and a short sum backward. ``x`` alone is kept."""
-    return _BiasGELU.apply(x.reshape(-1, x.shape[-1]), bias_D).view(x.shape)
+    run = _FWD if unrecorded(x, bias_D) else _BiasGELU.apply
+    return run(x.reshape(-1, x.shape[-1]), bias_D).view(x.shape)
 
 
 def _triton_supports(x: Tensor, bias_D: Tensor) -> bool | str:

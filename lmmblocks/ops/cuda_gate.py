@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,7 @@ from torch import Tensor
 from .. import __version__
 from ..spec import LmmError
 from .constant import constant
-from .triton_gate import layout_refusal, scattered, unverified
+from .triton_gate import first_device, layout_refusal, unverified
 
 EMULATION = "LMMBLOCKS_CUDA_EMULATION"
 NAME = "lmmblocks._C"
@@ -33,19 +35,16 @@ REASON = "_C.reason.txt"
 DTYPES = (torch.float16, torch.bfloat16)
 
 
-def cuda_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
+def cuda_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES, aligned: int = 0) -> str | None:
     """Return why no CUDA kernel can take these tensors, or None.
 
     Args:
         tensors: inputs of the call; None stands for one that is not given. Their last dimension must be contiguous and their dtype one of
             ``dtypes``; integer tensors need neither.
         dtypes: what the kernel computes.
+        aligned: so many of the tensors, from the first on, are read 16 bytes at a time.
     """
-    problem = extension_problem()
-    if problem is not None:
-        return problem
-    given = [tensor for tensor in tensors if tensor is not None]
-    return scattered(given) or _device_refusal(given[0].device) or layout_refusal(given, dtypes)
+    return extension_problem() or _device_refusal(first_device(tensors)) or layout_refusal(tensors, dtypes, aligned)
 
 
 def cuda_distrust(op: str, tensor: Tensor, name: str = "cuda") -> str | None:
@@ -65,6 +64,30 @@ def extension(device: torch.device) -> ModuleType:
     if problem is not None:
         raise LmmError(problem)
     return _loaded()
+
+
+@functools.cache
+def launcher(name: str, device: torch.device, order: str) -> Callable[..., int]:
+    """Return a launcher of ``lmmblocks._C`` to be called by position, which costs a tenth of names.
+
+    Args:
+        name: of the launcher.
+        device: that it is launched on.
+        order: names of its arguments in the order in which they will be given, the stream included.
+
+    Raises:
+        LmmError: the extension has another order: it was built from other sources.
+    """
+    found = getattr(extension(device), name)
+    expected = re.findall(r"(\w+):", found.__doc__.split("->")[0])
+    if expected != order.split():
+        raise LmmError(f"{NAME}.{name} takes {' '.join(expected)}, not {order}: it was built from other sources: install lmmblocks again")
+    return found
+
+
+def pointers(*tensors: Tensor | None) -> list[int]:
+    """Return where tensors begin as launchers take it, 0 for None."""
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
 def raw_stream(device: torch.device) -> int:

@@ -6,13 +6,12 @@ launch, captured once, is right and well divided for every length that a cache g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cuda_gate import check, extension, raw_stream
+from .cuda_gate import check, launcher, pointers, raw_stream
 
 STEP_KEYS = 16
 """Keys that a warp takes at a time: sizes of pages and parts are multiples of it."""
@@ -28,6 +27,12 @@ DTYPES = {torch.float16: 1, torch.bfloat16: 2}
 
 WIDTHS = (64, 128, 256)
 """Head dims the kernel is compiled for."""
+
+ORDER = (
+    "q k v out lse cu_q cu_k page_table lengths partial partial_log ranges q_row q_head k_page k_row k_head v_page v_row v_head table_row "
+    "rows_q longest_q segments heads kv_heads head_dim page_rows parts goal least_steps most_parts causal window dtype device scale softcap stream"
+)
+"""Arguments of the launcher, as the struct of csrc/attention/decode.h lists them."""
 
 _MOST = 2**31 - 1
 
@@ -97,10 +102,9 @@ def packed_decode(
     Returns:
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
-    places = {"cu_q": cu_q.data_ptr(), "cu_k": cu_k.data_ptr(), "page_table": 0, "lengths": 0, "table_row": 0, "page_rows": 0}
-    strides = {"k_page": 0, "v_page": 0, **_row_and_head("k", k), **_row_and_head("v", v)}
     size = (cu_q.shape[0] - 1, max(longest_q, 1), longest_k if window is None else min(longest_k, window + longest_q))
-    return _launched(q, k, v, size, {**places, **strides}, _mask(causal, scale, window, softcap), part_keys)
+    places = (*pointers(cu_q, cu_k), 0, 0)
+    return _launched(q, k, v, size, places, (0, 0, 0, 0), (int(causal), window or 0, scale, softcap or 0.0), part_keys)
 
 
 def paged_decode(
@@ -127,41 +131,45 @@ def paged_decode(
     """
     segments = lengths.shape[0]
     rows = max(q.shape[0] // max(segments, 1), 1)
-    places = {"cu_q": 0, "cu_k": 0, "page_table": page_table.data_ptr(), "lengths": lengths.data_ptr()}
-    places |= {"table_row": page_table.stride(0), "page_rows": k_pages.shape[1]}
-    strides = {"k_page": k_pages.stride(0), "v_page": v_pages.stride(0), **_row_and_head("k", k_pages), **_row_and_head("v", v_pages)}
     size = (segments, rows, max_length if window is None else min(max_length, window + rows))
-    return _launched(q, k_pages, v_pages, size, {**places, **strides}, _mask(causal, scale, window, softcap), part_keys)
-
-
-def _row_and_head(name: str, keys: Tensor) -> dict[str, int]:
-    return {f"{name}_row": keys.stride(-3), f"{name}_head": keys.stride(-2)}
-
-
-def _mask(causal: bool, scale: float, window: int | None, softcap: float | None) -> dict[str, Any]:
-    return {"causal": int(causal), "scale": scale, "window": window or 0, "softcap": softcap or 0.0}
+    pages = (k_pages.stride(0), v_pages.stride(0), page_table.stride(0), k_pages.shape[1])
+    places = (0, 0, *pointers(page_table, lengths))
+    return _launched(q, k_pages, v_pages, size, places, pages, (int(causal), window or 0, scale, softcap or 0.0), part_keys)
 
 
 def _launched(
-    q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int, int], places: Mapping[str, int], mask: Mapping[str, Any], part_keys: int
-) -> tuple[Tensor, Tensor]:
-    """Allocate and launch; ``size`` is segments, rows of the longest, most keys that its rows see."""
+    q: Tensor, k: Tensor, v: Tensor, size: tuple[int, int, int], places: tuple[int, ...], pages: tuple[int, int, int, int],
+    mask: tuple[int, int, float, float], part_keys: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocate and launch.
+
+    Args:
+        q: queries.
+        k: keys, packed or in pages.
+        v: values.
+        size: segments, rows of the longest, most keys that its rows see.
+        places: where ``cu_q, cu_k, page_table, lengths`` lie.
+        pages: strides of a page of keys, of values, and of a row of the page table, and rows of a page; zeros where keys are packed.
+        mask: ``causal, window, scale, softcap``.
+        part_keys: see :func:`division_of`.
+    """
     from ..kernels.device import multiprocessors  # asks the driver once
 
-    (rows, heads, width), (segments, longest_q, most_keys) = q.shape, size
-    kv_heads = k.shape[-2]
-    out, lse = q.new_empty(q.shape), q.new_empty((heads, rows), dtype=torch.float32)
+    (rows, heads, width), (segments, longest_q, most_keys), device = q.shape, size, q.device
+    kv_heads, (causal, window, scale, softcap), (k_page, v_page, table_row, page_rows) = k.shape[-2], mask, pages
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty((heads, rows), dtype=torch.float32)
     tile_rows = 16 if width > 128 or longest_q * heads <= 16 * kv_heads else 32
     tiles = kv_heads * -(-longest_q * (heads // max(kv_heads, 1)) // tile_rows)
-    division = division_of(segments, tiles, most_keys, multiprocessors(q.device), part_keys)
+    division = division_of(segments, tiles, most_keys, multiprocessors(device), part_keys)
     held = division.parts * longest_q * heads if division.most_parts > 1 else 0
-    partial, ranges = q.new_empty(held * (width + 1), dtype=torch.float32), q.new_empty(2 * segments if held else 0, dtype=torch.int32)
-    code = extension(q.device).attention_decode(
-        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(), lse=lse.data_ptr(),
-        partial=partial.data_ptr(), partial_log=partial[held * width :].data_ptr(), ranges=ranges.data_ptr(),
-        q_row=q.stride(0), q_head=q.stride(1), rows_q=rows, longest_q=longest_q, segments=segments,
-        heads=heads, kv_heads=kv_heads, head_dim=width, dtype=DTYPES[q.dtype], device=max(q.get_device(), 0),
-        **division._asdict(), **places, **mask, stream=raw_stream(q.device),
+    partial = q.new_empty(held * (width + 1), dtype=torch.float32) if held else None
+    ranges = q.new_empty(2 * segments, dtype=torch.int32) if held else None
+    logs = 0 if partial is None else partial.data_ptr() + 4 * held * width
+    code = launcher("attention_decode", device, ORDER)(
+        *pointers(q, k, v, out, lse), *places, *pointers(partial), logs, *pointers(ranges),
+        q.stride(0), q.stride(1), k_page, *k.stride()[-3:-1], v_page, *v.stride()[-3:-1], table_row,
+        rows, longest_q, segments, heads, kv_heads, width, page_rows, *division, causal, window, DTYPES[q.dtype], device.index or 0,
+        scale, softcap, raw_stream(device),
     )  # fmt: skip
     check(code, "attention_decode")
     return out, lse

@@ -17,7 +17,7 @@ from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
 from .outlier_counts import equal_segments, too_long
-from .triton_gate import misalignment, triton_distrust, triton_refusal
+from .triton_gate import triton_distrust, triton_refusal
 
 MERGE_NEIGHBOURS = kernel_op(
     "merge_neighbours(Tensor x, Tensor keys, Tensor scores, Tensor cu, SymInt longest, int keep, int spread, int neighbours, bool rest) -> Tensor",
@@ -243,7 +243,7 @@ def merge_to_nearest_triton(
 def _supports(x: Tensor, keys: Tensor, scores: Tensor, images: Segments, *options: int) -> bool | str:
     if torch.is_grad_enabled() and (x.requires_grad or scores.requires_grad):
         return "it has no backward, and a gradient is asked for"
-    return too_long(images) or triton_refusal(x, keys, scores) or misalignment(x, keys) or True
+    return too_long(images) or triton_refusal(x, keys, scores, aligned=2) or True
 
 
 def _neighbours_trusted(x: Tensor, *others: object) -> bool | str:

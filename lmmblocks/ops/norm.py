@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
-from .library import kernel_op
+from .library import kernel_op, unrecorded
 from .row_refusal import row_refusal, rows_fit
 from .triton_gate import triton_distrust
 
@@ -113,6 +113,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm_triton(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """One pass forward; one pass and a short sum backward. Nothing but ``rstd`` is kept beside the inputs, and no view is copied."""
+    if unrecorded(x, weight_D):
+        return RMS_NORM_FWD(x, weight_D, eps, offset)[0]
     return _RMSNorm.apply(x, weight_D, eps, offset)
 
 

@@ -11,7 +11,7 @@ from .decode_cuda import STEP_KEYS, WIDTHS
 from .dispatch import Implementation, register_implementation
 from .library import kernel_op
 from .paged_attention import PagedCall
-from .triton_gate import misalignment, triton_distrust, triton_refusal
+from .triton_gate import triton_distrust, triton_refusal
 
 OP = "paged_attention"
 
@@ -73,13 +73,13 @@ def _cuda_supports(call: PagedCall) -> bool | str:
         return f"heads of {call.q_TNE.shape[-1]}: it is compiled for {', '.join(map(str, WIDTHS))}"
     if call.page_rows % STEP_KEYS:
         return f"pages of {call.page_rows} rows: it takes multiples of {STEP_KEYS}"
-    return _refusal(call) or cuda_refusal(*call[:5]) or misalignment(*call[:3]) or True
+    return _refusal(call) or cuda_refusal(*call[:5], aligned=3) or True
 
 
 def _triton_supports(call: PagedCall) -> bool | str:
     if not 0 < call.q_TNE.shape[-1] <= WIDEST_HEAD:
         return f"heads of {call.q_TNE.shape[-1]}: it takes 1 to {WIDEST_HEAD}"
-    return _refusal(call) or triton_refusal(*call[:5]) or misalignment(*call[:3]) or True
+    return _refusal(call) or triton_refusal(*call[:5], aligned=3) or True
 
 
 def _cuda_trusted(call: PagedCall) -> bool | str:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from .call_checks import misfit
 from .dispatch import Implementation, dispatch, register_implementation
-from .library import kernel_op
+from .library import kernel_op, unrecorded
 from .triton_gate import triton_distrust, triton_refusal
 
 
@@ -160,7 +160,7 @@ def rope_triton(
 ) -> tuple[Tensor, Tensor]:
     """One launch for queries and keys, one for both gradients; in place while autograd records, one for each."""
     if not inplace:
-        return _Rope.apply(q_TNE, k_TKE, cos_TE, sin_TE)
+        return _APART(q_TNE, k_TKE, cos_TE, sin_TE) if unrecorded(q_TNE, k_TKE) else _Rope.apply(q_TNE, k_TKE, cos_TE, sin_TE)
     if torch.is_grad_enabled() and (q_TNE.requires_grad or k_TKE.requires_grad):
         return _RopeInPlace.apply(q_TNE, cos_TE, sin_TE), _RopeInPlace.apply(k_TKE, cos_TE, sin_TE)
     _IN_PLACE(q_TNE, k_TKE, cos_TE, sin_TE)

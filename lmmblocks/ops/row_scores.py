@@ -18,7 +18,7 @@ from .activations import softcapped
 from .call_checks import require_segments
 from .dispatch import Implementation, dispatch, register_implementation
 from .library import kernel_op
-from .triton_gate import misalignment, triton_distrust, triton_refusal
+from .triton_gate import triton_distrust, triton_refusal
 
 WIDEST_HEAD = 256
 MOST_ROWS = 64
@@ -137,7 +137,7 @@ def kernel_refusal(q: Tensor, k: Tensor, rows: int, needs_gradient: bool) -> str
         return f"heads of {q.shape[-1]}: it takes 1 to {WIDEST_HEAD}"
     if rows * q.shape[1] > MOST_ROWS * k.shape[1]:
         return f"{rows} rows of {q.shape[1]} heads on {k.shape[1]} kv heads: it takes {MOST_ROWS} a kv head"
-    return triton_refusal(q, k) or misalignment(q, k)
+    return triton_refusal(q, k, aligned=2)
 
 
 def _supports(q: Tensor, k: Tensor, segments: Segments, scale: float, softcap: float | None) -> bool | str:

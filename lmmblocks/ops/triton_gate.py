@@ -35,37 +35,60 @@ def triton_installed() -> bool:
     return find_spec("triton") is not None
 
 
-def triton_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES) -> str | None:
+def triton_refusal(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = DTYPES, aligned: int = 0) -> str | None:
     """Return why no Triton kernel can take these tensors, or None.
 
     Args:
         tensors: inputs of the call; None stands for one that is not given. Their last dimension must be contiguous and their dtype one of
             ``dtypes``; integer tensors need neither.
         dtypes: what the kernel computes.
+        aligned: so many of the tensors, from the first on, are read 16 bytes at a time; see :func:`misalignment`.
     """
     if not triton_installed():
         return "triton is not installed"
-    given = [tensor for tensor in tensors if tensor is not None]
-    return scattered(given) or _device_refusal(given[0].device) or layout_refusal(given, dtypes)
+    return _device_refusal(first_device(tensors)) or layout_refusal(tensors, dtypes, aligned)
 
 
-def scattered(tensors: Sequence[Tensor]) -> str | None:
-    """Return that the tensors lie on several devices, or None."""
-    if all(tensor.device == tensors[0].device for tensor in tensors):
-        return None
-    return f"tensors lie on {sorted({str(tensor.device) for tensor in tensors})}: move them to one device"
-
-
-def layout_refusal(tensors: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> str | None:
-    """Return which floating point tensor has another dtype, or a last dimension that isn't contiguous, or None."""
+def first_device(tensors: Sequence[Tensor | None]) -> torch.device:
+    """Return the device of the first tensor that is given."""
     for tensor in tensors:
-        if not tensor.is_floating_point():
+        if tensor is not None:
+            return tensor.device
+    raise AssertionError("a kernel needs a tensor")
+
+
+def layout_refusal(tensors: Sequence[Tensor | None], dtypes: tuple[torch.dtype, ...], aligned: int = 0) -> str | None:
+    """Return what keeps a kernel from reading these tensors, or None; each is looked at once.
+
+    That is another device than the first one's, and of floating point tensors another dtype, a last dimension that isn't contiguous, or, of the
+    first ``aligned``, a row that doesn't start on 16 bytes.
+    """
+    device = first_device(tensors)
+    for place, tensor in enumerate(tensors):
+        if tensor is None:
             continue
-        if tensor.dtype not in dtypes:
-            return f"{tensor.dtype} is none of {', '.join(str(dtype) for dtype in dtypes)}"
-        if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            return f"the last dimension of a tensor {tuple(tensor.shape)} has stride {tensor.stride(-1)}, not 1"
+        if tensor.device != device:
+            return f"tensors lie on {sorted({str(each.device) for each in tensors if each is not None})}: move them to one device"
+        dtype = tensor.dtype
+        if not dtype.is_floating_point:
+            continue
+        if dtype not in dtypes:
+            return f"{dtype} is none of {', '.join(str(known) for known in dtypes)}"
+        strides = tensor.stride()
+        if strides and strides[-1] != 1 and tensor.shape[-1] > 1:
+            return f"the last dimension of a tensor {tuple(tensor.shape)} has stride {strides[-1]}, not 1"
+        if place < aligned and not starts_aligned(tensor, strides):
+            return misalignment(tensor)
     return None
+
+
+def starts_aligned(tensor: Tensor, strides: Sequence[int]) -> bool:
+    """Return whether the data, and every row by these strides of it, start on 16 bytes."""
+    elements = ALIGNMENT_BYTES // tensor.dtype.itemsize
+    for stride, length in zip(strides[:-1], tensor.shape):
+        if stride % elements and length > 1:
+            return False
+    return torch.compiler.is_compiling() or tensor.storage_offset() % elements == 0
 
 
 def misalignment(*tensors: Tensor) -> str | None:
@@ -75,10 +98,7 @@ def misalignment(*tensors: Tensor) -> str | None:
     no more than that: where a pointer isn't aligned, Triton sees it at the launch and takes narrower loads.
     """
     for tensor in tensors:
-        size = tensor.element_size()
-        strides = [stride * size for stride, length in zip(tensor.stride()[:-1], tensor.shape) if length > 1]
-        offset = 0 if torch.compiler.is_compiling() else tensor.storage_offset() * size
-        if offset % ALIGNMENT_BYTES or any(stride % ALIGNMENT_BYTES for stride in strides):
+        if not starts_aligned(tensor, tensor.stride()):
             return f"a tensor {tuple(tensor.shape)} with strides {tensor.stride()} is not aligned to {ALIGNMENT_BYTES} bytes"
     return None
 

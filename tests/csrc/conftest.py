@@ -141,6 +141,7 @@ def cuda_emulation(emulated_extension):
 
     def forget():
         cuda_gate._loaded.cache_clear()
+        cuda_gate.launcher.cache_clear()
         cuda_gate.extension_problem.cache_clear()
         cuda_gate._device_refusal.cache_clear()
 

@@ -66,17 +66,16 @@ def test_a_captured_launch_writes_all_rows_when_even_lengths_become_others(cuda_
     tensors, segments = _inputs(64, (100, 100), requires_grad=False)
     calls = []
 
-    class Recorded:
-        def __getattr__(self, name):
-            return lambda **arguments: calls.append((name, arguments)) or getattr(cuda_emulation, name)(**arguments)
+    def recorded(name, device, order):
+        return lambda *given: calls.append((name, given)) or getattr(cuda_emulation, name)(*given)
 
-    monkeypatch.setattr(attention_cuda, "extension", lambda device: Recorded())
+    monkeypatch.setattr(attention_cuda, "launcher", recorded)
     monkeypatch.setattr("lmmblocks.kernels.device.capturing", lambda device: True)
     out, lse = ops.attention(*tensors, segments, backend="cuda", return_lse=True)
-    ((name, arguments),) = calls
+    ((name, given),) = calls
     segments.cu_q.copy_(Segments.of(later).cu_q)
     out.fill_(float("nan"))
-    assert getattr(cuda_emulation, name)(**arguments) == 0
+    assert getattr(cuda_emulation, name)(*given) == 0
     exact = ops.attention(*(x.double() for x in tensors), Segments.of(later), backend="reference")
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=2e-2)
 
@@ -85,11 +84,11 @@ def test_outside_of_a_capture_even_lengths_are_divided_not_looked_for(cuda_emula
     tensors, segments = _inputs(64, (100, 100), requires_grad=False)
     even = []
 
-    class Seen:
-        def __getattr__(self, name):
-            return lambda **arguments: even.append(arguments["even"]) or getattr(cuda_emulation, name)(**arguments)
+    def seen(name, device, order):
+        place = order.split().index("even")
+        return lambda *given: even.append(given[place]) or getattr(cuda_emulation, name)(*given)
 
-    monkeypatch.setattr(attention_cuda, "extension", lambda device: Seen())
+    monkeypatch.setattr(attention_cuda, "launcher", seen)
     ops.attention(*tensors, segments, backend="cuda")
     assert even == [1]
 

@@ -310,10 +310,10 @@ def test_pages_it_cannot_take_are_refused_with_the_reason(in_pages):
 
 def test_registered_ops_pass_opcheck(in_pages):
     q, k, v, segments = _inputs((1, 1), (40, 70))
-    torch.library.opcheck(ATTENTION_DECODE, (q, k, v, segments.cu_q, segments.cu_k, 1, 70, True, 0.125, 30, None, 32))
+    torch.library.opcheck(ATTENTION_DECODE.op, (q, k, v, segments.cu_q, segments.cu_k, 1, 70, True, 0.125, 30, None, 32))
     pages = in_pages(k, v, (40, 70), 16)
     held = tuple(x.nan_to_num() for x in pages[:2])  # opcheck compares what it was given before and after
-    torch.library.opcheck(PAGED_CUDA, (q, *held, *pages[2:], 70, True, 0.125, None, 20.0, 32))
+    torch.library.opcheck(PAGED_CUDA.op, (q, *held, *pages[2:], 70, True, 0.125, None, 20.0, 32))
 
 
 def test_traces_whole_and_serves_other_lengths(in_pages):

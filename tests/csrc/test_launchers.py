@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmmblocks.ops import cuda_gate
+from lmmblocks.ops.attention_cuda import BACKWARD, FORWARD
+from lmmblocks.ops.decode_cuda import ORDER
+from lmmblocks.spec import LmmError
+
 CSRC = Path(__file__).parents[2] / "csrc"
 CODES = {name: int(code) for name, code in re.findall(r"(LMM_\w+) = (-\d+)", (CSRC / "common" / "launch.cuh").read_text())}
 BFLOAT16 = 2
@@ -328,3 +333,14 @@ def test_missing_unknown_and_unfitting_arguments_are_type_errors(cuda_emulation)
     del call.arguments["rows"]
     with pytest.raises(TypeError, match="splice_forward"):
         _launched(cuda_emulation, call)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [("attention_forward", FORWARD), ("attention_backward", BACKWARD), ("attention_decode", ORDER)]
+)
+def test_arguments_by_position_have_the_order_of_the_extension_or_are_refused(cuda_emulation, name, order):
+    cpu = torch.device("cpu")
+    assert cuda_gate.launcher(name, cpu, order) is not None
+    first, second, *rest = order.split()
+    with pytest.raises(LmmError, match=f"_C.{name} takes {first} {second} .*built from other sources: install lmmblocks again"):
+        cuda_gate.launcher(name, cpu, " ".join([second, first, *rest]))

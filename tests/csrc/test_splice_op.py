@@ -330,10 +330,10 @@ def test_registered_ops_pass_opcheck():
     grad = fwd(table, images, plan.source, 2.0)
     rows = (grad, plan.source, plan.image_rows, plan.token_order, VOCABULARY, torch.float32)
     _, partial, bounds = bwd_rows(*rows)
-    torch.library.opcheck(fwd, (table, images, plan.source, 2.0))
-    torch.library.opcheck(bwd_rows, rows)
-    torch.library.opcheck(bwd_table, (grad, plan.token_order, partial, bounds, None, torch.float32))
-    torch.library.opcheck(bwd_table_into, (torch.zeros(VOCABULARY, 4), grad, plan.token_order, partial, bounds, None))
+    torch.library.opcheck(fwd.op, (table, images, plan.source, 2.0))
+    torch.library.opcheck(bwd_rows.op, rows)
+    torch.library.opcheck(bwd_table.op, (grad, plan.token_order, partial, bounds, None, torch.float32))
+    torch.library.opcheck(bwd_table_into.op, (torch.zeros(VOCABULARY, 4), grad, plan.token_order, partial, bounds, None))
 
 
 def test_traces_whole():
