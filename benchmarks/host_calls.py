@@ -6,7 +6,6 @@ import argparse
 import csv
 import datetime
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +132,7 @@ def _microseconds(call: Callable[[], Any], count: int) -> float:
 
 def _undisturbed(rounds: list[dict[tuple[str, str], float]], name: tuple[str, str]) -> float:
     """The 10th percentile: rounds are so short that most of them run through without another process, and none is below the true time."""
-    return statistics.quantiles([each[name] for each in rounds], n=10)[0]
+    return sorted(each[name] for each in rounds)[len(rounds) // 10]
 
 
 def _report(rounds: list[dict[tuple[str, str], float]], options: argparse.Namespace) -> None:
