@@ -88,7 +88,7 @@ def starts_aligned(tensor: Tensor, strides: Sequence[int]) -> bool:
     for stride, length in zip(strides[:-1], tensor.shape):
         if stride % elements and length > 1:
             return False
-    return torch.compiler.is_compiling() or tensor.storage_offset() % elements == 0
+    return torch.compiler.is_compiling() or bool(tensor.storage_offset() % elements == 0)
 
 
 def misalignment(*tensors: Tensor) -> str | None:
