@@ -207,7 +207,7 @@ FAULTS = [
         Fault("weights embedding product not transposed", "maths", "product.T if factors.embedding else product", "product"),
         Fault("weights product in the stored dtype", "rounding", "files.read(factors.b).float() @ files.read(factors.a).float()",
               "(files.read(factors.b) @ files.read(factors.a)).float()"),
-        Fault("weights other maths of an adapter pass", "refusals", '"use_dora", ', ""),
+        Fault("weights other maths of an adapter pass", "refusals", "if key not in _KNOWN and value]", "if key not in _KNOWN and value == 1]"),
         Fault("weights patterns of ranks ignored", "scales", "if re.match(rf\"(.*\\.)?({pattern})$\", module)", "if False"),
         Fault("weights names that fit nothing are left out", "refusals", "            left_over.append(name)", "            pass"),
     ),
