@@ -158,6 +158,21 @@ def test_markup_around_pictures_is_written_and_a_missing_line_break_told(folder_
     assert "ask it as '<image>question'" in inspect(folder).settings["template"]
 
 
+@pytest.mark.parametrize("key", ["image_token_index", "image_token_id"])
+def test_what_a_chat_template_writes_for_a_picture_is_the_token_of_the_id_that_config_json_says(folder_of, key):
+    folder = folder_of("hf", "<|im_start|>", "<|im_end|>", "<|picture|>")
+    (folder / "chat_template.jinja").write_text(CHATML.replace("<image>", "<|picture|>"))
+    with pytest.raises(LmmError, match="it writes no '<image>' where a picture is"):
+        lb.load(folder)
+    values = json.loads((folder / "config.json").read_text())
+    del values["image_token_index"]
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    number = next(token["id"] for token in tokens if token["content"] == "<|picture|>")
+    (folder / "config.json").write_text(json.dumps({**values, key: number}))
+    shown = written(lb.load(folder).template.render([{"role": "user", "content": "<image>\nWhat?"}], add_generation_prompt=True))
+    assert shown == "<|im_start|>user\n<image>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
+
+
 BREAKS_FIRST = CHATML.replace("'<image>\n'", "'<image>'").replace("{{ c.text }}", "{{ '\n' + c.text }}")
 
 
