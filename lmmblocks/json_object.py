@@ -17,7 +17,7 @@ def read_object(path: Path) -> dict[str, Any]:
         LmmError: the file holds something else; the message says what, and where it breaks.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _one_value_each(pairs, path))
     except json.JSONDecodeError as error:
         kind = file_kind(path)
         if kind is not None:
@@ -30,3 +30,12 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise LmmError(f"{path} must hold a JSON object, found {type(values).__name__}: copy or download it again")
     return values
+
+
+def _one_value_each(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """Return an object of a file; a key with two values is refused, since of these readers take the last without a word."""
+    found = dict(pairs)
+    twice = next((key for key, value in pairs if found[key] != value), None)
+    if twice is not None:
+        raise LmmError(f"{path} has the key {twice!r} twice, with {' and '.join(repr(value)[:80] for key, value in pairs if key == twice)}: keep one")
+    return found

@@ -123,7 +123,7 @@ def _expand(
 def _whole(values: Sequence[int], what: str, name: object) -> np.ndarray:
     """Return whole numbers that 32 bits hold, as the device has them; a cast would make others of what is neither."""
     numbers = np.asarray(values).reshape(-1)
-    if numbers.size and numbers.dtype.kind not in "iu":
+    if numbers.size and (numbers.dtype.kind not in "iu" or bool in map(type, values)):
         wrong = next((value for value in values if not is_whole(value)), numbers[0])
         raise LmmError(f"sample {name!r} has the {what} {wrong!r}, expected whole numbers")
     if (large := numbers[numbers > _MOST]).size:

@@ -248,6 +248,7 @@ def test_splice_equals_what_llava_recorded():
     ("ids", "counts", "labels", "message"),
     [
         ([1.5, 2], [], None, "the id 1.5, expected whole numbers"),
+        ([5, True], [], None, "the id True, expected whole numbers"),
         (["a"], [], None, "the id 'a', expected whole numbers"),
         ([2**40], [], None, "the id 1099511627776, more than 32 bits hold"),
         ([1, -100], [], None, "the id -100, which is neither a token nor the image mark"),

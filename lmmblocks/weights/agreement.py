@@ -6,19 +6,22 @@
 | image processor: size | ``config.json``: the tower's image size | refused where they differ |
 | ``processor_config.json``: patch size, select strategy, tokens | ``config.json`` | ``config.json``, which the weights were trained with; told |
 | ``processor_config.json``: image token | ``config.json``: its id | ``config.json``; told |
+| ``config.json``: encoder, decoder | ``lmmblocks.json`` | ``lmmblocks.json``; told |
 
-The last two only count ``<image>`` in the prompts of transformers' processors, which there fails where they are wrong; here the encoder counts.
+The third and fourth only count ``<image>`` in the prompts of transformers' processors, which there fails where they are wrong; here the encoder counts.
 Source: ``processing_llava.py``, ``processing_instructblip.py`` and ``image_processing_base.py`` of transformers 5.24.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import LMMConfig
 from ..spec import LmmError
+from .checkpoint import Layout, hf_config
 from .files import CONFIG, read_json
 from .hf_encoders import HF_ENCODERS, select_strategy
 from .model_chat import IMAGE_IDS
@@ -27,14 +30,23 @@ PROCESSOR = "processor_config.json"
 _TOWERS: tuple[Any, ...] = tuple({entry.config for entry in HF_ENCODERS.values()})
 
 
-def disagreements(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
-    """Yield what a folder's ``processor_config.json`` says otherwise than ``config.json``, which counts; both values are named.
+def disagreements(folder: Path, layout: Layout, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
+    """Yield what a file of a folder says otherwise than the one that counts; both values are named.
 
     Args:
-        folder: of a model of transformers.
-        config: what its ``config.json`` describes.
+        folder: of a model.
+        layout: what it is; originals and adapters say nothing twice.
+        config: what the file that counts describes.
         tokenizer: the model's, None without one.
     """
+    if layout is Layout.HF:
+        yield from _of_processor(folder, config, tokenizer)
+    elif layout is Layout.NATIVE and (folder / CONFIG).is_file():
+        yield from _of_config(folder, config, hf_config(folder))
+
+
+def _of_processor(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
+    """Yield what ``processor_config.json`` says otherwise than ``config.json``."""
     path = folder / PROCESSOR
     said: Mapping[str, Any] = read_json(path) if path.is_file() else {}
     for key, value in _expected(config).items():
@@ -47,6 +59,27 @@ def disagreements(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[s
     if index is not None and found not in (None, index):
         there = tokenizer.backend_tokenizer.id_to_token(index) if index >= 0 else None
         yield f"{path} says image_token={token!r}, which has the id {found}, {CONFIG} says {index} (token {there!r}), which counts"
+
+
+def _of_config(folder: Path, own: LMMConfig, theirs: LMMConfig) -> Iterator[str]:
+    """Yield what the ``config.json`` of a model that was saved for transformers says otherwise than its ``lmmblocks.json``."""
+    for role in ("encoder", "decoder"):
+        for name, value, other in _fields_that_differ(getattr(own, role), getattr(theirs, role)):
+            if (role, name) != ("decoder", "vocab"):  # theirs counts rows that only hold the image token
+                yield f"{folder / CONFIG} says {name}={other!r} of the {role}, lmmblocks.json says {value!r}, which counts: change both"
+
+
+def _fields_that_differ(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield name and both values of each field; of configs in configs, their fields."""
+    if type(one) is not type(other):
+        yield prefix.rstrip(".") or "class", type(one).__name__, type(other).__name__
+        return
+    for field in fields(one):
+        value, theirs = getattr(one, field.name), getattr(other, field.name)
+        if is_dataclass(value) and is_dataclass(theirs):
+            yield from _fields_that_differ(value, theirs, f"{prefix}{field.name}.")
+        elif value != theirs:
+            yield f"{prefix}{field.name}", value, theirs
 
 
 def _expected(config: LMMConfig) -> dict[str, Any]:

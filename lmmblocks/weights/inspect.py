@@ -101,7 +101,7 @@ def _model(folder: Path, base: Any, vision_tower: Any) -> Inspection:
     except LmmError as error:
         report.problems.append(str(error))
     else:
-        describe_chat(report, folder, config, _base_here(folder, layout, base))
+        describe_chat(report, folder, layout, config, _base_here(folder, layout, base))
         _describe_model(report, config, skeleton)
         if layout is not Layout.LORA:
             _describe_dtype(report, *inside[0], set(skeleton.state_dict()))

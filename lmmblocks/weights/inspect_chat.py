@@ -18,12 +18,13 @@ from .model_chat import ModelChat, model_chat
 _LAYOUTS = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
 
 
-def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Path | None) -> None:
+def describe_chat(report: Inspection, folder: Path, layout: Layout, config: LMMConfig, base: Path | None) -> None:
     """Add template, ends of answers and what the files say about decoding to a report; what ``load`` would refuse is a problem.
 
     Args:
         report: gets the settings.
         folder: of the model.
+        layout: what it is.
         config: the model's.
         base: folder of what the model lies over, None without one on this machine.
     """
@@ -36,7 +37,7 @@ def describe_chat(report: Inspection, folder: Path, config: LMMConfig, base: Pat
     except LmmError as error:
         report.problems.append(str(error))
         return
-    differences = list(disagreements(folder, config, tokenizer)) if report.layout.startswith(Layout.HF.value) else []
+    differences = list(disagreements(folder, layout, config, tokenizer))
     if differences:
         report.settings["files that disagree"] = "; ".join(differences)
     said_in = chat.said_in or (NATIVE_CONFIG if not asked else f"{_whose(config)}; the files don't say")

@@ -17,7 +17,7 @@ from ..lmm import LMM
 from .agreement import disagreements
 from .buffers import compute_buffers, copy_buffers
 from .chat_files import GENERATION, in_words
-from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, Layout, open_checkpoint
+from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
 from .files import WeightFiles
 from .fill import read_parameters
 from .maps import NATIVE
@@ -74,9 +74,8 @@ def load(
             stacklevel=2,
         )
     config = checkpoint.config if chat.tokenize_mode is None else replace(checkpoint.config, tokenize_mode=chat.tokenize_mode)
-    if checkpoint.layout is Layout.HF:
-        for said in disagreements(checkpoint.folder, config, tokenizer):
-            warnings.warn(said, stacklevel=2)
+    for said in disagreements(checkpoint.folder, checkpoint.layout, config, tokenizer):
+        warnings.warn(said, stacklevel=2)
     model = build(config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
     rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}
     files = checkpoint.weights(set(model.state_dict()), dtype)

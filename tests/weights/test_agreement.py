@@ -166,3 +166,31 @@ def test_a_vocabulary_of_another_size_than_the_tables_is_refused_with_both(their
     change(folder / CONFIG, vocab_size=rows, text_config={**text, "vocab_size": rows})
     with pytest.raises(LmmError, match=rf"embed_tokens.weight is \(20, 24\), expected \({rows}, 24\)"):
         lb.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("role", "key", "value", "name"),
+    [("text_config", "rms_norm_eps", 0.1, "eps"), ("vision_config", "layer_norm_eps", 0.1, "eps"), ("text_config", "rope_theta", 5e5, "rope_theta")],
+)
+def test_our_config_counts_where_config_json_was_changed_and_both_are_told(make_model, tmp_path, role, key, value, name):
+    folder = make_model().save(tmp_path / "m")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = lb.load(folder)
+    config = json.loads((folder / CONFIG).read_text())
+    config[role] |= {key: value}
+    if "rope_parameters" in config[role] and key == "rope_theta":
+        config[role]["rope_parameters"][key] = value
+    (folder / CONFIG).write_text(json.dumps(config))
+    told = rf"config.json says {name}={value!r} of the (decoder|encoder), lmmblocks.json says .*, which counts: change both"
+    with pytest.warns(UserWarning, match=told):
+        assert same(model, lb.load(folder))
+    assert f"={value!r}" in inspect(folder).settings["files that disagree"]
+
+
+def test_a_key_with_two_values_is_refused(theirs):
+    folder = theirs()
+    text = (folder / CONFIG).read_text()
+    (folder / CONFIG).write_text(text.replace("{", '{"projector_hidden_act": "relu",', 1))
+    with pytest.raises(LmmError, match="config.json has the key 'projector_hidden_act' twice, with 'relu' and 'gelu': keep one"):
+        lb.load(folder)
