@@ -8,7 +8,8 @@
 | ``processor_config.json``: image token | ``config.json``: its id | ``config.json``; told |
 | ``config.json``: encoder, decoder | ``lmmblocks.json`` | ``lmmblocks.json``; told |
 
-The third and fourth only count ``<image>`` in the prompts of transformers' processors, which there fails where they are wrong; here the encoder counts.
+The third and fourth only count ``<image>`` in the prompts of transformers' processors, which there fails where they are wrong; here the encoder
+counts.
 Source: ``processing_llava.py``, ``processing_instructblip.py`` and ``image_processing_base.py`` of transformers 5.24.
 """
 
