@@ -104,8 +104,10 @@ def of_transformers(folder: Path, name: str) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(folder)
     theirs = getattr(transformers, config.architectures[0]).from_pretrained(folder, attn_implementation="eager").eval()  # sdpa has no softcap
     assert type(theirs.config) is type(config)
-    text = QUESTION if name == "instructblip" else processor.apply_chat_template(PARTS, add_generation_prompt=True)
-    inputs = processor(images=picture(name), text=text, add_special_tokens=name == "instructblip", return_tensors="pt")
+    images = None if name == "gemma2" else picture(name)  # whose image rows transformers 4 scales as it does words
+    shown = PARTS if images else [{"role": "user", "content": QUESTION}]
+    text = QUESTION if name == "instructblip" else tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+    inputs = processor(images=images, text=text, add_special_tokens=name == "instructblip", return_tensors="pt")
     new = theirs.generate(**inputs, max_new_tokens=NEW)[0, inputs["input_ids"].shape[1] :]
     return {
         "tokens": [tokenizer(text).input_ids for text in TEXTS],
