@@ -93,6 +93,7 @@ def test_templates_of_other_packages_are_found_by_path_and_saved_by_it(their_mod
         "name": "lines",
         "end": ";",
         "ends": [],
+        "stops": [],
     }
 
 
