@@ -164,9 +164,12 @@ def not_followed(folder: Path) -> dict[str, Any]:
 
 
 def sampling(folder: Path) -> dict[str, Any]:
-    """Return what ``generation_config.json`` says about decoding beside its ends, for reports: here the caller says it."""
+    """Return what ``generation_config.json`` says about decoding beside its ends, for reports: here the caller says it.
+
+    That nothing is drawn is what is done here anyway.
+    """
     values = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    stated = {key: values[key] for key in _WHEN_ASKED if values.get(key) is not None}
+    stated = {key: values[key] for key in _WHEN_ASKED if values.get(key) is not None and (key, values[key]) != ("do_sample", False)}
     return {**stated, **not_followed(folder)}
 
 

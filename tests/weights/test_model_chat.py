@@ -285,6 +285,8 @@ def _first_id(model, ids):
 
 def test_what_a_file_says_about_sampling_is_told(folder_of):
     folder = folder_of("hf")
+    change(folder / "generation_config.json", do_sample=False)
+    assert "decoding" not in inspect(folder).settings, "as is done here"
     change(folder / "generation_config.json", temperature=0.6, top_p=0.9)
     assert inspect(folder).settings["decoding"].startswith("generation_config.json says temperature 0.6, top_p 0.9: not followed")
 
