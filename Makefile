@@ -2,6 +2,7 @@
 # make test   lint, type check, and the whole test suite
 # make test-oldest    the core of the suite with the oldest versions that pyproject.toml allows
 # make test-exchange  folders that the oldest versions write are read by the newest, and the other way round
+# make bench  time the ops with pytest-benchmark; K="splice and fwd" chooses cases, ARGS are handed on
 # make clean  remove what they leave behind
 #
 # They install into their own virtual environments. Variables:
@@ -41,7 +42,7 @@ oldest_tests := tests/packaging/oldest_installed.py tests/packaging/test_version
 exchange  := tests/packaging/exchanged_folders.py
 exchanged := $(OLDEST_VENV)/exchanged
 
-.PHONY: help demo test test-oldest test-exchange lint clean
+.PHONY: help demo test test-oldest test-exchange bench lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +75,9 @@ $(OLDEST_VENV)/.installed: $(setup_files)
 	$(OLDEST_VENV)/bin/python -m lmmblocks.versions > $(OLDEST_VENV)/oldest.txt
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint $(OLDEST_VENV)/oldest.txt $(OLDEST_TORCH) --editable '.[test]'
 	touch $@
+
+bench: $(stamp)-dev
+	$(bin)/python -m pytest benchmarks --benchmark-only -q $(if $(K),-k '$(K)') $(ARGS)
 
 lint: $(stamp)-dev
 	$(bin)/python -m ruff check .
