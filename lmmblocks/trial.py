@@ -93,7 +93,7 @@ def _reducer_rows(reducer: Any, features: VisionFeatures, rows: Tensor, state: A
     if counts != (expected,) or tuple(result[0].shape) != (expected, rows.shape[1]):
         yield (
             f"reducer {name} says one image of {what} becomes {expected} rows of width {rows.shape[1]}, but gives {tuple(result[0].shape)} "
-            f"(counts {counts}): correct its out_count()"
+            f"(counts {counts}): make its out_count() and what its forward() returns agree"
         )
         return None
     return result[0]
@@ -117,7 +117,7 @@ def _projector_rows(projector: Any, decoder: Any, given: VisionFeatures) -> Gene
     if counts != (expected,) or rows.shape[0] != expected:
         yield (
             f"projector {name} says one image of {grid} becomes {expected} rows, but gives {rows.shape[0]} (counts {counts}): "
-            f"correct its out_grid()"
+            f"make its out_grid() and what its forward() returns agree"
         )
     if rows.shape[1] != decoder.dim:
         yield (

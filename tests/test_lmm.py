@@ -265,7 +265,7 @@ def test_projector_gets_the_extras_it_requires(tiny_tokenizer, conversations):
 WRONG = {
     "width": (dict(projector=Linear(16, 20)), "'Linear' gives width 20, decoder 'Transformer' takes 24: make the projector with out_dim=24"),
     "input width": (dict(projector=MLP(12, 24)), "'MLP' can't take 2x2 patches of width 16: RuntimeError: "),
-    "count": (dict(projector=Own(rows=lambda grid: 3)), r"says one image of 2x2 becomes 3 rows, but gives 4 \(counts \(4,\)\): correct"),
+    "count": (dict(projector=Own(rows=lambda grid: 3)), r"says one image of 2x2 becomes 3 rows, but gives 4 \(counts \(4,\)\): make its out_grid"),
     "counts": (dict(projector=Own(give=lambda rows: (rows, [2, 2]))), r"becomes 4 rows, but gives 4 \(counts \(2, 2\)\)"),
     "tensor only": (dict(projector=Own(give=lambda rows: rows)), r"returns a tensor \(4, 24\), expected \(rows_MD, rows of each image\)"),
     "batched": (dict(projector=Own(give=lambda rows: (rows[None], [4]))), r"returns \(a tensor \(1, 4, 24\), list\), expected"),

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     out = None if args.out is None else Path(args.out)
     if out is not None and not out.absolute().parent.is_dir():
         raise LmmError(f"--out {args.out!r}: the folder {str(out.absolute().parent)!r} does not exist: create it first")
+    if out is not None and out.is_dir():
+        raise LmmError(f"--out {args.out!r} is a folder, expected a file to write to: give the name of a file, such as {str(out / 'eval.json')!r}")
     from .. import load
     from ..data.records import load_records
     from . import evaluate, read_questions, summarise

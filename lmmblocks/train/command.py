@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
     from .stage_inputs import set_stage_inputs
 
     stage = read_stage(args.stage, args.settings)
+    if not args.out:
+        raise LmmError("--out is empty: give a folder, . for the current one")
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise LmmError(f"--out {args.out!r} is a file: give a folder")
@@ -110,10 +112,14 @@ def read_stage(name: str, settings: list[str] | None = None) -> Stage:
         raise LmmError(
             f"unknown stage {name!r}{closest(name, STAGES)}; known: {', '.join(STAGES)}, or the path of a JSON file"
         )
+    given: dict[str, str] = {}
     for setting in settings or []:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise LmmError(f"can't read the setting {setting!r}: expected key=value, such as batch_size=32")
+        if key in given:
+            raise LmmError(f"the setting {key!r} is given twice, {given[key]!r} and {setting!r}: leave one out")
+        given[key] = setting
         group, dot, part = key.partition(".")
         if dot and group == "train":
             values["train"][part] = _value(text)

@@ -34,6 +34,16 @@ def test_the_device_reaches_the_model(words, monkeypatch):
     assert main([*words, "--device", "meta"]) == 0 and seen == ["meta"]
 
 
+def test_an_output_that_is_a_folder_is_refused_before_a_question_is_asked(words, tmp_path, monkeypatch, capsys):
+    import lmmblocks.eval as package
+
+    monkeypatch.setattr(package, "evaluate", lambda *args, **more: pytest.fail("questions were asked"))
+    words[words.index(str(tmp_path / "out.json"))] = str(tmp_path)
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert f"--out {str(tmp_path)!r} is a folder, expected a file" in said.err and said.err.count("\n") == 1 and not said.out
+
+
 def test_a_device_that_is_none_is_one_line(words, tmp_path, capsys):
     assert main([*words, "--device", "abacus"]) == 2
     said = capsys.readouterr()

@@ -88,6 +88,8 @@ def test_settings_on_the_command_line_change_the_stage(folder):
         ("stage1", ["batchsize=3"], "'batchsize'; did you mean 'batch_size'?"),
         ("stage1", ["batch_size=many"], "batch_size must be a whole number of at least 1, found 'many'"),
         ("stage1", ["batch_size"], "expected key=value"),
+        ("stage1", ["batch_size=2", "seed=1", "batch_size=4"], "'batch_size' is given twice, 'batch_size=2' and 'batch_size=4'"),
+        ("stage1", ["train.projector=1", "train.projector=1"], "'train.projector' is given twice"),
         ("stage1", ["exif=turn"], "exif must be one of ignore, rotate, or null, found 'turn'"),
         ("stage1", ["transparent=grey"], "transparent must be one of drop, black, white, or null, found 'grey'"),
         ("stage1", ["train.projektor=1"], "'projektor'; did you mean 'projector'?"),
@@ -212,6 +214,14 @@ def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_read(fold
     assert train_command(folder, tmp_path / "file") == 2
     assert "is a file: give a folder" in capsys.readouterr().err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_empty_output_folder_is_not_the_current_one(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert train_command(folder, "") == 2
+    assert "--out is empty: give a folder" in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_a_model_of_blocks_that_the_format_cannot_hold_is_refused_before_training(
