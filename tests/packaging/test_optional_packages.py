@@ -15,6 +15,7 @@ from lmmblocks.chat import load_tokenizer
 from lmmblocks.config import LMMConfig
 from lmmblocks.encoders.open_clip import OpenCLIPConfig
 from lmmblocks.encoders.timm import TimmConfig
+from lmmblocks.ops.triton_gate import triton_installed
 from lmmblocks.spec import LmmError, Segments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,5 +115,9 @@ def test_a_sentencepiece_model_of_another_kind_names_what_reads_it_and_nothing_e
 def test_attention_asked_of_triton_says_that_it_is_not_installed(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     q_TNE = torch.randn(4, 2, 16)
-    with pytest.raises(LmmError, match="refuses this call: triton is not installed"):
-        lb.ops.attention(q_TNE, q_TNE, q_TNE, Segments.of([4]), backend="triton")
+    triton_installed.cache_clear()
+    try:
+        with pytest.raises(LmmError, match="refuses this call: triton is not installed"):
+            lb.ops.attention(q_TNE, q_TNE, q_TNE, Segments.of([4]), backend="triton")
+    finally:
+        triton_installed.cache_clear()
