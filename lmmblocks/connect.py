@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .spec import Grid, VisionFeatures, image_count
+from .spec import Grid, LmmError, VisionFeatures, image_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,15 +103,32 @@ def reduced_features(features: VisionFeatures, reducers: Collection[Any]) -> Vis
 
 
 def connected(features: VisionFeatures, projector: Any, reducers: Collection[Any]) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the rows of each image (or tile), and their numbers."""
+    """Return the rows of each image (or tile), and their numbers.
+
+    Raises:
+        LmmError: a part gives an image another number of rows than it counts, which the plan goes by: rows would move to the image beside it.
+    """
     given = reduced_features(features, reducers)
     rows_MD, counts = projector(given)
-    if not len(reducers):
-        return rows_MD, tuple(counts)
     before = [reducer.out_count for reducer in reducers if goes_before(reducer)]
     state = [projected_count(projector.out_grid, early_count(before, grid)) for grid in features.grids]
+    _check_counts(projector, "out_grid", counts, state)
     for reducer in reducers:
         if not goes_before(reducer):
             rows_MD, counts = reducer(features, rows_MD, tuple(state))
             state = [reducer.out_count(entry) for entry in state]
+            _check_counts(reducer, "out_count", counts, state)
     return rows_MD, tuple(counts)
+
+
+def _check_counts(part: Any, counter: str, found: Sequence[int], state: Sequence[GridOrCount]) -> None:
+    expected = tuple(image_count(each) for each in state)
+    if tuple(found) != expected:
+        raise LmmError(
+            f"{type(part).__name__} gives its images {_shown(found)} rows, and its {counter}() counts {_shown(expected)}: make its {counter}() and "
+            f"what its forward() returns agree"
+        )
+
+
+def _shown(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts[:8])) + (", ..." if len(counts) > 8 else "") or "no"

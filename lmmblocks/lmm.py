@@ -175,6 +175,11 @@ class LMM(nn.Module):
         """Do the same, and return the encoder's features too, with everything that projector, reducers and hooks require."""
         if not len(pixels):
             return Encoded(None, self.decoder.table.new_zeros(0, self.decoder.dim), (), ())
+        if isinstance(pixels, Tensor) and not pixels.is_floating_point():
+            raise LmmError(
+                f"pixels are {pixels.dtype}, expected floating point, normalised for this encoder: pixels, grids = "
+                f"model.encoder.preprocess.batch(pictures)"
+            )
         reducers = tuple(self.reducers)
         parts = Parts(self.encoder, self.projector, self.decoder, reducers, tuple(self.hooks))
         features = self.encoder(pixels, need=frozenset().union(*parts.needs.values()) - OF_THE_MODEL)

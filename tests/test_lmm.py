@@ -331,3 +331,56 @@ def test_number_of_image_rows_that_differs_from_the_plan_is_refused(tiny_model):
     plan = plan_splice([[1, IMAGE_TOKEN, 5]], [[3]], labels=[[-100, -100, 5]])
     with pytest.raises(LmmError, match="the plan places 3 image rows, the projector gave 4"):
         tiny_model.loss(Batch(torch.zeros(1, 3, 28, 28), (Grid(1, 3),), plan))
+
+
+class Shifted(nn.Module):
+    """Gives the first image a row of the second one's; alone, an image has its own number."""
+
+    requires = frozenset({"patches"})
+
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+
+    def out_grid(self, grid):
+        return grid
+
+    def forward(self, features):
+        counts = [grid.rows for grid in features.grids]
+        if len(counts) > 1:
+            counts[0], counts[1] = counts[0] - 1, counts[1] + 1
+        return self.linear(features.patches), tuple(counts)
+
+
+class ShiftedRows(nn.Module):
+    """The same of a reducer behind the projector."""
+
+    requires = frozenset()
+
+    def out_count(self, state):
+        return state
+
+    def forward(self, features, rows, state):
+        counts = [each.rows for each in state]
+        return rows, (sum(counts), *[0] * (len(counts) - 1))
+
+
+@pytest.mark.parametrize(
+    ("swap", "message"),
+    [
+        ({"projector": Shifted}, r"Shifted gives its images 3, 5 rows, and its out_grid\(\) counts 4, 4: make its out_grid\(\) and what"),
+        ({"reducers": [ShiftedRows]}, r"ShiftedRows gives its images 8, 0 rows, and its out_count\(\) counts 4, 4: make its out_count\(\)"),
+    ],
+)
+def test_rows_that_move_to_the_image_beside_are_refused_though_their_sum_is_right(tiny_model, make_tiny_model, swap, message):
+    model = make_tiny_model(config=replace(tiny_model.config, reducers=()), **swap)
+    one = torch.zeros(1, 3, 28, 28)
+    assert model.encode(one)[1] == (4,)
+    with pytest.raises(LmmError, match=message):
+        model.encode(one.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_pixels_that_nobody_normalised_are_refused(tiny_model, dtype):
+    with pytest.raises(LmmError, match=f"pixels are {dtype}, expected floating point, normalised for this encoder: .*preprocess.batch"):
+        tiny_model.encode(torch.ones(1, 3, 28, 28).to(dtype))
