@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -61,7 +62,10 @@ def exit_code(run: Callable[[], int | None], *, debug: bool = False) -> int:
         debug: print the traceback as well.
     """
     try:
-        return run() or 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", UserWarning)
+            warnings.showwarning = _said_in_a_line(warnings.showwarning)
+            return run() or 0
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; a last flush into the pipe must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +76,18 @@ def exit_code(run: Callable[[], int | None], *, debug: bool = False) -> int:
         interrupted = isinstance(error, KeyboardInterrupt)
         print("interrupted" if interrupted else f"error: {error}", file=sys.stderr)
         return INTERRUPTED if interrupted else MISTAKE
+
+
+def _said_in_a_line(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Return how a program says a warning: in one line, without the place in the code. What isn't for users is shown as Python does."""
+
+    def say(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if category is UserWarning:
+            print(f"warning: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *place)
+
+    return say
 
 
 def _run(words: list[str]) -> int:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,12 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         process.stdout.close()
         assert process.wait(timeout=30) == 141
         assert process.stderr.read() == ""
+
+
+def test_a_warning_is_one_line_and_said_once(capsys):
+    def run():
+        for _ in range(2):
+            warnings.warn("mind the gap", stacklevel=1)
+
+    assert cli.exit_code(run) == 0
+    assert capsys.readouterr().err == "warning: mind the gap\n"

@@ -19,7 +19,15 @@ from ..pixels import join_pixels
 from ..spec import LmmError
 from .decode import Answer, decode, new_cache, read_prompts
 from .options import Options
-from .prompts import Prompt, Question, as_images, question_ids, read_images, user_message
+from .prompts import (
+    Prompt,
+    Question,
+    as_images,
+    question_ids,
+    read_images,
+    tell_of_questions_left_out,
+    user_message,
+)
 
 if TYPE_CHECKING:
     from ..lmm import LMM
@@ -84,6 +92,7 @@ class Conversation:
         new_images = as_images(images, _NAME)
         messages = [*self.messages, user_message(text, len(new_images), "the question")]
         question = Question(_NAME, messages, [*self._images, *new_images])
+        tell_of_questions_left_out([question], self._spec.template)
         ids = question_ids(question, self._spec)
         new_pixels, new_rows = read_images(new_images, self._spec, _NAME)
         prompt = Prompt(

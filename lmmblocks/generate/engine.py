@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..spec import LmmError
 from .decode import Answer, decode, new_cache, read_prompts
 from .options import Options
-from .prompts import Question, as_prompt, as_questions
+from .prompts import Question, as_prompt, as_questions, tell_of_questions_left_out
 
 if TYPE_CHECKING:
     from ..lmm import LMM
@@ -88,6 +88,7 @@ def _answers(model: LMM, questions: list[Question], options: Options) -> Iterato
     prompts = [as_prompt(question, spec) for question in questions]
     if not prompts:
         return iter(())
+    tell_of_questions_left_out(questions, spec.template)
     answers = [Answer(model, options) for _ in prompts]
     cache = new_cache(model, len(prompts))
     return decode(model, cache, read_prompts(model, cache, prompts, options), answers, options)

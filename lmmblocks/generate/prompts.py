@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..chat import IMAGE_MARKER, Message, count_markers, encode_chat
+from ..chat import IMAGE_MARKER, CaptionTemplate, Message, count_markers, encode_chat
 from ..chat.pieces import marker_in_a_sentence
 from ..images.load import ImageSource
 from ..inputs import InputSpec
@@ -128,6 +128,21 @@ def _tell_of_a_marker_in_a_sentence(text: str, images: int, name: str) -> None:
             f"picture; write \\{IMAGE_MARKER} (lmmblocks.escape_markers) for the word, and the picture goes in front",
             stacklevel=6,
         )
+
+
+def tell_of_questions_left_out(questions: Sequence[Question], template: Any) -> None:
+    """Say that the model isn't shown the words of a question, where its template is one of captions."""
+    if not isinstance(template, CaptionTemplate):
+        return
+    for question in questions:
+        asked = question.messages[-1]["content"]
+        if isinstance(asked, str) and asked.replace(IMAGE_MARKER, "").strip():
+            warnings.warn(
+                f"template {template.name!r} is for captions and leaves the words of {question.name} out: the model sees the pictures alone. Ask in "
+                f"a chat template that it was trained with, as load(..., template='vicuna_v1') or --template vicuna_v1",
+                stacklevel=5,
+            )
+            return
 
 
 def as_images(images: Any, name: str = "the prompt") -> list[ImageSource]:

@@ -1,13 +1,16 @@
 """Generation ends where the template says an answer ends, and shows nothing of its markup."""
 
 import dataclasses
+import warnings
 
 import pytest
+from PIL import Image
 
 from lmmblocks.chat import TEMPLATES, MarkedTemplate, template_to_dict
 from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.generate.conversation import Conversation
 from lmmblocks.generate.decode import Answer
+from lmmblocks.generate.engine import generate_stream
 from lmmblocks.generate.options import Options
 from lmmblocks.generate.text import AnswerText
 
@@ -104,3 +107,18 @@ def test_a_conversation_goes_on_behind_the_templates_own_end(make_model, make_to
         {"role": "user", "content": "Is it asleep?"},
     ]
     assert model.generate(fresh, max_new_tokens=6) == second
+
+
+@pytest.mark.parametrize("way", ["generate", "stream", "chat"])
+def test_a_template_that_leaves_questions_out_says_so(make_model, way):
+    model, picture = make_model(template="plain"), Image.new("RGB", (9, 9))
+    ask = {
+        "generate": lambda text: model.generate(text, images=picture, max_new_tokens=1),
+        "stream": lambda text: list(generate_stream(model, text, picture, max_new_tokens=1)),
+        "chat": lambda text: Conversation(model).ask(text, picture, max_new_tokens=1),
+    }[way]
+    with pytest.warns(UserWarning, match="template 'plain' is for captions and leaves the words of the (prompt|conversation) out: .*vicuna_v1"):
+        ask("What is it?")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask("<image>")
