@@ -4,7 +4,7 @@ from itertools import accumulate
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
@@ -81,6 +81,7 @@ def test_it_is_as_exact_as_torch(mask, width, dtype, as_exact_as_torch):
     of_lse=st.booleans(),
     seed=st.integers(0, 99),
 )
+@example(lengths=[(2, 2)], mask="full", heads=(2, 1), width=128, dtype=torch.float16, slack=130, of_lse=False, seed=2)
 def test_every_pack_equals_the_formula(lengths, mask, heads, width, dtype, slack, of_lse, seed):
     """Segments without rows or keys, more rows than keys and fewer, ends that lie anywhere, slack of NaN, with a gradient of lse and without."""
     lengths_q, lengths_k = [q for q, _ in lengths], [k for _, k in lengths]
@@ -100,10 +101,10 @@ def _of_rows_that_see(grad_lse, tensors, segments, **options):
 
 
 def _close(found, exact, dtype):
-    """Within rounding of weights, slopes and results, where errors of sums stay below those of their largest terms; lse is in fp32."""
+    """Within rounding of weights, slopes and results; lse is in fp32. Gradients are sums of rounded terms of either sign, larger than their sum."""
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), found, exact, strict=True):
         most = max(1.0, b.abs().nan_to_num(posinf=0).max().item() if b.numel() else 0.0)
-        unit = 2.0**-17 if name == "lse" else 4 * UNIT[dtype]
+        unit = {"lse": 2.0**-17, "out": 4 * UNIT[dtype]}.get(name, 8 * UNIT[dtype])
         torch.testing.assert_close(a.double(), b, rtol=0, atol=unit * most, msg=lambda text, name=name: f"{name}: {text}")
 
 
