@@ -20,6 +20,7 @@ from lmmblocks.chat import (
 )
 from lmmblocks.chat.messages import plain_messages
 from lmmblocks.chat.pieces import split_markers
+from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.spec import IGNORE_LABEL, LmmError
 
 MODES = ("pieces", "llava15")
@@ -90,6 +91,7 @@ def test_every_template_can_be_written_where_its_tokens_are_what_it_says(gpt, mo
 def test_the_string_has_our_ids_and_what_we_refuse_is_refused(programs, family, mode, conversation):
     tokenizer, sources, _ = programs(family, mode)
     image = tokenizer.get_vocab()["<image>"]
+    swallows = tokenizer.bos_token_id in text_encoder(tokenizer).swallowing
     messages, prompt = conversation
     word = any(says_image(message) for message in messages)
     for name, source in sources.items():
@@ -102,6 +104,8 @@ def test_the_string_has_our_ids_and_what_we_refuse_is_refused(programs, family, 
             with pytest.raises(jinja2.TemplateError, match="the word <image>|template|conversation" if expected is None else "the word <image>"):
                 tokenizer.apply_chat_template(messages, **render)
             continue
+        if name == "instructblip" and swallows and not messages[0]["content"].replace("<image>", "").strip():
+            continue  # no question stands between the begin token, which takes blanks in, and the answer's first blank: docs/export.md
         found = tokenizer.apply_chat_template(messages, **render, return_dict=True)["input_ids"]
         text = tokenizer.apply_chat_template(messages, **render, tokenize=False)
         assert found == expected.ids, (name, text, tokenizer.convert_ids_to_tokens(found), tokenizer.convert_ids_to_tokens(expected.ids))
