@@ -73,6 +73,7 @@ _IMAGES_FIRST = f"""\
 """What `llava15_messages` does."""
 
 _TURNS = "the conversation must be an optional system message, then user and assistant in turn"
+_SWALLOWED = "this template can't write an answer to no question: the tokenizer's begin token swallows the blank in front of it"
 _NO_ANSWER = "the conversation ends with the user: pass add_generation_prompt=True, or add the answer"
 _NOTHING_TO_ANSWER = "the conversation ends with the assistant: there is nothing to answer, add a question or leave add_generation_prompt out"
 
@@ -157,6 +158,7 @@ class _Writer:
         self._blanks = blanks
         self._tracks = bool(blanks.always or blanks.doubled)
         self._mode = mode
+        self._bos_swallows = tokenizer.bos_token_id in text_encoder(tokenizer).swallowing
 
     def beginning(self) -> str:
         """Variables, and the macros that write a text and a token where blanks depend on what stood before."""
@@ -206,6 +208,10 @@ class _Writer:
         bos = "" if images_apart else self.fixed((("bos", ""),))
         none = f'{{%- if "<image>" not in content -%}}\n{_refuse(f"template {name} needs an image to caption")}{{%- endif -%}}\n'
         words = _WITHOUT_IMAGES + "{%- set content = said -%}\n" + self._text("content")
+        unasked, refused = "", ""
+        if self._bos_swallows and outline.words and outline.lead and not images_apart:
+            unasked = '{%- if content == "" -%}\n{%- set ns.unasked = true -%}\n{%- endif -%}\n'
+            refused = f'{{%- if ns.unasked and content != "" -%}}\n{_refuse(_SWALLOWED)}{{%- endif -%}}\n'
         return (
             "{%- for message in messages -%}\n"
             + self._message()
@@ -213,9 +219,9 @@ class _Writer:
             + '{%- elif message.role == "user" and ns.turns == 0 -%}\n'
             + (none if outline.needs_image else "")
             + (image + bos if outline.images_first else bos + image)
-            + (words if outline.words else "")
+            + (words + unasked if outline.words else "")
             + "{%- set ns.turns = ns.turns + 1 -%}\n"
-            + self._answer(self._if_content(self.fixed(outline.lead)) + self.content(None) + self.fixed(outline.ending))
+            + self._answer(refused + self._if_content(self.fixed(outline.lead)) + self.content(None) + self.fixed(outline.ending))
             + self._end("")
         )
 

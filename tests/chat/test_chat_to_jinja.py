@@ -104,11 +104,26 @@ def test_the_string_has_our_ids_and_what_we_refuse_is_refused(programs, family, 
             with pytest.raises(jinja2.TemplateError, match="the word <image>|template|conversation" if expected is None else "the word <image>"):
                 tokenizer.apply_chat_template(messages, **render)
             continue
-        if name == "instructblip" and swallows and not messages[0]["content"].replace("<image>", "").strip():
-            continue  # no question stands between the begin token, which takes blanks in, and the answer's first blank: docs/export.md
+        if name == "instructblip" and swallows and not prompt and messages[-1]["content"] and "text" not in asked(messages):
+            with pytest.raises(jinja2.TemplateError, match="answer to no question: the tokenizer's begin token swallows the blank"):
+                tokenizer.apply_chat_template(messages, **render)
+            continue
         found = tokenizer.apply_chat_template(messages, **render, return_dict=True)["input_ids"]
         text = tokenizer.apply_chat_template(messages, **render, tokenize=False)
         assert found == expected.ids, (name, text, tokenizer.convert_ids_to_tokens(found), tokenizer.convert_ids_to_tokens(expected.ids))
+
+
+def asked(messages):
+    """Kinds of what stands in front of an InstructBLIP answer."""
+    return {piece.kind for piece in TEMPLATES["instructblip"].render(messages[:1], add_generation_prompt=True)}
+
+
+def test_a_blank_that_the_begin_token_swallows_is_refused_and_never_lost(programs):
+    tokenizer, sources, _ = programs("gpt", "pieces")
+    assert tokenizer.bos_token_id in text_encoder(tokenizer).swallowing
+    nothing = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "1"}]
+    with pytest.raises(jinja2.TemplateError, match="answer to no question: the tokenizer's begin token swallows the blank"):
+        tokenizer.apply_chat_template(nothing, chat_template=sources["instructblip"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
