@@ -91,7 +91,7 @@ def test_every_pack_equals_the_formula(lengths, mask, heads, width, dtype, slack
     grad_lse = torch.randn(rows, heads[0]) if of_lse else None
     options = {"causal": mask == "causal", "kv_end": kv_end}
     exact = _exact(*inputs, None if grad_lse is None else _of_rows_that_see(grad_lse, *inputs, **options), **options)
-    _close(_run("cuda", *inputs, grad_lse, **options), exact, dtype)
+    _close(_run("cuda", *inputs, grad_lse, **options), exact, dtype, group=heads[0] // heads[1])
 
 
 def _of_rows_that_see(grad_lse, tensors, segments, **options):
@@ -100,11 +100,14 @@ def _of_rows_that_see(grad_lse, tensors, segments, **options):
     return grad_lse.where(lse.isfinite(), 0.0)
 
 
-def _close(found, exact, dtype):
-    """Within rounding of weights, slopes and results; lse is in fp32. Gradients are sums of rounded terms of either sign, larger than their sum."""
+def _close(found, exact, dtype, group=1):
+    """Within rounding of weights, slopes and results, where errors of sums stay below those of their largest terms; lse is in fp32.
+
+    Gradients of keys and values are sums over the heads of a group, each rounded on its own, which cancel: errors grow with the root of their number.
+    """
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), found, exact, strict=True):
         most = max(1.0, b.abs().nan_to_num(posinf=0).max().item() if b.numel() else 0.0)
-        unit = {"lse": 2.0**-17, "out": 4 * UNIT[dtype]}.get(name, 8 * UNIT[dtype])
+        unit = 2.0**-17 if name == "lse" else 4 * UNIT[dtype] * (group**0.5 if name in ("dk", "dv") else 1)
         torch.testing.assert_close(a.double(), b, rtol=0, atol=unit * most, msg=lambda text, name=name: f"{name}: {text}")
 
 
