@@ -90,6 +90,8 @@ def _found(fault: Fault, copy: Copy, limit_s: float, sound: _Sound) -> tuple[str
             return (CAUGHT, run.failed, "") if passes else (INVALID, run.failed, "the tests end so without the fault too")
         if sound.passes(run.failed, copy):
             return CAUGHT, run.failed, ""
+    if sound.failing and "passed" not in run.summary:
+        return INVALID, "", f"its tests fail without the fault too, such as {min(sound.failing)}"
     if fault.equivalent:
         return EQUIVALENT, "", fault.equivalent
     return MISSED, "", fault.unseen or _unseen(fault, run, sound)
@@ -97,7 +99,7 @@ def _found(fault: Fault, copy: Copy, limit_s: float, sound: _Sound) -> tuple[str
 
 def _unseen(fault: Fault, run: Run, sound: _Sound) -> str:
     broken = [test for test in sorted(sound.failing) if test.partition("::")[0] in " ".join(fault.tests)]
-    left_out = f", without {' and '.join(broken)}, which fails anyway" if broken else ""
+    left_out = f", without {broken[0]}{f' and {len(broken) - 1} more' if broken[1:] else ''}: without the fault they fail too" if broken else ""
     return f"no test of {' '.join(fault.tests)} looks at it ({run.summary.strip('= ')}{left_out})"
 
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from .fault import Fault
 
 COPIED = ("benchmarks", "csrc", "docs", "examples", "kernels", "lmmblocks", "tests")
@@ -130,7 +132,9 @@ class Copy:
     def _environment(self) -> dict[str, str]:
         # No .pyc: one of the fault, as old and as long as the source, would be taken for the source's.
         own = {"PYTHONPATH": str(self.root), "TMPDIR": str(self.temporary), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        return os.environ | own
+        # Set before Triton is imported, or its own functions are compiled ones: the tests set it only once the server has imported Triton.
+        interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+        return interpret | os.environ | own
 
     def _seed(self) -> list[str]:
         try:
