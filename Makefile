@@ -72,7 +72,7 @@ $(OLDEST_VENV)/.installed: $(setup_files)
 	  echo "error: the oldest versions are not made for $$($(OLDEST_PYTHON) -V 2>&1): name an older one: make OLDEST_PYTHON=python3.12" >&2; exit 1; }
 	$(MAKE) --no-print-directory PYTHON=$(OLDEST_PYTHON) VENV=$(OLDEST_VENV) $(OLDEST_VENV)/bin/python
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --no-deps --editable .
-	$(OLDEST_VENV)/bin/python -m lmmblocks.versions > $(OLDEST_VENV)/oldest.txt
+	$(OLDEST_VENV)/bin/python -m lmmblocks.spec.versions > $(OLDEST_VENV)/oldest.txt
 	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint $(OLDEST_VENV)/oldest.txt $(OLDEST_TORCH) --editable '.[test]'
 	touch $@
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from lmmblocks import ops
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN
 
 SAMPLES, ROWS, IMAGE_ROWS, WIDTH, VOCABULARY = 16, 2048, 576, 4096, 32000

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import lmmblocks as lb
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch
 
 IMAGE_ID = 3

@@ -14,15 +14,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import ops as ops
     from . import presets as presets
-    from .assemble import build as build
+    from .builder import build as build
     from .chat.pieces import escape_markers as escape_markers
     from .config import Block as Block
     from .config import LMMConfig as LMMConfig
     from .data.collate import collate as collate
     from .lmm import LMM as LMM
-    from .ops import backend as backend
-    from .plan import plan_splice as plan_splice
-    from .plan_status import check_plan as check_plan
+    from .ops.backend import backend as backend
+    from .plans.host import plan_splice as plan_splice
+    from .plans.status import check_plan as check_plan
     from .registry import register as register
     from .spec import Batch as Batch
     from .spec import FeatureSpec as FeatureSpec
@@ -46,13 +46,13 @@ _HOMES = {
     "Segments": "spec",
     "SplicePlan": "spec",
     "VisionFeatures": "spec",
-    "backend": "ops",
-    "build": "assemble",
-    "check_plan": "plan_status",
+    "backend": "ops.backend",
+    "build": "builder",
+    "check_plan": "plans.status",
     "collate": "data.collate",
     "escape_markers": "chat.pieces",
     "load": "weights.load",
-    "plan_splice": "plan",
+    "plan_splice": "plans.host",
     "register": "registry",
 }
 _MODULES = frozenset({"ops", "presets"})
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module(".versions", __name__).refuse_older_versions()
+    importlib.import_module(".spec.versions", __name__).refuse_older_versions()
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value

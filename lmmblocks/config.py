@@ -8,9 +8,9 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from typing import Any
 
 from . import registry
-from .field_checks import field_problems, make_plain
 from .images.kinds import preprocess_from_dict, preprocess_to_dict
 from .spec import ByKeywords, LmmError, closest
+from .spec.fields import field_problems, make_plain
 
 FORMAT_VERSION = 1
 TOKENIZE_MODES = ("pieces", "llava15")

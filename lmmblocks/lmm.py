@@ -16,18 +16,26 @@ import torch.nn as nn
 from torch import Tensor
 
 from .chat import get_template
-from .composition import OF_THE_MODEL, Parts, mismatches, more_ids, positions_of, refuse, template_mismatches
+from .compose.checks import (
+    OF_THE_MODEL,
+    Parts,
+    mismatches,
+    more_ids,
+    positions_of,
+    refuse,
+    template_mismatches,
+)
+from .compose.current_config import template_or_name
+from .compose.image_rows import Encoded, connected, out_grid_of
+from .compose.input_spec import InputSpec
+from .compose.vocabulary import as_tokens, check_extends, grow_decoder
 from .config import LMMConfig, is_config
-from .connect import Encoded, connected, out_grid_of
-from .current_config import template_or_name
 from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
-from .field_checks import plain
+from .decoders.wrapped_ends import spliced, supervised_loss
 from .images.fit import with_choices
-from .inputs import InputSpec
 from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
-from .vocabulary import as_tokens, check_extends, grow_decoder
-from .wrapped_ends import spliced, supervised_loss
+from .spec.fields import plain
 
 
 class LMM(nn.Module):

@@ -94,7 +94,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def make_tiny_model(tiny_config, tiny_tokenizer):
     """Build one with weights large enough that every row depends on what it sees."""
-    from lmmblocks.assemble import build
+    from lmmblocks.builder import build
 
     def make(*, config=tiny_config, tokenizer=tiny_tokenizer, seed=0, **swaps):
         torch.manual_seed(seed)

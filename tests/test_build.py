@@ -12,7 +12,7 @@ import torch.nn as nn
 
 import lmmblocks as lb
 from lmmblocks import presets
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat import get_template
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig

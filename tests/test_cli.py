@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lmmblocks import cli
+from lmmblocks.cli import commands as cli
 from lmmblocks.spec import LmmError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def test_version_is_the_packages() -> None:
 
 
 def test_explain_says_what_each_op_would_run_here_and_why_not_a_faster_one(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from lmmblocks.doctor import examine
+    from lmmblocks.cli.machine import examine
 
     monkeypatch.delenv("LMMBLOCKS_BACKEND", raising=False)
     choices = examine().choices
@@ -194,7 +194,7 @@ def test_a_commands_result_is_the_exit_code(command, returned: int | None, code:
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
     endless = (
-        "import sys\nfrom lmmblocks import cli\n"
+        "import sys\nfrom lmmblocks.cli import commands as cli\n"
         "def run(args):\n    while True: print('line')\n"
         "cli.COMMANDS['try'] = cli.Command('', run=run)\nsys.exit(cli.main(['try']))"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmmblocks import ops
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.context import LayerContext
 from lmmblocks.decoders.layer import SandwichLayer, TransformerLayer
@@ -12,7 +12,7 @@ from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.vit import Layer
 from lmmblocks.ops.dispatch import ladders
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Batch, Grid, Segments
 
 DIM, HEADS = 16, 2

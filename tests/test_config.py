@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.field_checks import field_problems
 from lmmblocks.images.preprocess import clip_preprocess
 from lmmblocks.presets import ENCODERS, PRESETS, preset
 from lmmblocks.spec import LmmError
+from lmmblocks.spec.fields import field_problems
 
 whole = st.integers(1, 64)
 encoders = st.builds(

@@ -13,11 +13,13 @@ import pytest
 import torch
 from lmmblocks.kernels.verified import Verification
 
-from lmmblocks import cli, doctor
-from lmmblocks.doctor import Choice, examine
-from lmmblocks.doctor_command import text
+from lmmblocks.cli import commands as cli
+from lmmblocks.cli import machine as doctor
+from lmmblocks.cli.doctor import text
+from lmmblocks.cli.machine import Choice, examine
 from lmmblocks.ops import cuda_gate
-from lmmblocks.ops.dispatch import ENVIRONMENT, backend, consider, ladders, select
+from lmmblocks.ops.backend import backend
+from lmmblocks.ops.dispatch import ENVIRONMENT, consider, ladders, select
 from lmmblocks.ops.example_calls import Examples
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lmmblocks.config import Block
 from lmmblocks.decoders.transformer import TransformerConfig
-from lmmblocks.field_checks import plain
 from lmmblocks.generate import Options
 from lmmblocks.spec import LmmError
+from lmmblocks.spec.fields import plain
 from lmmblocks.train import Stage, stage1
 
 WHOLE = (int, np.int8, np.int32, np.int64, np.uint16, lambda n: np.array(n), lambda n: torch.tensor(n))

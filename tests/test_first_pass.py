@@ -95,7 +95,7 @@ def test_rows_found_in_the_data_are_tried_with_data_alone():
 
 
 def test_the_pass_leaves_random_numbers_alone(monkeypatch):
-    from lmmblocks import assemble
+    from lmmblocks import builder
 
     def after():
         torch.manual_seed(3)
@@ -103,7 +103,7 @@ def test_the_pass_leaves_random_numbers_alone(monkeypatch):
         return torch.rand(1)
 
     with_pass = after()
-    monkeypatch.setattr(assemble, "check_runs", lambda model: None)
+    monkeypatch.setattr(builder, "check_runs", lambda model: None)
     assert torch.equal(with_pass, after())
 
 

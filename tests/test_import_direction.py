@@ -13,28 +13,22 @@ import lmmblocks
 LAYERS = (
     # The root imports nothing before it is asked for a name.
     ("root and kernels", ("", "kernels")),
-    ("spec", ("spec", "field_checks", "versions")),
-    ("plans", ("plan", "plan_from_tensors", "plan_status")),
+    ("spec", ("spec",)),
+    ("plans", ("plans",)),
     ("ops", ("ops",)),
-    ("what blocks are made with", ("chat", "connect", "foreign", "images", "instruction", "json_object", "locate", "pixels", "registry")),
+    ("what blocks are made with", ("chat", "compose.image_rows", "files", "images", "registry")),
     ("blocks", ("decoders", "encoders", "hooks", "projectors", "reducers")),
-    (
-        "composition",
-        ("composition", "config", "construct", "current_config", "dtypes", "finite", "inputs", "presets", "trial", "vocabulary", "wrapped_ends"),
-    ),
+    ("composition", ("compose", "config", "presets")),
     ("lmm", ("lmm",)),
     # Parts of files come before the model that is built of them, whole models after.
-    ("weights of parts", tuple(f"weights.{path.stem}" for path in (Path(lmmblocks.__file__).parent / "weights").glob("[!_]*.py"))),
-    ("assemble", ("assemble", "first_pass")),
-    ("whole models", ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save", "weights.save_llava")),
-    ("use", ("data", "eval", "generate", "train")),
+    ("weights of parts", tuple(f"weights.{path.stem}" for path in (Path(lmmblocks.__file__).parent / "weights").glob("[!_]*"))),
+    ("builder", ("builder", "compose.first_pass")),
     (
-        "cli",
-        (
-            *("__main__", "cli", "cli_options", "doctor", "doctor_command", "explain_command", "inspect_command"),
-            *("eval.command", "generate.command", "train.command"),
-        ),
+        "whole models",
+        ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save", "weights.systems.llava_original_save"),
     ),
+    ("use", ("data", "eval", "generate", "train")),
+    ("cli", ("__main__", "cli")),
 )
 """Bottom up. A module belongs to the last entry that names it or, with the longest name, a package it is in."""
 
@@ -42,7 +36,6 @@ DEFERRED = {
     ("lmm", "generate"): "LMM.generate",
     ("lmm", "weights.save"): "LMM.save",
     ("decoders.hf_config", "decoders.hf"): "HFDecoderConfig.build, as every config builds its block",
-    ("ops.dispatch", "ops.overrides"): "backend.override",
 }
 """Methods that hand over to a module above or beside theirs: the only imports inside functions that may."""
 
@@ -187,5 +180,5 @@ def test_every_way_to_write_an_import_is_read(tmp_path):
 
 
 def test_a_module_lies_in_the_layer_of_its_longest_name():
-    places = [layer(name) for name in ("spec.plan", "ops.norm", "weights.maps", "weights.load", "train.loop", "train.command", "specials")]
+    places = [layer(name) for name in ("spec.plan", "ops.rope", "weights.files.maps", "weights.load", "train.loop", "cli.train", "specials")]
     assert places[:-1] == sorted(set(places[:-1])) and places[-1] is None

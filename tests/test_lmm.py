@@ -8,12 +8,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import lmmblocks.wrapped_ends
+import lmmblocks.decoders.wrapped_ends
 from lmmblocks.data.collate import collate
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.lmm import LMM
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.projectors import MLP, Linear
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Segments
 
@@ -163,9 +163,9 @@ def test_text_only_batch_runs_no_encoder_and_teaches_no_projector(make_tiny_mode
 
 def test_only_supervised_rows_reach_the_head(tiny_model, conversations, monkeypatch):
     batch, seen = collate(conversations, tiny_model), []
-    plain = lmmblocks.wrapped_ends.ops.linear_cross_entropy
+    plain = lmmblocks.decoders.wrapped_ends.ops.linear_cross_entropy
     monkeypatch.setattr(
-        lmmblocks.wrapped_ends.ops, "linear_cross_entropy", lambda h, *a, **k: seen.append(h.shape) or plain(h, *a, **k)
+        lmmblocks.decoders.wrapped_ends.ops, "linear_cross_entropy", lambda h, *a, **k: seen.append(h.shape) or plain(h, *a, **k)
     )
     monkeypatch.setattr(tiny_model.decoder, "head", lambda hidden: pytest.fail("all rows went to the head"))
     largest_kept = []

@@ -12,15 +12,15 @@ import torch
 
 import lmmblocks as lb
 from lmmblocks import registry
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
+from lmmblocks.compose.dry_run import blank_features
+from lmmblocks.compose.recipes import named_config, recipe
 from lmmblocks.config import Block, LMMConfig
-from lmmblocks.construct import named_config, recipe
 from lmmblocks.data.collate import collate
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.siglip import SigLIPConfig
 from lmmblocks.spec import Grid, LmmError
-from lmmblocks.trial import blank_features
 
 SIZE, WIDTH, VOCAB = 56, 32, 400
 _SHAPE = dict(dim=WIDTH, layers=2, heads=2, image_size=SIZE, patch=14)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lmmblocks
 from lmmblocks import kernels
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import Block
 from lmmblocks.data.collate import collate
 from lmmblocks.ops import linear_cross_entropy

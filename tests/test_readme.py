@@ -12,7 +12,7 @@ import pytest
 
 from lmmblocks import registry
 from lmmblocks.chat import TEMPLATES
-from lmmblocks.cli import COMMANDS
+from lmmblocks.cli.commands import COMMANDS
 from lmmblocks.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]

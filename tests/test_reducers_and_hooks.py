@@ -10,14 +10,14 @@ import torch
 import torch.nn as nn
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat import Template, encode_chat
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.data.collate import collate
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.lmm import LMM
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import PATCHES, Batch, Grid, ImageSpan, LmmError
 from lmmblocks.train.optimizer import prepare_parts, trained_parameters
 from lmmblocks.train.stage import Stage

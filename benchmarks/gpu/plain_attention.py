@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lmmblocks.ops.activations import softcapped
-from lmmblocks.ops.attention import visible_keys
+from lmmblocks.ops.attention.reference import visible_keys
 
 from .case import Inputs
 

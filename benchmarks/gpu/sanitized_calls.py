@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lmmblocks import ops
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Segments
 
 from .cuda_kernels import use

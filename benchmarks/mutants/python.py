@@ -6,7 +6,7 @@ from .fault import Fault, in_file
 
 FAULTS = [
     *in_file(
-        "lmmblocks/plan.py",
+        "lmmblocks/plans/host.py",
         "tests/test_plan.py",
         Fault("plan first row taught", "labels", "supervised[starts[:-1][np.asarray(lengths, dtype=np.int64) > 0]] = False", "pass"),
         Fault("plan target at its own row", "labels", "target_rows=int32(target_at - 1)", "target_rows=int32(target_at)"),
@@ -61,7 +61,7 @@ FAULTS = [
         Fault("chat margin behind not taken off", "tokens", "text.removeprefix(before).removesuffix(after)", "text.removeprefix(before)"),
     ),
     *in_file(
-        "lmmblocks/ops/attention.py",
+        "lmmblocks/ops/attention/reference.py",
         "tests/ops/test_attention.py",
         Fault("ops causal sees one ahead", "masks", "keys_K[None, :] <= places_Q[:, None]", "keys_K[None, :] <= places_Q[:, None] + 1"),
         Fault("ops window one wider", "masks", "> places_Q[:, None] - window", ">= places_Q[:, None] - window"),
@@ -95,7 +95,7 @@ FAULTS = [
         Fault("ops frequencies of half the head", "maths", "device=device).float() / head_dim", "device=device).float() / (head_dim / 2)"),
     ),
     *in_file(
-        "lmmblocks/ops/norm.py",
+        "lmmblocks/ops/rms_norm.py",
         "tests/ops/test_ops.py",
         Fault("ops eps outside of the root", "maths", "torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)",
               "wide.pow(2).mean(-1, keepdim=True).rsqrt() + eps"),
@@ -212,7 +212,7 @@ FAULTS = [
         Fault("weights names that fit nothing are left out", "refusals", "            left_over.append(name)", "            pass"),
     ),
     *in_file(
-        "lmmblocks/weights/fill.py",
+        "lmmblocks/weights/files/fill.py",
         "tests/weights/test_save_load.py tests/weights/test_weight_files.py tests/weights/test_sources.py",
         Fault("weights shapes not compared", "refusals", "if files.shapes[file_name] != match.in_file[name]",
               "if len(files.shapes[file_name]) != len(match.in_file[name])"),
@@ -221,14 +221,14 @@ FAULTS = [
         Fault("weights integers become numbers", "refusals", "if name in match.owner and files.dtypes[file_name] in _INTEGERS", "if False"),
     ),
     *in_file(
-        "lmmblocks/weights/maps.py",
+        "lmmblocks/weights/files/maps.py",
         "tests/weights/test_weight_maps.py tests/weights/test_original_layouts.py",
         Fault("weights projector layers by number", "names", "mm_projector.{2 * k}.", "mm_projector.{k}."),
         Fault("weights last layout of equals", "names", "return max(layouts, key=fit)", "return max(reversed(layouts), key=fit)"),
         Fault("weights shorter prefix decides", "names", "or elsewhere > own", "or elsewhere > 0"),
     ),
     *in_file(
-        "lmmblocks/weights/files.py",
+        "lmmblocks/weights/files/tensors.py",
         "tests/weights/test_weight_files.py",
         Fault("weights index outside of the folder", "refusals", "if Path(shard).name != shard)", "if False)"),
         Fault("weights index that lies", "refusals", "if found.get(name) != shard)", "if name not in found)"),

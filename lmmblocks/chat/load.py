@@ -25,9 +25,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..foreign import file_kind
-from ..json_object import read_object
-from ..locate import locate
+from ..files.foreign import file_kind
+from ..files.json_object import read_object
+from ..files.locate import locate
 from ..spec import LmmError, first_line
 from .merges import mended_merges
 from .spm_convert import tokenizer_spec

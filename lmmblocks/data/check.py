@@ -1,15 +1,8 @@
-"""Find what is wrong with a data file before any training: ``lmmblocks data check FILE --images DIR``.
-
-Everything is reported at once, with counts and the first offenders of each kind. Exit codes: 0 fit for training,
-1 problems found, 2 the check itself could not run (missing file or folder, wrong option).
-"""
+"""Find what is wrong with a data file before any training. Everything is reported at once, with counts and the first offenders of each kind."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,9 +15,9 @@ from .read_json import BrokenJson, read_records
 from .record_form import Form, form_of
 from .record_keys import other_keys
 from .records import Records
-from .sample_reader import Reading, sample_reader
+from .sample_reader import Reading
 
-__all__ = ["CheckReport", "Finding", "Offender", "add_cli", "check_file", "run"]
+__all__ = ["CheckReport", "Finding", "Offender", "check_file"]
 
 _UNREADABLE = ("broken_json", "wrong_type", "bad_role", "path_escape", "url_image")
 
@@ -177,87 +170,3 @@ def _places(records: Sequence[Any], found: Mapping[int, list[Problem]]) -> Itera
         name = records[index].get("id") if isinstance(records[index], dict) else None
         shown = name if isinstance(name, (str, int)) else None
         yield from ((Offender(index, shown, problem.detail), problem) for problem in found[index])
-
-
-def add_cli(subparsers: Any) -> argparse.ArgumentParser:
-    """Add the ``check`` command to the subparsers of ``lmmblocks data``, and return its parser."""
-    parser = subparsers.add_parser(
-        "check",
-        help="find what is wrong with a data file before training",
-        description="Check every record and decode every image of a LLaVA JSON file; nothing is changed.",
-        epilog="exit codes: 0 fit for training, 1 problems found, 2 the check could not run",
-    )
-    parser.add_argument("file", metavar="FILE", help="list of records (.json), or one per line (.jsonl)")
-    parser.add_argument(
-        "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
-    )
-    parser.add_argument(
-        "--questions",
-        action="store_true",
-        help="the file is for lmmblocks eval: one question and its answer a record",
-    )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="report samples longer than this")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="folder of a tokenizer or model: every record is read as training would, and --max-tokens counts exactly",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="chat template of the stage: every record is rendered with it (default with --tokenizer: the model's; of a tokenizer alone vicuna_v1)",
-    )
-    parser.add_argument(
-        "--image-rows",
-        type=int,
-        default=576,
-        metavar="N",
-        help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=5,
-        metavar="N",
-        help="offenders listed per problem (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="CODE",
-        help=f"report this problem as a note; may be repeated; codes: {', '.join(PROBLEM_KINDS)}",
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run ``lmmblocks data check`` and return its exit code, 0 or 1.
-
-    Raises:
-        LmmError: the check can't run.
-    """
-    report = check_file(
-        args.file,
-        args.images if args.images is not None else os.path.dirname(args.file) or ".",
-        max_tokens=args.max_tokens,
-        read=_reader(args),
-        limit=args.limit,
-        allow=args.allow,
-        questions=args.questions,
-        progress=_show_progress if sys.stderr.isatty() else None,
-    )
-    print(json.dumps(report.to_dict(), indent=2) if args.json else report.render())
-    return 0 if report.ok else 1
-
-
-def _reader(args: argparse.Namespace) -> Callable[[Sample], Reading] | None:
-    """What reads the records, if it was said how."""
-    if args.tokenizer is None and args.template is None:
-        return None
-    return sample_reader(args.tokenizer, template=args.template, image_rows=args.image_rows)
-
-
-def _show_progress(done: int, total: int) -> None:
-    print(f"\rimages {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..chat import Tokens, encode_chat
-from ..inputs import InputSpec
-from ..plan import plan_splice
+from ..compose.input_spec import InputSpec
+from ..plans.host import plan_splice
 from ..spec import Batch, Grid, Instruction, LmmError, Sample, as_sample
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..ops.activations import softcapped
 from ..spec import LayerHook, LmmError, Segments
-from ..versions import refuse_older_than
+from ..spec.versions import refuse_older_than
 from .cache import KVCache
 from .context import LayerContext
 from .ends import is_weight

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..locate import locate
+from ..files.locate import locate
 from ..spec import LmmError, some
-from ..versions import refuse_older_than
+from ..spec.versions import refuse_older_than
 from .hf_config import HFDecoderConfig
 
 OLDEST_TRANSFORMERS = "5.4"

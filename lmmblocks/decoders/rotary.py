@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..field_checks import field_problems
 from ..spec import ByKeywords, LmmError, Segments, closest
+from ..spec.fields import field_problems
 
 
 class RopeScaling(metaclass=ByKeywords):

@@ -1,7 +1,7 @@
 """The Llama family of decoders over packed rows, with Hugging Face's parameter names.
 
 Typed options describe the family member: Llama and Vicuna are the defaults, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 and Gemma 3 are others
-(``weights/hf_decoders.py`` says which options each has). Each segment of a batch is a conversation of its own: positions restart, attention
+(``weights/parts/hf_decoders.py`` says which options each has). Each segment of a batch is a conversation of its own: positions restart, attention
 stays inside. The module returns hidden states; the loss owns the head. Source: Touvron et al., arXiv 2302.13971 and 2307.09288; names as
 ``LlamaForCausalLM`` of transformers and its relatives.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
-from ..field_checks import field_problems
 from ..spec import ByKeywords, LayerHook, LmmError, Segments, closest
+from ..spec.fields import field_problems
 from .cache import KVCache
 from .context import LayerContext
 from .ends import is_weight

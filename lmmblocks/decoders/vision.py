@@ -13,7 +13,7 @@ from torch import Tensor
 from ..spec import ImageSpan, SplicePlan, VisionFeatures
 
 if TYPE_CHECKING:
-    from ..connect import Encoded
+    from ..compose.image_rows import Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from .. import ops
-from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess, clip_preprocess
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import field_problems
 from .vit import WITH_CLS, Stack, ViTEncoder, hidden_states_of_images, shape_problems
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess
 from ..spec import ByKeywords, LmmError, Segments
+from ..spec.fields import field_problems
 from .vit import MLP, WITH_CLS, ViTEncoder, hidden_states_of_images, shape_problems
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

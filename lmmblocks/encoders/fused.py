@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images.fused import FusedPreprocess
-from ..pixels import FusedPixels
+from ..images.pixels import FusedPixels
 from ..spec import PATCHES, ByKeywords, FeatureSpec, Grid, LmmError, VisionFeatures
 
 TOWERS = frozenset({"towers"})

@@ -17,9 +17,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
 from ..spec import ByKeywords, LmmError, closest, first_line
+from ..spec.fields import field_problems
 from .timm import timm_parts
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 

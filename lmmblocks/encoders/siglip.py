@@ -16,9 +16,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..field_checks import field_problems
 from ..images.preprocess import ImagePreprocess
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import field_problems
 from .vit import MLP, WITHOUT_CLS, Stack, ViTEncoder, hidden_states_of_images, shape_problems
 
 HALF = (0.5, 0.5, 0.5)

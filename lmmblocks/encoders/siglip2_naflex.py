@@ -16,10 +16,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..field_checks import field_problems
 from ..images.native import NativePreprocess
-from ..pixels import PatchPixels
+from ..images.pixels import PatchPixels
 from ..spec import PATCHES, ByKeywords, Grid, LmmError, Segments, VisionFeatures
+from ..spec.fields import field_problems
 from .siglip import SigLIPTower
 from .vit import WITHOUT_CLS, ViTEncoder, activation_problems, hidden_states, select_problems
 

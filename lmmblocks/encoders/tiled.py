@@ -14,10 +14,10 @@ from typing import Any
 
 import torch.nn as nn
 
-from ..field_checks import field_problems
+from ..images.pixels import TiledPixels
 from ..images.tiles import LLAVA_NEXT_RESOLUTIONS, Resolution, TilePreprocess, resolution_problem
-from ..pixels import TiledPixels
 from ..spec import PATCHES, ByKeywords, LmmError, VisionFeatures
+from ..spec.fields import field_problems
 from .clip import CLIPConfig
 from .tile_arrangement import TileArrangement
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..field_checks import field_problems
 from ..images.preprocess import FILTERS, ImagePreprocess
 from ..spec import ByKeywords, LmmError, closest, first_line
+from ..spec.fields import field_problems
 from .wrapped import TowerParts, WrappedViT, module_list, optional_package, plain_blocks, square
 
 HUB = "hub"

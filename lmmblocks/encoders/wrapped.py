@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import LmmError, first_line
-from ..versions import too_old
+from ..spec.versions import too_old
 from .vit import ViTEncoder, select_problems
 
 

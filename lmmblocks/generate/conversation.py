@@ -15,7 +15,7 @@ import torch
 
 from ..chat import Message, escape_markers
 from ..images.load import ImageSource
-from ..pixels import join_pixels
+from ..images.pixels import join_pixels
 from ..spec import LmmError
 from .decode import Answer, decode, new_cache, read_prompts
 from .options import Options

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ..chat import answer_ends, answer_margins, stop_texts
 from ..chat.text_encoder import structure_ids
-from ..composition import positions_of
+from ..compose.checks import positions_of
+from ..compose.dtypes import disagreement
+from ..compose.finite import broken_weights
 from ..decoders.modes import evaluating
-from ..dtypes import disagreement
-from ..finite import broken_weights
-from ..pixels import join_pixels
-from ..plan import plan_splice
+from ..images.pixels import join_pixels
+from ..plans.host import plan_splice
 from ..spec import Instruction, LmmError, Segments
 from .options import Options
 from .prompts import Prompt

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..field_checks import is_whole
 from ..spec import LmmError, closest
+from ..spec.fields import is_whole
 from .sampling import Sampling
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat import IMAGE_MARKER, CaptionTemplate, Message, count_markers, encode_chat
 from ..chat.pieces import marker_in_a_sentence
+from ..compose.input_spec import InputSpec
 from ..images.load import ImageSource
-from ..inputs import InputSpec
 from ..spec import IMAGE_TOKEN, LmmError, image_list
 
 if TYPE_CHECKING:

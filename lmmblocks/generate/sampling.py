@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..field_checks import is_number, is_whole, make_plain
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import is_number, is_whole, make_plain
 
 _SEEDS = 2**63
 _COLDEST = 1e-30  # a temperature that is 0 in fp32 would divide 0 by 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..spec import LmmError, closest
-from .choices import EXIF, TRANSPARENT
+from .constants import EXIF, TRANSPARENT
 
 CHOICES = ("image_fit", "exif", "transparent")
 """What a model, and a stage of its training, choose about pictures, by the names they give it."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..pixels import FusedPixels
 from ..spec import ByKeywords, Grid, LmmError
 from .fit import reading_of, with_fit, with_reading
 from .load import ImageSource, load_image
+from .pixels import FusedPixels
 
 
 @dataclass(frozen=True)

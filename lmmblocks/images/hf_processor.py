@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..field_checks import is_number
 from ..spec import LmmError
-from .choices import CLIP_MEAN, CLIP_STD, Fit, Resample
+from ..spec.fields import is_number
+from .constants import CLIP_MEAN, CLIP_STD, Fit, Resample
 
 if TYPE_CHECKING:
     from .preprocess import ImagePreprocess

@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from ..spec import LmmError, machine_failure
 from .arrays import picture_of_array, refuse_source
-from .choices import Exif, Transparent
 from .colour_key import bits_of_samples, keep_key_in_depth
+from .constants import Exif, Transparent
 from .failures import DAMAGE, ImageError, failure
 from .jpeg_end import has_end
 from .rgb import to_rgb

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..pixels import PatchPixels
 from ..spec import ByKeywords, Grid, LmmError
-from .choices import Exif, Transparent
+from .constants import Exif, Transparent
 from .fit import check_reading, reading_of
 from .hf_processor import refuse_reading, statistic, step_problems
 from .load import ImageSource, load_image
+from .pixels import PatchPixels
 from .preprocess import FILTERS, Resample, normalised_values
 from .statistics import check_numbers
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..spec import ByKeywords, Grid, LmmError, closest
-from .choices import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Transparent
+from .constants import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Transparent
 from .fit import check_reading, reading_of
 from .hf_processor import read_hf, to_hf
 from .load import ImageSource, load_image

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from .choices import Exif, Transparent
 from .colour_key import has_key
+from .constants import Exif, Transparent
 from .failures import DAMAGE, ImageError
 
 _SHORT = ("I;16", "I;16L", "I;16B", "I;16N")

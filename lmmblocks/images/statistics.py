@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..field_checks import is_number, is_whole, make_plain, plain
 from ..spec import LmmError
+from ..spec.fields import is_number, is_whole, make_plain, plain
 
 
 def check_numbers(preprocess: Any, *sizes: str) -> None:

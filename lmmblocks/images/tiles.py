@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..pixels import TiledPixels
 from ..spec import ByKeywords, Grid, LmmError, TileGrid
 from .fit import reading_of, with_fit, with_reading
 from .load import ImageSource, load_image
+from .pixels import TiledPixels
 
 Resolution = tuple[int, int]
 """Height and width in pixels, in transformers' order."""

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.row_views import row_strides
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op, unrecorded
 from .row_refusal import rows_fit
 from .triton_gate import triton_distrust, triton_refusal
@@ -135,6 +135,9 @@ def _triton_trusted(op: str) -> Callable[..., bool | str]:
     return lambda gate, *up: triton_distrust(op, gate) or True
 
 
-for _op, _reference in (("swiglu", swiglu_reference), ("geglu", geglu_reference), ("quick_gelu", quick_gelu_reference)):
-    register_implementation(_op, Implementation("triton", activation_triton(_op), _triton_supports, _triton_trusted(_op)))
-    register_implementation(_op, Implementation("reference", _reference))
+SWIGLU_TRITON = Implementation("triton", activation_triton("swiglu"), _triton_supports, _triton_trusted("swiglu"))
+SWIGLU_REFERENCE = Implementation("reference", swiglu_reference)
+GEGLU_TRITON = Implementation("triton", activation_triton("geglu"), _triton_supports, _triton_trusted("geglu"))
+GEGLU_REFERENCE = Implementation("reference", geglu_reference)
+QUICK_GELU_TRITON = Implementation("triton", activation_triton("quick_gelu"), _triton_supports, _triton_trusted("quick_gelu"))
+QUICK_GELU_REFERENCE = Implementation("reference", quick_gelu_reference)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.row_views import row_strides
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op, unrecorded
 from .row_refusal import rows_fit
 from .triton_gate import triton_distrust, triton_refusal
@@ -87,7 +87,5 @@ def _triton_trusted(x: Tensor, bias_D: Tensor) -> bool | str:
     return triton_distrust("bias_gelu", x) or True
 
 
-register_implementation(
-    "bias_gelu", Implementation("triton", bias_gelu_triton, _triton_supports, _triton_trusted)
-)
-register_implementation("bias_gelu", Implementation("reference", bias_gelu_reference))
+BIAS_GELU_TRITON = Implementation('triton', bias_gelu_triton, _triton_supports, _triton_trusted)
+BIAS_GELU_REFERENCE = Implementation('reference', bias_gelu_reference)

@@ -5,7 +5,7 @@ Motivation: users must be able to see, force and add implementations per op, and
 How it works: every op owns a ladder of :class:`Implementation`, fastest first; the reference is last and takes everything. A call
 walks the ladder and takes the first whose ``supports(call)`` and ``trusted(call)`` are True. A forced name that refuses raises with its
 reason. The choice can be set, from the strongest to the weakest, for one call (``backend="..."``), for the modules of a model that match
-a pattern (:meth:`backend.override`), for a block of code (:class:`backend`), and for a process
+a pattern (:meth:`~lmmblocks.ops.backend.backend.override`), for a block of code (:class:`~lmmblocks.ops.backend.backend`), and for a process
 (``LMMBLOCKS_BACKEND="attention=reference,rms_norm=torch"``).
 
 Nothing is remembered from call to call: a verdict may depend on strides and lengths, and costs less than a launch. What is constant
@@ -32,23 +32,18 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..spec import LmmError, closest, first_line
-from . import choices
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from .overrides import Override
+from . import forced
 
 ENVIRONMENT = "LMMBLOCKS_BACKEND"
 _LOG = logging.getLogger("lmmblocks.dispatch")
 
 
-def _always(*args: Any, **kwargs: Any) -> bool | str:
+def always(*args: Any, **kwargs: Any) -> bool | str:
     return True
 
 
@@ -66,12 +61,14 @@ class Implementation:
 
     name: str
     run: Callable[..., Any]
-    supports: Callable[..., bool | str] = _always
-    trusted: Callable[..., bool | str] = _always
+    supports: Callable[..., bool | str] = always
+    trusted: Callable[..., bool | str] = always
     foreign: bool = False
 
 
 _LADDERS: dict[str, list[Implementation]] = {}
+"""What ``ops/ladders.py`` lists, with the implementations that users put on top."""
+
 _CONSIDER = "?"
 _PARSED: dict[str, dict[str, str]] = {}
 _LAST: dict[str, tuple[str, list[tuple[str, str]]]] = {}
@@ -79,19 +76,22 @@ _BROKEN: dict[tuple[str, str], str] = {}
 _LOGGED: set[str] = set()
 
 
-def register_implementation(op: str, implementation: Implementation, *, before: str | None = None) -> None:
-    """Add an implementation to the ladder of ``op``, in front of ``before`` (default: at the end).
+def begin_with(ladders: Mapping[str, tuple[Implementation, ...]]) -> None:
+    """Take the library's own ladders; called once, when ``lmmblocks.ops`` is imported."""
+    _LADDERS.update((op, list(ladder)) for op, ladder in ladders.items())
+
+
+def put_on_top(op: str, implementation: Implementation) -> None:
+    """Make ``auto`` try an implementation before all others of ``op``.
 
     Raises:
-        LmmError: the name is taken, or ``before`` is not on the ladder.
+        LmmError: the op is unknown, or the name is taken.
     """
-    ladder = _LADDERS.setdefault(op, [])
-    names = [entry.name for entry in ladder]
-    if implementation.name in names:
+    if op not in _LADDERS:
+        raise _unknown_op(op)
+    if implementation.name in {entry.name for entry in _LADDERS[op]}:
         raise LmmError(f"op {op!r} already has an implementation {implementation.name!r}: choose another name")
-    if before is not None and before not in names:
-        raise LmmError(f"op {op!r} has no implementation {before!r} to stand before; it has {names}")
-    ladder.insert(len(ladder) if before is None else names.index(before), implementation)
+    _LADDERS[op].insert(0, implementation)
 
 
 def ladders() -> dict[str, tuple[str, ...]]:
@@ -101,9 +101,9 @@ def ladders() -> dict[str, tuple[str, ...]]:
 
 def dispatch(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> Any:
     """Run ``op`` with the implementation that is forced, or the first on its ladder that supports the call."""
-    forced = backend if backend != "auto" else _forced(op)
-    entry = _walk(op, args, kwargs) if forced == "auto" else _select_forced(op, forced, args, kwargs)
-    if entry.foreign and forced == "auto" and not torch.compiler.is_compiling():
+    name = backend if backend != "auto" else chosen(op)
+    entry = _walk(op, args, kwargs) if name == "auto" else _select_forced(op, name, args, kwargs)
+    if entry.foreign and name == "auto" and not torch.compiler.is_compiling():
         return _run_foreign(op, entry, args, kwargs)
     return entry.run(*args, **kwargs)
 
@@ -114,8 +114,8 @@ def select(op: str, *args: Any, backend: str = "auto", **kwargs: Any) -> Impleme
     Raises:
         LmmError: the forced implementation is unknown or refuses this call; the message gives its reason.
     """
-    forced = backend if backend != "auto" else _forced(op)
-    return _walk(op, args, kwargs) if forced == "auto" else _select_forced(op, forced, args, kwargs)
+    name = backend if backend != "auto" else chosen(op)
+    return _walk(op, args, kwargs) if name == "auto" else _select_forced(op, name, args, kwargs)
 
 
 class Considered(Exception):
@@ -127,14 +127,14 @@ class Considered(Exception):
 
 def consider(call: Callable[[], Any]) -> Considered:
     """Make a call up to the first op that it comes to, which doesn't run: its ladder says what ``auto`` would do."""
-    before = choices.innermost()
-    choices.push(dict.fromkeys(_LADDERS, _CONSIDER), call)
+    before = forced.innermost()
+    forced.push(dict.fromkeys(_LADDERS, _CONSIDER), call)
     try:
         call()
     except Considered as considered:
         return considered
     finally:
-        choices.restore(before)
+        forced.restore(before)
     raise AssertionError("the call came to no op")
 
 
@@ -178,13 +178,13 @@ def _run_foreign(op: str, entry: Implementation, args: tuple, kwargs: dict) -> A
         return dispatch(op, *args, **kwargs)
 
 
-def _select_forced(op: str, forced: str, args: tuple, kwargs: dict) -> Implementation:
-    if forced == _CONSIDER:
+def _select_forced(op: str, name: str, args: tuple, kwargs: dict) -> Implementation:
+    if name == _CONSIDER:
         raise Considered(op, verdicts(op, *args, **kwargs))
-    entry = find(op, forced)
+    entry = find(op, name)
     verdict = entry.supports(*args, **kwargs)
     if verdict is not True:
-        raise LmmError(f"backend {forced!r} was asked for op {op!r} but refuses this call: {verdict}; use 'auto' or 'reference'")
+        raise LmmError(f"backend {name!r} was asked for op {op!r} but refuses this call: {verdict}; use 'auto' or 'reference'")
     _LAST[op] = (entry.name, [])
     return entry
 
@@ -196,12 +196,16 @@ def find(op: str, name: str) -> Implementation:
         LmmError: an unknown op or implementation; names the closest one.
     """
     if op not in _LADDERS:
-        raise LmmError(f"unknown op {op!r}; known: {sorted(_LADDERS)}{closest(op, _LADDERS)}")
+        raise _unknown_op(op)
     for entry in _LADDERS[op]:
         if entry.name == name:
             return entry
     names = [entry.name for entry in _LADDERS[op]]
     raise LmmError(f"op {op!r} has no implementation {name!r}; it has {names}, or 'auto'{closest(str(name), names)}")
+
+
+def _unknown_op(op: str) -> LmmError:
+    return LmmError(f"unknown op {op!r}; known: {sorted(_LADDERS)}{closest(op, _LADDERS)}")
 
 
 def check_choices(asked: Mapping[str, str]) -> None:
@@ -211,12 +215,13 @@ def check_choices(asked: Mapping[str, str]) -> None:
             find(op, name)
 
 
-def _forced(op: str) -> str:
-    if torch.compiler.is_compiling() and choices.overrides_are(op):
+def chosen(op: str) -> str:
+    """Return the forced implementation of ``op``, or ``"auto"``."""
+    if torch.compiler.is_compiling() and forced.overrides_are(op):
         raise AssertionError(f"asked to be guarded: no override is named {op}")
-    chosen = choices.chosen()
-    if op in chosen:
-        return chosen[op]
+    here = forced.chosen()
+    if op in here:
+        return here[op]
     text = os.environ.get(ENVIRONMENT)
     return _from_environment(text).get(op, "auto") if text else "auto"
 
@@ -242,52 +247,6 @@ def _from_environment(text: str) -> dict[str, str]:
     return _PARSED[text]
 
 
-class backend:
-    """Choose implementations inside a ``with`` block; ``"auto"`` gives the choice back.
-
-    >>> from lmmblocks import ops
-    >>> with backend(attention="reference"):
-    ...     backend.chosen("attention")
-    'reference'
-    """
-
-    def __init__(self, **asked: str) -> None:
-        check_choices(asked)
-        self._asked = asked
-        self._before: list[choices.Frame | None] = []
-
-    def __enter__(self) -> backend:
-        self._before.append(choices.innermost())
-        choices.push(self._asked, self)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        choices.restore(self._before.pop())
-
-    @staticmethod
-    def chosen(op: str) -> str:
-        """Return the forced implementation of ``op``, or ``"auto"``."""
-        return _forced(op)
-
-    @staticmethod
-    def register(op: str, name: str, run: Callable[..., Any], supports: Callable[..., bool | str] | None = None) -> None:
-        """Put an implementation of your own on top of the ladder of ``op``; both functions get what its reference gets.
-
-        For ``attention`` that is one :class:`~lmmblocks.ops.AttentionCall`.
-        """
-        ladder = _LADDERS.get(op) or [find(op, name)]
-        register_implementation(op, Implementation(name, run, supports or _always), before=ladder[0].name)
-
-    @staticmethod
-    def override(model: nn.Module, patterns: Mapping[str, Mapping[str, str]]) -> Override:
-        """Choose implementations for the modules of a model whose names match a pattern; see :class:`~lmmblocks.ops.overrides.Override`."""
-        from .overrides import Override
-
-        return Override(model, patterns)
-
-    @staticmethod
-    def explain(width: int = 100) -> str:
-        """Return per op what ran last, what is forced, its ladder, and why each faster implementation was passed by; wrapped at ``width``."""
-        from .explain import table
-
-        return table([(op, _forced(op), names, *_LAST.get(op, ("-", []))) for op, names in ladders().items()], width)
+def last_runs() -> list[tuple[str, str, tuple[str, ...], str, list[tuple[str, str]]]]:
+    """Return per op its name, what is forced, its ladder, what ran last, and why each faster implementation was passed by."""
+    return [(op, chosen(op), names, *_LAST.get(op, ("-", []))) for op, names in ladders().items()]

@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plan import plan_splice
+from ..plans.host import plan_splice
 from ..spec import Segments
 from .activations import geglu, quick_gelu, swiglu
-from .add_norm import add_rms_norm
-from .attention import attention
+from .add_rms_norm import add_rms_norm
+from .attention.paged import paged_attention
+from .attention.reference import attention
 from .bias_gelu import bias_gelu
 from .last_row_scores import last_row_scores
 from .layer_norm import layer_norm
 from .linear_cross_entropy import linear_cross_entropy
 from .merge_rows import merge_neighbours, merge_to_nearest
-from .norm import rms_norm
 from .outlier_counts import outlier_counts
-from .paged_attention import paged_attention
 from .qk_norm_rope import qk_norm_rope
+from .rms_norm import rms_norm
 from .rope import rope
 from .row_scores import attention_of_cls, row_scores
 from .splice import splice

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..spec import Segments
 from .activations import softcapped
 from .call_checks import misfit, require_segments
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .row_scores import kernel_refusal, launched
 from .triton_gate import triton_distrust
 
@@ -89,7 +89,5 @@ def _triton_trusted(
     return triton_distrust("last_row_scores", k) or True
 
 
-register_implementation(
-    "last_row_scores", Implementation("triton", last_row_scores_triton, _triton_supports, _triton_trusted)
-)
-register_implementation("last_row_scores", Implementation("reference", last_row_scores_reference))
+LAST_ROW_SCORES_TRITON = Implementation('triton', last_row_scores_triton, _triton_supports, _triton_trusted)
+LAST_ROW_SCORES_REFERENCE = Implementation('reference', last_row_scores_reference)

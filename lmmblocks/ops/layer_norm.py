@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op, unrecorded
-from .norm import gradients_like, statistics_like
+from .rms_norm import gradients_like, statistics_like
 from .row_refusal import row_refusal, rows_fit
 from .triton_gate import triton_distrust
 
@@ -110,7 +110,5 @@ def _triton_trusted(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> 
     return triton_distrust("layer_norm", x) or True
 
 
-register_implementation(
-    "layer_norm", Implementation("triton", layer_norm_triton, _triton_supports, _triton_trusted)
-)
-register_implementation("layer_norm", Implementation("reference", layer_norm_reference))
+LAYER_NORM_TRITON = Implementation('triton', layer_norm_triton, _triton_supports, _triton_trusted)
+LAYER_NORM_REFERENCE = Implementation('reference', layer_norm_reference)

@@ -17,7 +17,7 @@ from ..spec import LmmError
 from .activations import softcapped
 from .autocast import autocast_dtype
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 
 CHUNK_ROWS = 1024
 REDUCTIONS = ("mean", "sum", "none")
@@ -187,5 +187,5 @@ def _torch_supports(hidden_RD: Tensor, *others: Any) -> bool | str:
     return True if hidden_RD.shape[0] > CHUNK_ROWS else f"the rows fit one chunk of {CHUNK_ROWS}: nothing to save"
 
 
-register_implementation("linear_cross_entropy", Implementation("torch", linear_cross_entropy_torch, _torch_supports))
-register_implementation("linear_cross_entropy", Implementation("reference", linear_cross_entropy_reference))
+LINEAR_CROSS_ENTROPY_TORCH = Implementation('torch', linear_cross_entropy_torch, _torch_supports)
+LINEAR_CROSS_ENTROPY_REFERENCE = Implementation('reference', linear_cross_entropy_reference)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import Implementation, register_implementation
+from .dispatch import Implementation
 from .library import kernel_op
 from .linear_cross_entropy import compute_dtype, reduced
 from .triton_gate import DTYPES, triton_distrust, triton_refusal
@@ -191,8 +191,4 @@ def _triton_trusted(hidden_RD: Tensor, *others: Any) -> bool | str:
     return triton_distrust("linear_cross_entropy", hidden_RD) or True
 
 
-register_implementation(
-    "linear_cross_entropy",
-    Implementation("triton", linear_cross_entropy_triton, _triton_supports, _triton_trusted),
-    before="torch",
-)
+LINEAR_CROSS_ENTROPY_TRITON = Implementation('triton', linear_cross_entropy_triton, _triton_supports, _triton_trusted)

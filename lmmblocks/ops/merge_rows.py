@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..spec import LmmError, Segments
 from .call_checks import require_segments
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op
 from .outlier_counts import equal_segments, too_long
 from .triton_gate import triton_distrust, triton_refusal
@@ -254,11 +254,7 @@ def _nearest_trusted(x: Tensor, *others: object) -> bool | str:
     return triton_distrust("merge_to_nearest", x) or True
 
 
-register_implementation(
-    "merge_neighbours", Implementation("triton", merge_neighbours_triton, _supports, _neighbours_trusted)
-)
-register_implementation("merge_neighbours", Implementation("reference", merge_neighbours_reference))
-register_implementation(
-    "merge_to_nearest", Implementation("triton", merge_to_nearest_triton, _supports, _nearest_trusted)
-)
-register_implementation("merge_to_nearest", Implementation("reference", merge_to_nearest_reference))
+MERGE_NEIGHBOURS_TRITON = Implementation('triton', merge_neighbours_triton, _supports, _neighbours_trusted)
+MERGE_NEIGHBOURS_REFERENCE = Implementation('reference', merge_neighbours_reference)
+MERGE_TO_NEAREST_TRITON = Implementation('triton', merge_to_nearest_triton, _supports, _nearest_trusted)
+MERGE_TO_NEAREST_REFERENCE = Implementation('reference', merge_to_nearest_reference)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..spec import Segments
 from .call_checks import misfit, require_segments
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -92,7 +92,5 @@ def _trusted(scores: Tensor, images: Segments) -> bool | str:
     return triton_distrust("outlier_counts", scores) or True
 
 
-register_implementation(
-    "outlier_counts", Implementation("triton", outlier_counts_triton, _supports, _trusted)
-)
-register_implementation("outlier_counts", Implementation("reference", outlier_counts_reference))
+OUTLIER_COUNTS_TRITON = Implementation('triton', outlier_counts_triton, _supports, _trusted)
+OUTLIER_COUNTS_REFERENCE = Implementation('reference', outlier_counts_reference)

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..spec import LmmError, closest
-from .choices import note_overrides, pop, push
 from .dispatch import check_choices
+from .forced import note_overrides, pop, push
 
 _ACTIVE: dict[int, str] = {}
 _COUNT = itertools.count()

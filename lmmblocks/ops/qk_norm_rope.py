@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op, unrecorded
-from .norm import rms_norm, rms_norm_reference
+from .rms_norm import rms_norm, rms_norm_reference
 from .rope import check_turn, rope, rope_reference, rope_refusal, unit_stride
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -132,8 +132,6 @@ def _triton_trusted(q: Tensor, *others: Any) -> bool | str:
     return triton_distrust("qk_norm_rope", q) or True
 
 
-register_implementation(
-    "qk_norm_rope", Implementation("triton", qk_norm_rope_triton, _triton_supports, _triton_trusted)
-)
-register_implementation("qk_norm_rope", Implementation("composed", qk_norm_rope_composed))
-register_implementation("qk_norm_rope", Implementation("reference", qk_norm_rope_reference))
+QK_NORM_ROPE_TRITON = Implementation('triton', qk_norm_rope_triton, _triton_supports, _triton_trusted)
+QK_NORM_ROPE_COMPOSED = Implementation('composed', qk_norm_rope_composed)
+QK_NORM_ROPE_REFERENCE = Implementation('reference', qk_norm_rope_reference)

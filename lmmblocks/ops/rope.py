@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .call_checks import misfit
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op, unrecorded
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -195,5 +195,5 @@ def _triton_trusted(
     return triton_distrust("rope", q_TNE) or True
 
 
-register_implementation("rope", Implementation("triton", rope_triton, _triton_supports, _triton_trusted))
-register_implementation("rope", Implementation("reference", rope_reference))
+ROPE_TRITON = Implementation('triton', rope_triton, _triton_supports, _triton_trusted)
+ROPE_REFERENCE = Implementation('reference', rope_reference)

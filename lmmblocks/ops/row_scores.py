@@ -16,7 +16,7 @@ from torch import Tensor
 from ..spec import LmmError, Segments
 from .activations import softcapped
 from .call_checks import require_segments
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -193,9 +193,7 @@ def _cls_trusted(query: Tensor, keys: Tensor, prefix: int, scale: float) -> bool
     return triton_distrust("attention_of_cls", keys) or True
 
 
-register_implementation("row_scores", Implementation("triton", row_scores_triton, _supports, _trusted))
-register_implementation("row_scores", Implementation("reference", row_scores_reference))
-register_implementation(
-    "attention_of_cls", Implementation("triton", attention_of_cls_triton, _cls_supports, _cls_trusted)
-)
-register_implementation("attention_of_cls", Implementation("reference", attention_of_cls_reference))
+ROW_SCORES_TRITON = Implementation('triton', row_scores_triton, _supports, _trusted)
+ROW_SCORES_REFERENCE = Implementation('reference', row_scores_reference)
+ATTENTION_OF_CLS_TRITON = Implementation('triton', attention_of_cls_triton, _cls_supports, _cls_trusted)
+ATTENTION_OF_CLS_REFERENCE = Implementation('reference', attention_of_cls_reference)

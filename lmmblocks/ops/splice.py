@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.splice_codes import NOWHERE
 from ..spec import LmmError, SplicePlan
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 
 
 def splice(
@@ -156,4 +156,4 @@ def splice_reference(
     return _Splice.apply(table_VD, image_rows.reshape(-1, table_VD.shape[1]), plan, scale, accumulate_into)
 
 
-register_implementation("splice", Implementation("reference", splice_reference))
+SPLICE_REFERENCE = Implementation('reference', splice_reference)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..spec import SplicePlan
 from .cuda_gate import check, cuda_distrust, cuda_refusal, extension, raw_stream
-from .dispatch import Implementation, register_implementation
+from .dispatch import Implementation
 from .splice_kernels import PIECE_ROWS, KernelSplice, define_kernels
 
 define_kernels("cuda", "_cuda", __name__, __name__)
@@ -176,4 +176,4 @@ def _trusted(table_VD: Tensor, *rest: Any) -> bool | str:
     return cuda_distrust("splice", table_VD) or True
 
 
-register_implementation("splice", Implementation("cuda", splice_cuda, _supports, _trusted), before="triton")
+SPLICE_CUDA = Implementation('cuda', splice_cuda, _supports, _trusted)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.splice_codes import STATUS_WORDS
-from ..plan_from_tensors import plan_from_tensors
-from ..plan_status import check_plan, debugging
+from ..plans.from_tensors import plan_from_tensors
+from ..plans.status import check_plan, debugging
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, SplicePlan, closest
-from .dispatch import Implementation, dispatch, register_implementation
+from .dispatch import Implementation, dispatch
 from .library import kernel_op
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -253,7 +253,5 @@ def _triton_trusted(ids: Tensor, *tensors: Tensor | None, **options: Any) -> boo
     return triton_distrust("splice_plan", ids) or True
 
 
-register_implementation(
-    "splice_plan", Implementation("triton", splice_plan_triton, _triton_supports, _triton_trusted)
-)
-register_implementation("splice_plan", Implementation("reference", splice_plan_reference))
+SPLICE_PLAN_TRITON = Implementation('triton', splice_plan_triton, _triton_supports, _triton_trusted)
+SPLICE_PLAN_REFERENCE = Implementation('reference', splice_plan_reference)

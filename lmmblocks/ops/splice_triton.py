@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..spec import SplicePlan
-from .dispatch import Implementation, register_implementation
+from .dispatch import Implementation
 from .splice_kernels import KernelSplice, define_kernels
 from .triton_gate import triton_distrust, triton_refusal
 
@@ -40,4 +40,4 @@ def _trusted(table_VD: Tensor, *rest: Any) -> bool | str:
     return triton_distrust("splice", table_VD) or True
 
 
-register_implementation("splice", Implementation("triton", splice_triton, _supports, _trusted), before="reference")
+SPLICE_TRITON = Implementation('triton', splice_triton, _supports, _trusted)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..instruction import InstructionTokens
 from ..spec import Grid, Instruction, LmmError, Segments, VisionFeatures
 from .grids import context, interleave, segments_of, whole
+from .instruction_tokens import InstructionTokens
 
 
 class _Dense(nn.Module):

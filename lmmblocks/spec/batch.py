@@ -18,7 +18,7 @@ class Batch:
     """What a model eats: pixels of all images, their grids, and the plan that places them.
 
     Attributes:
-        pixels: what the encoder's preprocessing made of all images: ``(I, 3, H, W)`` for fixed-size encoders, else see ``lmmblocks.pixels``.
+        pixels: what the encoder's preprocessing made of all images: ``(I, 3, H, W)`` for fixed-size encoders, else see ``lmmblocks.images.pixels``.
         grids: one ``Grid`` per image, after the encoder; a ``TileGrid`` where it was cut into tiles.
         plan: the packed batch.
         sample_ids: names of the segments, for messages.

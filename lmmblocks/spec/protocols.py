@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """Images to packed patch features.
 
-    Its pixels are a tensor ``(I, 3, H, W)``, or something that is cut, moved and pinned like one (``lmmblocks.pixels``). An encoder that
+    Its pixels are a tensor ``(I, 3, H, W)``, or something that is cut, moved and pinned like one (``lmmblocks.images.pixels``). An encoder that
     cuts images into tiles also has an ``arrangement``.
     """
 

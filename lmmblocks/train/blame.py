@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..finite import broken_weights
-from ..inputs import InputSpec
-from ..pixels import pixel_tensors
+from ..compose.finite import broken_weights
+from ..compose.input_spec import InputSpec
+from ..images.pixels import pixel_tensors
 from ..spec import LmmError, Sample
 from .micro_batches import StepInput, step_input
 from .stage import Stage

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..current_config import current_config, template_or_name
+from ..compose.current_config import current_config, template_or_name
 from ..images.fit import reading_of
 from ..images.identity import picture_identity
 from ..spec import LmmError, Sample

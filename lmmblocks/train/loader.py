@@ -16,8 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..compose.input_spec import InputSpec
 from ..images.fit import CHOICES, with_choices
-from ..inputs import InputSpec
 from ..spec import LmmError, Sample
 from .micro_batches import StepInput, step_input
 from .order import StepOrder

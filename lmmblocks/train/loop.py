@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from ..dtypes import dtypes_kept, dtypes_of, name_of
+from ..compose.dtypes import dtypes_kept, dtypes_of, name_of
 from ..spec import LmmError, Sample
 from .blame import cause, refuse_broken_weights, refuse_diverged_weights
 from .checkpoint import Checkpoint, CheckpointStore, load_checkpoint, verify_checkpoint
 from .fingerprint import fingerprint, refuse_difference
+from .leftovers import WRITTEN, no_traces
 from .loader import StepDataset, StepLoader
 from .log import StepRow, TrainLog, rows_from_csv, rows_to_csv
 from .micro_batches import StepInput
@@ -31,7 +32,6 @@ from .settings import effective_settings, run_conditions, settings_text, use_bf1
 from .stage import Stage
 from .stage_inputs import set_stage_inputs, unchanged_if_refused
 from .step import StepOutcome, Stepper
-from .traces import WRITTEN, no_traces
 
 
 def train(

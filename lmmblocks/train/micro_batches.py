@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..compose.input_spec import InputSpec
 from ..data.collate import collate
-from ..inputs import InputSpec
-from ..plan import int32
+from ..plans.host import int32
 from ..spec import Batch, ImageSpan, LmmError, MachineError, Sample, boundaries
 from .stage import Stage
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from ..dtypes import widen
+from ..compose.dtypes import widen
 from ..spec import LmmError
 from .stage import Stage
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..current_config import current_config
+from ..compose.current_config import current_config
+from ..compose.input_spec import InputSpec
 from ..images.fit import reading_of
-from ..inputs import InputSpec
 from ..spec import LmmError
 from .optimizer import trainable_table
 from .order import StepOrder

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..config import refuse_unknown
-from ..field_checks import make_plain
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import make_plain
 from .stage_checks import stage_problems
 
 

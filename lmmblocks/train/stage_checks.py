@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..field_checks import is_number, is_whole
 from ..spec import closest
+from ..spec.fields import is_number, is_whole
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -27,8 +27,8 @@ def stage_problems(stage: Stage) -> Iterator[str]:
 
 def _checks_of_others() -> dict[str, Check]:
     """Checks of settings whose values belong to modules that need torch or PIL, which listing the settings in --help must not load."""
-    from ..images.choices import EXIF, FITS, TRANSPARENT
-    from ..plan import TRUNCATE
+    from ..images.constants import EXIF, FITS, TRANSPARENT
+    from ..plans.host import TRUNCATE
 
     return {
         "truncate": _one_of(*TRUNCATE),

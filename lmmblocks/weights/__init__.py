@@ -1,7 +1,7 @@
 """Weights: where they come from, their layouts as data, loading and saving."""
 
 from ..chat import load_tokenizer
-from ..locate import locate
+from ..files.locate import locate
 from .load import load
 from .save import FORMATS, save
 from .sources import load_decoder, load_encoder

@@ -23,9 +23,9 @@ from typing import Any
 from ..config import LMMConfig
 from ..spec import LmmError
 from .checkpoint import Layout, hf_config
-from .files import CONFIG, read_json
-from .hf_encoders import HF_ENCODERS, select_strategy
+from .files.tensors import CONFIG, read_json
 from .model_chat import IMAGE_IDS
+from .parts.hf_encoders import HF_ENCODERS, select_strategy
 
 PROCESSOR = "processor_config.json"
 _TOWERS: tuple[Any, ...] = tuple({entry.config for entry in HF_ENCODERS.values()})

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spec import LmmError
-from .files import CONFIG, read_json
+from .files.tensors import CONFIG, read_json
 
 GENERATION = "generation_config.json"
 _KEY = "chat_template"

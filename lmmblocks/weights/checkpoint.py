@@ -22,33 +22,41 @@ import torch
 
 from ..chat.load import has_tokenizer
 from ..config import LMMConfig
-from ..encoders.choices import sized
-from ..foreign import file_kind, folder_kind
-from ..locate import locate
+from ..encoders.kept_fields import sized
+from ..files.foreign import file_kind, folder_kind
+from ..files.locate import locate
 from ..spec import LmmError
 from . import lora
-from .encoder_shapes import read_preprocess
-from .file_checks import listing
-from .files import CONFIG, WeightFiles, has_weights, open_file, open_weights, read_json
-from .hf_config import llava_from_hf
-from .hf_decoders import decoder_from_hf, knows_decoder
-from .hf_encoders import CONTAINERS, HF_ENCODERS
-from .idefics import MODEL_TYPE as IDEFICS_TYPE
-from .idefics import is_idefics, read_idefics_config, with_added_rows
-from .instructblip import (
+from .files.file_checks import listing
+from .files.maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
+from .files.overlay import in_dtype, of_state, overlaid, renamed
+from .files.stored_dtypes import decoder_dtype
+from .files.tensors import CONFIG, WeightFiles, has_weights, open_file, open_weights, read_json
+from .parts.encoder_shapes import read_preprocess
+from .parts.hf_decoders import decoder_from_hf, knows_decoder
+from .parts.hf_encoders import CONTAINERS, HF_ENCODERS
+from .parts.tower import INSIDE, locate_tower, tower_shape
+from .sources import load_encoder
+from .systems.idefics import MODEL_TYPE as IDEFICS_TYPE
+from .systems.idefics import is_idefics, read_idefics_config, with_added_rows
+from .systems.instructblip import (
     INSTRUCTBLIP_TYPE,
     instructblip_from_hf,
     instruction_tokenizer,
     is_instructblip,
     with_tokenizer_found,
 )
-from .llava_next import LLAVA_NEXT, is_llava_next, llava_next_from_hf, read_tile_preprocess
-from .maps import LLAMA_LAYOUTS, MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, inside
-from .original import DECODER_TYPES, TOWER, check, decoder_values, fit_of, is_original, original_to_config
-from .overlay import in_dtype, of_state, overlaid, renamed
-from .sources import load_encoder
-from .stored_dtypes import decoder_dtype
-from .tower import INSIDE, locate_tower, tower_shape
+from .systems.llava_hf import llava_from_hf
+from .systems.llava_next import LLAVA_NEXT, is_llava_next, llava_next_from_hf, read_tile_preprocess
+from .systems.llava_original import (
+    DECODER_TYPES,
+    TOWER,
+    check,
+    decoder_values,
+    fit_of,
+    is_original,
+    original_to_config,
+)
 
 NATIVE_CONFIG = "lmmblocks.json"
 OWN_TOKENIZER = "lmmblocks_tokenizer"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..chat import answer_ends, stop_texts
-from .folder import write_json
+from .files.folder import write_json
 
 GENERATION_CONFIG = "generation_config.json"
 

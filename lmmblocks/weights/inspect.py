@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..assemble import build
+from ..builder import build
 from ..chat.load import has_tokenizer
+from ..compose.dtypes import name_of
+from ..compose.image_rows import out_grid_of
+from ..compose.input_spec import InputSpec
 from ..config import LMMConfig
-from ..connect import out_grid_of
-from ..dtypes import name_of
-from ..inputs import InputSpec
+from ..files.locate import locate
 from ..lmm import LMM
-from ..locate import locate
 from ..ops.dispatch import check_environment
 from ..spec import LmmError
 from . import lora
@@ -39,20 +39,20 @@ from .checkpoint import (
     tokenizer_folder,
 )
 from .describe import describe, describe_preprocess
-from .files import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
-from .hf_decoders import decoder_from_hf, knows_decoder
-from .hf_encoders import CONTAINERS, HF_ENCODERS
-from .idefics import with_added_rows
+from .files.maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
+from .files.overlay import renamed
+from .files.stored_dtypes import ROLES, by_role, decoder_dtype, mixture
+from .files.tensors import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
 from .inspect_alone import inspect_decoder, inspect_tower
 from .inspect_chat import describe_chat
 from .inspection import SIZES, Inspection, Part
-from .maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
 from .names import name_problems
-from .original import TOWER, decoder_values, is_original, projector_of
-from .other_encoders import other_encoder
-from .overlay import renamed
-from .stored_dtypes import ROLES, by_role, decoder_dtype, mixture
-from .tower import local_tower
+from .parts.hf_decoders import decoder_from_hf, knows_decoder
+from .parts.hf_encoders import CONTAINERS, HF_ENCODERS
+from .parts.other_encoders import other_encoder
+from .parts.tower import local_tower
+from .systems.idefics import with_added_rows
+from .systems.llava_original import TOWER, decoder_values, is_original, projector_of
 
 
 def inspect(

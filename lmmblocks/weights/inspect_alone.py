@@ -11,14 +11,14 @@ import torch
 from ..chat.load import has_tokenizer
 from ..spec import LmmError
 from .describe import describe, describe_preprocess
-from .encoder_shapes import encoder_shape
-from .files import has_weights, open_weights, weight_bytes
-from .fill import weight_problems
-from .hf_decoders import decoder_from_hf
-from .hf_encoders import HF_ENCODERS, hf_type
+from .files.fill import weight_problems
+from .files.maps import LLAMA_LAYOUTS, KeyMap
+from .files.tensors import has_weights, open_weights, weight_bytes
 from .inspection import SIZES, Inspection, Part
-from .maps import LLAMA_LAYOUTS, KeyMap
-from .other_encoders import other_encoder
+from .parts.encoder_shapes import encoder_shape
+from .parts.hf_decoders import decoder_from_hf
+from .parts.hf_encoders import HF_ENCODERS, hf_type
+from .parts.other_encoders import other_encoder
 
 
 def inspect_decoder(folder: Path, values: Mapping[str, Any]) -> Inspection:

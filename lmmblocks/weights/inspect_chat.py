@@ -11,9 +11,9 @@ from ..spec import LmmError
 from .agreement import disagreements
 from .chat_files import GENERATION, in_words, sampling
 from .checkpoint import NATIVE_CONFIG, Layout, chat_folders, tokenizer_folder
-from .idefics import TEMPLATES as IDEFICS_TEMPLATES
 from .inspection import Inspection
 from .model_chat import ModelChat, model_chat
+from .systems.idefics import TEMPLATES as IDEFICS_TEMPLATES
 
 _LAYOUTS = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
 

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-from ..assemble import build
+from ..builder import build
 from ..chat import load_tokenizer
-from ..dtypes import check_dtype, name_of
-from ..first_pass import check_runs
+from ..compose.dtypes import check_dtype, name_of
+from ..compose.first_pass import check_runs
 from ..lmm import LMM
 from .agreement import disagreements
-from .buffers import compute_buffers, copy_buffers
 from .chat_files import GENERATION, in_words
 from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
-from .files import WeightFiles
-from .fill import read_parameters
-from .maps import NATIVE
+from .files.buffers import compute_buffers, copy_buffers
+from .files.fill import read_parameters
+from .files.maps import NATIVE
+from .files.stored_dtypes import by_role, decoder_dtype, mixture
+from .files.tensors import WeightFiles
 from .model_chat import model_chat
-from .stored_dtypes import by_role, decoder_dtype, mixture
 
 __all__ = ["NATIVE_CONFIG", "OWN_TOKENIZER", "TABLES", "load"]
 

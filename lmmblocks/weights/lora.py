@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from ..spec import LmmError
-from .files import WeightFiles, open_file, read_json, some
-from .maps import MODEL_LAYOUTS, choose
+from .files.maps import MODEL_LAYOUTS, choose
+from .files.tensors import WeightFiles, open_file, read_json, some
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

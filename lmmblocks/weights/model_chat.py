@@ -13,7 +13,7 @@ from ..chat.tokenize import Mode
 from ..config import LMMConfig
 from ..spec import LmmError
 from .chat_files import GENERATION, not_followed, stated_ends, stated_stops, stated_template
-from .files import CONFIG, read_json
+from .files.tensors import CONFIG, read_json
 
 IMAGE_IDS = ("image_token_index", "image_token_id")
 """Keys of ``config.json`` for the id that stands for an image, of two generations."""

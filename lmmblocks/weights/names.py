@@ -9,10 +9,10 @@ import torch
 
 from ..lmm import LMM
 from .checkpoint import Layout, hf_config, holds_tower
-from .files import CONFIG, WeightFiles
-from .fill import weight_problems
+from .files.fill import weight_problems
+from .files.maps import KeyMap
+from .files.tensors import CONFIG, WeightFiles
 from .load import TABLES
-from .maps import KeyMap
 
 
 def name_problems(folder: Path, layout: Layout, model: LMM, files: WeightFiles, layouts: Sequence[KeyMap]) -> list[str]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch.nn as nn
 
-from ..assemble import build
+from ..builder import build
 from ..chat import load_tokenizer
 from ..lmm import LMM
 from ..registry import path_of
 from ..spec import LmmError
 from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, tokenizer_folder
-from .files import open_weights, read_json, some
-from .maps import MODEL_LAYOUTS, ORIGINAL
+from .files.maps import MODEL_LAYOUTS, ORIGINAL
+from .files.tensors import open_weights, read_json, some
 from .names import name_problems
 
 _PARTS = ("vision_tower", "multi_modal_projector", "language_model", "arrange")

@@ -25,23 +25,23 @@ import torch
 from torch import Tensor
 
 from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
-from ..composition import more_ids
+from ..compose.checks import more_ids
+from ..compose.current_config import current_config
+from ..compose.dtypes import check_dtype
+from ..compose.vocabulary import ids_needed
 from ..config import LMMConfig
-from ..current_config import current_config
-from ..dtypes import check_dtype
 from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
 from ..spec import LmmError, closest
-from ..vocabulary import ids_needed
 from .chat_template import with_chat_template
-from .files import CONFIG
-from .folder import SHARD_BYTES, replaced_folder, write_json, write_weights
+from .files.folder import SHARD_BYTES, replaced_folder, write_json, write_weights
+from .files.tensors import CONFIG
 from .generation import token_ids, write_generation_config
-from .hf_systems import system_of
-from .instructblip import with_tokenizer_inside
 from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
 from .read_back import check_weights, same, skeleton_of
-from .save_llava import write_llava
+from .systems.instructblip import with_tokenizer_inside
+from .systems.llava_original_save import write_llava
+from .systems.written import system_of
 
 
 def save(

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from ..decoders.hf_read import is_causal_lm, load_causal_lm
+from ..files.locate import locate
 from ..images.fit import with_fit
 from ..images.preprocess import Fit
-from ..locate import locate
-from .encoder_shapes import encoder_shape
-from .files import CONFIG, open_weights, read_json
-from .fill import read_parameters
-from .hf_decoders import decoder_from_hf, knows_decoder
-from .hf_encoders import HF_ENCODERS, hf_type
-from .maps import CLIP_LAYOUTS, LLAMA_LAYOUTS
-from .original import TOWER, decoder_values, fit_of, is_original, select_of
-from .other_encoders import other_encoder
-from .tower import INSIDE, locate_tower, tower_shape
+from .files.fill import read_parameters
+from .files.maps import CLIP_LAYOUTS, LLAMA_LAYOUTS
+from .files.tensors import CONFIG, open_weights, read_json
+from .parts.encoder_shapes import encoder_shape
+from .parts.hf_decoders import decoder_from_hf, knows_decoder
+from .parts.hf_encoders import HF_ENCODERS, hf_type
+from .parts.other_encoders import other_encoder
+from .parts.tower import INSIDE, locate_tower, tower_shape
+from .systems.llava_original import TOWER, decoder_values, fit_of, is_original, select_of
 
 
 def load_encoder(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lmmblocks.chat import encode_chat, escape_markers, llava15_messages
 from lmmblocks.chat.pieces import IMAGE_MARKER, content_of_parts, content_pieces, count_markers, split_markers
 from lmmblocks.generate.prompts import as_questions, user_message
-from lmmblocks.instruction import image_instructions
+from lmmblocks.projectors.instruction_tokens import image_instructions
 from lmmblocks.spec import IMAGE_TOKEN, LmmError
 
 WORDS = st.lists(st.sampled_from(["\\", "<image>", "<ima", "ge>", "<", "image>", " ", "\n", "a", "\\<image>"]), max_size=10).map("".join)

@@ -14,7 +14,7 @@ from lmmblocks.chat import (
     template_to_dict,
     written,
 )
-from lmmblocks.instruction import image_instructions
+from lmmblocks.projectors.instruction_tokens import image_instructions
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError
 
 TEMPLATE = TEMPLATES["instructblip"]

@@ -12,7 +12,7 @@ import lmmblocks as lb
 from lmmblocks.chat import encode_chat, load_tokenizer
 from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.data.sample_reader import sample_reader
-from lmmblocks.instruction import InstructionTokens
+from lmmblocks.projectors.instruction_tokens import InstructionTokens
 from lmmblocks.spec import LmmError, Sample
 
 CORPUS = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmmblocks import ops
 from lmmblocks.decoders.transformer import TransformerConfig
-from lmmblocks.ops import attention_cuda
+from lmmblocks.ops.attention import cuda as attention_cuda
 from lmmblocks.ops.dispatch import consider, ladders
 from lmmblocks.ops.example_calls import Examples
 from lmmblocks.spec import LmmError, Segments

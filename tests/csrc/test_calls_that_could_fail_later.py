@@ -5,7 +5,7 @@ import torch
 from lmmblocks.kernels.device import assumed, shared_bytes
 
 from lmmblocks import ops
-from lmmblocks.ops import attention_cuda
+from lmmblocks.ops.attention import cuda as attention_cuda
 from lmmblocks.spec import LmmError, Segments
 
 SMALL_DEVICES = [((8, 6), 84), ((8, 9), 128), ((12, 0), 170)]

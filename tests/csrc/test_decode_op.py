@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from lmmblocks import ops
 from lmmblocks.decoders.cache import KVCache
-from lmmblocks.ops import decode_cuda
-from lmmblocks.ops.attention_decode_cuda import ATTENTION_DECODE
-from lmmblocks.ops.decode_cuda import division_of
-from lmmblocks.ops.paged_attention_kernels import PAGED_CUDA
+from lmmblocks.ops.attention import decode_cuda_launch as decode_cuda
+from lmmblocks.ops.attention.decode_cuda import ATTENTION_DECODE
+from lmmblocks.ops.attention.decode_cuda_launch import division_of
+from lmmblocks.ops.attention.paged_kernels import PAGED_CUDA
 from lmmblocks.spec import LmmError, Segments
 
 pytestmark = pytest.mark.usefixtures("cuda_emulation")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lmmblocks.ops import cuda_gate
-from lmmblocks.ops.attention_cuda import BACKWARD, FORWARD
-from lmmblocks.ops.decode_cuda import ORDER
+from lmmblocks.ops.attention.cuda import BACKWARD, FORWARD
+from lmmblocks.ops.attention.decode_cuda_launch import ORDER
 from lmmblocks.spec import LmmError
 
 CSRC = Path(__file__).parents[2] / "csrc"

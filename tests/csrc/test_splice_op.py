@@ -10,7 +10,7 @@ from lmmblocks.kernels.splice_codes import NOWHERE
 
 from lmmblocks import ops
 from lmmblocks.ops.splice_kernels import KERNELS
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import LmmError
 
 pytestmark = pytest.mark.usefixtures("cuda_emulation")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.generate.conversation import Conversation
 from lmmblocks.generate.decode import Answer, decode, new_cache, read_prompts
 from lmmblocks.generate.options import Options

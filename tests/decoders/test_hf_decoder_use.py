@@ -11,12 +11,12 @@ import torch.nn as nn
 
 import lmmblocks as lb
 from lmmblocks import ops
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.hf import HFDecoder, HFDecoderConfig
 from lmmblocks.decoders.transformer import Transformer
 from lmmblocks.spec import LmmError, Segments
-from lmmblocks.weights.hf_decoders import decoder_from_hf
+from lmmblocks.weights.parts.hf_decoders import decoder_from_hf
 from lmmblocks.weights.sources import load_decoder
 
 LENGTHS = (7, 5)
@@ -116,7 +116,7 @@ def test_built_without_memory_it_is_tried_when_it_has_weights(make_hf):
     assert decoder.packed and "not tried yet" in decoder.explain() and decoder.embed_scale is None
     decoder.load_state_dict(twin.state_dict(), assign=True)
     with torch.device("cpu"):
-        from lmmblocks.weights.buffers import compute_buffers
+        from lmmblocks.weights.files.buffers import compute_buffers
 
         compute_buffers(decoder, config.build)
     assert decoder.packed and "tried on two segments" in decoder.explain() and decoder.embed_scale == 32**0.5
@@ -127,7 +127,7 @@ def test_built_without_memory_it_is_tried_when_it_has_weights(make_hf):
 
 
 def test_computing_buffers_again_takes_no_memory_for_parameters(make_pair):
-    from lmmblocks.weights.buffers import compute_buffers
+    from lmmblocks.weights.files.buffers import compute_buffers
 
     decoder, _ = make_pair("gpt_neox")
     with torch.device("meta"):

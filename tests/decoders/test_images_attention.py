@@ -15,9 +15,9 @@ from lmmblocks.decoders.transformer import Transformer, TransformerConfig
 from lmmblocks.eval.run import answer_questions
 from lmmblocks.generate import Conversation, engine
 from lmmblocks.generate import conversation as conversation_module
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Batch, LmmError
-from lmmblocks.weights.hf_decoders import decoder_to_hf
+from lmmblocks.weights.parts.hf_decoders import decoder_to_hf
 
 DECODER = dict(dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512)
 TOLERANCE = 2e-5

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lmmblocks.connect import Encoded
+from lmmblocks.compose.image_rows import Encoded
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.decoders.vision import VisionContext
 from lmmblocks.ops import last_row_scores
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Grid, LmmError, Segments, VisionFeatures
 
 WIDTH, LAYERS, TOLERANCE = 16, 4, 1e-5

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.decoders.hf import HFDecoder, HFDecoderConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.spec import LmmError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmmblocks.spec import LmmError, Segments
-from lmmblocks.weights.hf_decoders import decoder_from_hf
+from lmmblocks.weights.parts.hf_decoders import decoder_from_hf
 
 LENGTHS = (7, 5)
 

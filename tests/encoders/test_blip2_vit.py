@@ -10,8 +10,8 @@ from PIL import Image
 from lmmblocks.encoders.blip2_vit import Blip2ViTConfig
 from lmmblocks.spec import Encoder, Grid, LmmError
 from lmmblocks.weights import load_encoder
-from lmmblocks.weights.hf_config import llava_from_hf
-from lmmblocks.weights.hf_encoders import encoder_from_hf, encoder_to_hf
+from lmmblocks.weights.parts.hf_encoders import encoder_from_hf, encoder_to_hf
+from lmmblocks.weights.systems.llava_hf import llava_from_hf
 
 LAYERS, WIDTH, HEADS, SIDE = 3, 32, 4, 28
 SHAPE = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, intermediate_size=48, image_size=SIDE, patch_size=7)

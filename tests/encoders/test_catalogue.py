@@ -5,10 +5,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.presets import ENCODERS
 from lmmblocks.spec import LmmError
-from lmmblocks.weights.hf_encoders import encoder_from_hf, encoder_to_hf
+from lmmblocks.weights.parts.hf_encoders import encoder_from_hf, encoder_to_hf
 
 MODELS = {
     "clip_vision_model": ("CLIPVisionConfig", "CLIPVisionModel"),

@@ -13,7 +13,7 @@ from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.fused import Fused, FusedConfig, on_grids
 from lmmblocks.encoders.siglip import SigLIPConfig
 from lmmblocks.encoders.tiled import TiledConfig
-from lmmblocks.pixels import FusedPixels, join_pixels
+from lmmblocks.images.pixels import FusedPixels, join_pixels
 from lmmblocks.spec import Grid, LmmError
 
 FINE = CLIPConfig(dim=16, layers=2, heads=2, mlp_dim=24, image_size=28, patch=7)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lmmblocks.spec import Encoder, Grid, LmmError
 from lmmblocks.weights import load_encoder
-from lmmblocks.weights.hf_encoders import encoder_from_hf, encoder_to_hf
+from lmmblocks.weights.parts.hf_encoders import encoder_from_hf, encoder_to_hf
 
 LAYERS, WIDTH, HEADS = 3, 32, 4
 SHAPE = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS)
@@ -311,7 +311,7 @@ def test_a_llava_of_transformers_with_another_tower_is_loaded_with_equal_logits(
     from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     import lmmblocks as lb
-    from lmmblocks.plan import plan_splice
+    from lmmblocks.plans.host import plan_splice
     from lmmblocks.spec import IMAGE_TOKEN, Batch
 
     tower = make()
@@ -335,7 +335,7 @@ def test_a_llava_of_transformers_with_another_tower_is_loaded_with_equal_logits(
 def test_the_first_patch_of_a_tower_without_cls_is_never_dropped():
     from transformers import LlavaConfig
 
-    from lmmblocks.weights.hf_config import llava_from_hf, llava_to_hf
+    from lmmblocks.weights.systems.llava_hf import llava_from_hf, llava_to_hf
 
     values = LlavaConfig(vision_config=siglip().config, vision_feature_select_strategy="full").to_dict()
     config = llava_from_hf(values)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.encoders.siglip2_naflex import NaFlexConfig
 from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
 from lmmblocks.images.native import NativePreprocess
-from lmmblocks.pixels import PatchPixels, join_pixels
+from lmmblocks.images.pixels import PatchPixels, join_pixels
 from lmmblocks.spec import Encoder, Grid, LmmError
 from lmmblocks.weights import load_encoder
 

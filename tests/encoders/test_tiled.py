@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.data.collate import collate
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.tile_arrangement import TileArrange, TileArrangement
 from lmmblocks.encoders.tiled import Tiled, TiledConfig
+from lmmblocks.images.pixels import join_pixels
 from lmmblocks.images.preprocess import clip_preprocess
 from lmmblocks.images.tiles import resolutions_up_to
-from lmmblocks.pixels import join_pixels
 from lmmblocks.presets import preset
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Sample, TileGrid
 from lmmblocks.train import stage1
@@ -228,7 +228,7 @@ def test_logits_of_a_mixed_batch_equal_transformers(ours, theirs, pixels, token_
 
 
 def test_loss_and_every_gradient_equal_transformers(ours, theirs, pixels, token_samples, record_parity):
-    from lmmblocks.weights.maps import LLAVA_NEXT_LAYOUTS
+    from lmmblocks.weights.files.maps import LLAVA_NEXT_LAYOUTS
 
     runtime = LLAVA_NEXT_LAYOUTS[-1]
     ours.encoder.frozen = False

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.open_clip import OpenCLIPConfig

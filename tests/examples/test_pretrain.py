@@ -29,7 +29,7 @@ from examples.llava15.scenes.vocabulary import COLORS, HELDOUT_SHAPE_PAIRS, SHAP
 from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Segments
 from lmmblocks.weights.sources import load_encoder
 

@@ -11,7 +11,7 @@ from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.fused import FusedConfig
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Batch, Grid
 
 SIDE, DIM, HEADS = 2, 8, 2

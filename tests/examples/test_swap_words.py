@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from examples.swap import my_projector, siglip_cabstractor_qwen3
-from lmmblocks.assemble import build
-from lmmblocks.plan import plan_splice
+from lmmblocks.builder import build
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.presets import DECODERS
 from lmmblocks.spec import Batch, Grid
 

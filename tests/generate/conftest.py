@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat import encode_chat
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Batch
 
 CORPUS = [

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmmblocks.cli import main
-from lmmblocks.generate import Conversation, repl
+from lmmblocks.cli import main, repl
+from lmmblocks.generate import Conversation
 from lmmblocks.images.fit import with_reading
 from lmmblocks.weights import save
 
@@ -245,5 +245,5 @@ def test_bytes_that_are_no_text_end_with_one_line(folder, monkeypatch, capsys):
 
 
 def test_the_command_is_known_without_torch():
-    code = "import sys, lmmblocks.generate.command, lmmblocks.generate; print('torch' in sys.modules)"
+    code = "import sys, lmmblocks.cli.chat, lmmblocks.generate; print('torch' in sys.modules)"
     assert run_process("-c", code).stdout.strip() == b"False"

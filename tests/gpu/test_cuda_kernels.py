@@ -5,7 +5,7 @@ import torch
 
 from lmmblocks import ops
 from lmmblocks.ops.cuda_gate import cuda_refusal
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Segments
 
 if not torch.cuda.is_available():

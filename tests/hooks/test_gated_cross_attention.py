@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import registry
-from lmmblocks.connect import Encoded
+from lmmblocks.compose.image_rows import Encoded
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.decoders.vision import VisionContext
 from lmmblocks.hooks import GatedCrossAttention
 from lmmblocks.hooks.last_image import LastImage
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.projectors import ImageToken
 from lmmblocks.spec import IMAGE_TOKEN, Grid, ImageSpan, LmmError, Projector, Segments, VisionFeatures
 

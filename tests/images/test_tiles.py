@@ -13,6 +13,7 @@ from PIL import Image
 from lmmblocks.encoders.tile_arrangement import TileArrangement
 from lmmblocks.images.fit import with_fit
 from lmmblocks.images.kinds import preprocess_from_dict, preprocess_to_dict
+from lmmblocks.images.pixels import TiledPixels, join_pixels
 from lmmblocks.images.preprocess import ImagePreprocess, clip_preprocess
 from lmmblocks.images.tiles import (
     LLAVA_NEXT_RESOLUTIONS,
@@ -21,7 +22,6 @@ from lmmblocks.images.tiles import (
     resolutions_up_to,
     scaled_into,
 )
-from lmmblocks.pixels import TiledPixels, join_pixels
 from lmmblocks.spec import Grid, LmmError, TileGrid
 
 SIDES = st.integers(1, 2000)

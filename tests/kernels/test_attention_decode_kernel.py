@@ -9,8 +9,8 @@ from lmmblocks.kernels.attention_forward import attention_fwd
 
 from lmmblocks import ops
 from lmmblocks.decoders.cache import KVCache
-from lmmblocks.ops.attention import attention_reference
-from lmmblocks.ops.attention_call import AttentionCall
+from lmmblocks.ops.attention.call import AttentionCall
+from lmmblocks.ops.attention.reference import attention_reference
 from lmmblocks.spec import LmmError, Segments
 
 BACKEND = "triton_decode"

@@ -10,7 +10,8 @@ from lmmblocks.kernels.attention_tiles import tiles_for
 from lmmblocks.kernels.device import LEAST_SHARED_BYTES, assumed
 
 from lmmblocks import ops
-from lmmblocks.ops import attention_triton, triton_gate
+from lmmblocks.ops import triton_gate
+from lmmblocks.ops.attention import triton as attention_triton
 from lmmblocks.spec import LmmError, Segments
 
 BUDGETS = json.loads((Path(__file__).parents[2] / "kernels" / "resources.json").read_text(encoding="utf-8"))["kernels"]

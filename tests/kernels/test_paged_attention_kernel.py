@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from lmmblocks.kernels.attention_decode import FEWEST_BLOCKS, paged_attention_decode
 
 from lmmblocks import ops
-from lmmblocks.ops.attention_decode import ATTENTION_DECODE
-from lmmblocks.ops.paged_attention import PagedCall, paged_attention_reference
+from lmmblocks.ops.attention.decode import ATTENTION_DECODE
+from lmmblocks.ops.attention.paged import PagedCall, paged_attention_reference
 from lmmblocks.spec import LmmError, Segments
 
 BACKEND = "triton"

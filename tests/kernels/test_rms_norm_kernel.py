@@ -8,9 +8,9 @@ from lmmblocks.kernels.row_tiles import WIDEST, backward_tile_of, tile_of
 from lmmblocks.kernels.row_views import row_strides
 
 from lmmblocks import ops
-from lmmblocks.ops.add_norm import add_rms_norm_reference
+from lmmblocks.ops.add_rms_norm import add_rms_norm_reference
 from lmmblocks.ops.dispatch import select
-from lmmblocks.ops.norm import rms_norm_reference
+from lmmblocks.ops.rms_norm import rms_norm_reference
 from lmmblocks.spec import LmmError
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
-from lmmblocks.ops.dispatch import backend as chosen
+from lmmblocks.ops.backend import backend as chosen
 from lmmblocks.ops.dispatch import select
 from lmmblocks.ops.qk_norm_rope import qk_norm_rope_reference
 from lmmblocks.ops.rope import rope_reference

@@ -8,7 +8,7 @@ from lmmblocks.kernels import splice_bwd
 
 from lmmblocks import ops
 from lmmblocks.ops.splice_kernels import KERNELS
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import LmmError
 
 VOCABULARY = 9

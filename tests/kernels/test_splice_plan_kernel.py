@@ -10,7 +10,7 @@ from lmmblocks.kernels import splice_plan as kernel
 from lmmblocks.kernels.splice_codes import NOWHERE
 
 from lmmblocks import check_plan, ops
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, LmmError, SplicePlan
 
 VOCABULARY = 9

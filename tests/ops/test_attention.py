@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
-from lmmblocks.ops.attention import attention_reference
-from lmmblocks.ops.attention_call import AttentionCall
+from lmmblocks.ops.attention.call import AttentionCall
+from lmmblocks.ops.attention.reference import attention_reference
 from lmmblocks.ops.dispatch import _LADDERS, Implementation
 from lmmblocks.spec import LmmError, Segments
 
@@ -115,7 +115,7 @@ def test_window_and_softcap_equal_the_formula(lengths, window, softcap, ahead, s
 
 @pytest.mark.parametrize("lengths_k", [(21, 21, 6), (30, 30, 6)], ids=["alone", "behind a cache"])
 def test_chunks_of_queries_behind_a_window_agree_with_the_reference(monkeypatch, lengths_k):
-    monkeypatch.setattr(sys.modules["lmmblocks.ops.attention"], "WINDOW_ROWS", 4)
+    monkeypatch.setattr(sys.modules["lmmblocks.ops.attention.reference"], "WINDOW_ROWS", 4)
     results = {}
     for name in IMPLEMENTATIONS:
         q, k, v, segments = make((21, 21, 6), lengths_k)

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import lmmblocks
 from lmmblocks import ops
 from lmmblocks.ops import dispatch as dispatch_module
+from lmmblocks.ops.backend import backend
 from lmmblocks.ops.dispatch import (
     _BROKEN,
     _LADDERS,
@@ -18,7 +19,6 @@ from lmmblocks.ops.dispatch import (
     _LOGGED,
     ENVIRONMENT,
     Implementation,
-    backend,
     select,
     verdicts,
 )

@@ -14,11 +14,17 @@ import pytest
 import torch
 
 from lmmblocks import ops
-from lmmblocks.ops import attention_external as external
-from lmmblocks.ops.attention_call import AttentionCall
+from lmmblocks.ops.attention import external
+from lmmblocks.ops.attention.call import AttentionCall
 from lmmblocks.ops.dispatch import _BROKEN, ladders, select, verdicts
 from lmmblocks.spec import LmmError, Segments
 
+EXTERNAL = (
+    external.ATTENTION_FLASH_ATTN,
+    external.ATTENTION_SDPA_FLASH,
+    external.ATTENTION_CUDNN,
+    external.ATTENTION_XFORMERS,
+)
 LENGTHS = ([5, 1, 7], [5, 4, 9])
 EQUAL = ([4, 4, 4], [4, 4, 4])
 
@@ -243,7 +249,7 @@ REFUSALS = {
 def test_what_none_of_them_can_do_is_refused_before_any_is_called(case, flash_attn, sdpa_flash, xformers, cudnn):
     change, reason = REFUSALS[case]
     call = change(AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0))
-    for entry in external.EXTERNAL:
+    for entry in EXTERNAL:
         assert reason in entry.supports(call), entry.name
 
 
@@ -251,7 +257,7 @@ def test_each_says_what_it_alone_cannot_do(flash_attn, sdpa_flash, xformers, cud
     def reason(name, lengths=LENGTHS, causal=True, window=None, softcap=None, grad=False):
         q, k, v, segments = inputs(lengths)
         q.requires_grad_(grad)
-        entry = next(entry for entry in external.EXTERNAL if entry.name == name)
+        entry = next(entry for entry in EXTERNAL if entry.name == name)
         return entry.supports(AttentionCall(q, k, v, segments, causal, None, 1.0, window, softcap))
 
     assert reason("xformers") is True and "grouped heads" in reason("xformers", grad=True)
@@ -309,4 +315,4 @@ def test_auto_takes_them_in_order_and_never_fails_with_them(flash_attn, sdpa_fla
 def test_on_a_cpu_each_refuses_for_its_tensors(monkeypatch):
     monkeypatch.undo()
     found = dict(verdicts("attention", AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0)))
-    assert all("tensors are on cpu" in found[entry.name] for entry in external.EXTERNAL)
+    assert all("tensors are on cpu" in found[entry.name] for entry in EXTERNAL)

@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmmblocks import ops
-from lmmblocks.ops.norm import RMS_NORM_FWD
+from lmmblocks.ops.rms_norm import RMS_NORM_FWD
 
 X, WEIGHT = torch.randn(5, 32), torch.rand(32)
 

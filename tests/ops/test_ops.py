@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lmmblocks import ops
 from lmmblocks.ops.linear_cross_entropy import CHUNK_ROWS
 from lmmblocks.ops.rope import rope_table
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import LmmError
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
+from lmmblocks.ops.attention.paged import PagedCall
 from lmmblocks.ops.dispatch import ladders, verdicts
-from lmmblocks.ops.paged_attention import PagedCall
 from lmmblocks.spec import LmmError, Segments
 
 

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import pytest
 
-from lmmblocks.versions import Requirement, release, requirements
+from lmmblocks.spec.versions import Requirement, release, requirements
 
 TOOLS = {"mypy", "ruff", "setuptools"}  # lint and build: nothing of theirs runs in the tests
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lmmblocks import versions
 from lmmblocks.encoders.wrapped import optional_package
-from lmmblocks.spec import LmmError
+from lmmblocks.spec import LmmError, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.weights.hf_config import clip_from_hf, clip_to_hf
 from lmmblocks.weights.sources import load_encoder
+from lmmblocks.weights.systems.llava_hf import clip_from_hf, clip_to_hf
 
 TOLERANCE = 1e-5
 LAYERS = 4

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lmmblocks.spec import Segments
-from lmmblocks.weights.hf_decoders import canonical, decoder_from_hf, decoder_to_hf
-from lmmblocks.weights.hf_families import FAMILIES
+from lmmblocks.weights.parts.hf_decoders import canonical, decoder_from_hf, decoder_to_hf
+from lmmblocks.weights.parts.hf_families import FAMILIES
 from lmmblocks.weights.sources import load_decoder
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import lmmblocks as lb
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, Segments
-from lmmblocks.weights import maps
-from lmmblocks.weights.idefics import ADDED_ROWS
+from lmmblocks.weights.files import maps
+from lmmblocks.weights.systems.idefics import ADDED_ROWS
 
 TOLERANCE = 1e-5
 VOCAB, FAKE_ID, IMAGE_ID, EOS = 400, 400, 401, 2

@@ -9,8 +9,8 @@ import lmmblocks as lb
 from lmmblocks.chat import written
 from lmmblocks.chat.idefics import END, FAKE, IDEFICS, IDEFICS_BASE
 from lmmblocks.spec import LmmError, Sample
-from lmmblocks.weights import maps
-from lmmblocks.weights.idefics import ADDED_ROWS, idefics_from_hf
+from lmmblocks.weights.files import maps
+from lmmblocks.weights.systems.idefics import ADDED_ROWS, idefics_from_hf
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat import encode_chat
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.blip2_vit import Blip2ViTConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.instruction import Instruction
 from lmmblocks.presets import preset
+from lmmblocks.projectors.instruction_tokens import Instruction
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Sample
+from lmmblocks.weights.files.maps import INSTRUCTBLIP
 from lmmblocks.weights.inspect import inspect
-from lmmblocks.weights.instructblip import instructblip_from_hf, instructblip_to_hf
-from lmmblocks.weights.maps import INSTRUCTBLIP
+from lmmblocks.weights.systems.instructblip import instructblip_from_hf, instructblip_to_hf
 
 TOLERANCE = 1e-5
 QUERIES, TEXT_IDS = 5, 60

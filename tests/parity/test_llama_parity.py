@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lmmblocks.spec import Segments
-from lmmblocks.weights.hf_config import llama_from_hf, llama_to_hf
 from lmmblocks.weights.sources import load_decoder
+from lmmblocks.weights.systems.llava_hf import llama_from_hf, llama_to_hf
 
 TOLERANCE = 1e-5
 SHAPES = {

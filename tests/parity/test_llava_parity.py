@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat import encode_chat
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid
-from lmmblocks.weights.maps import RUNTIME_5
+from lmmblocks.weights.files.maps import RUNTIME_5
 
 TOLERANCE = 1e-5
 PATCHES = 16

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.dinov2 import DINOv2Config

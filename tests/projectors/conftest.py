@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmmblocks.instruction import Instruction
+from lmmblocks.projectors.instruction_tokens import Instruction
 from lmmblocks.spec import VisionFeatures
 
 

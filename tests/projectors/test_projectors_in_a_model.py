@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import Block
 from lmmblocks.data.collate import collate
 from lmmblocks.encoders.fused import FusedConfig
-from lmmblocks.instruction import Instruction, InstructionTokens, image_instructions
 from lmmblocks.projectors import SVA, TokenPacker
+from lmmblocks.projectors.instruction_tokens import Instruction, InstructionTokens, image_instructions
 from lmmblocks.spec import LmmError, Sample
 from lmmblocks.train.micro_batches import select_segments
 

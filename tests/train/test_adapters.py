@@ -14,9 +14,9 @@ import lmmblocks as lb
 from lmmblocks.decoders.hf import HFDecoder
 from lmmblocks.decoders.hf_read import OLDEST_TRANSFORMERS
 from lmmblocks.spec import LmmError
+from lmmblocks.spec.versions import release
 from lmmblocks.train import train
 from lmmblocks.train.optimizer import prepare_parts, trainable_table
-from lmmblocks.versions import release
 
 
 @pytest.fixture(autouse=True)

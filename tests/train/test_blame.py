@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import lmmblocks as lb
-from lmmblocks.finite import broken_weights
+from lmmblocks.compose.finite import broken_weights
 from lmmblocks.spec import LmmError
 from lmmblocks.train import train
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import lmmblocks as lb
-from lmmblocks.dtypes import dtypes_kept, widen
+from lmmblocks.compose.dtypes import dtypes_kept, widen
 from lmmblocks.spec import LmmError
 from lmmblocks.train.loop import train
 from lmmblocks.train.stage import Stage

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lmmblocks as lb
-from lmmblocks.current_config import current_config
+from lmmblocks.compose.current_config import current_config
 from lmmblocks.spec import LmmError
 from lmmblocks.train import log as log_module
 from lmmblocks.train import plot as plot_module

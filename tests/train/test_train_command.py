@@ -9,8 +9,8 @@ import torch
 
 import lmmblocks as lb
 from lmmblocks.cli import main
+from lmmblocks.cli.train import add_cli, read_stage
 from lmmblocks.spec import LmmError
-from lmmblocks.train.command import add_cli, read_stage
 from lmmblocks.train.stage import Stage, stage1, stage2
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.chat.idefics import END, FAKE
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.blip2_vit import Blip2ViTConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.tiled import TiledConfig
-from lmmblocks.weights.folder import write_weights
-from lmmblocks.weights.hf_config import clip_to_hf
+from lmmblocks.weights.files.folder import write_weights
+from lmmblocks.weights.systems.llava_hf import clip_to_hf
 
 WORDS = ["<unk>", "<s>", "</s>", *"what is in the picture a cat ? USER : ASSISTANT".split()]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import lmmblocks as lb
-from lmmblocks.inspect_command import text
+from lmmblocks.cli.inspect import text
 from lmmblocks.lmm import LMM
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect

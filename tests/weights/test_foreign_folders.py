@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import lmmblocks as lb
-from lmmblocks.foreign import file_kind, folder_kind
+from lmmblocks.files.foreign import file_kind, folder_kind
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect
 from lmmblocks.weights.sources import load_decoder

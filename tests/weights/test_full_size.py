@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.presets import preset
-from lmmblocks.weights.hf_config import llava_to_hf
-from lmmblocks.weights.maps import FILES_5, HUB, ORIGINAL, RUNTIME_4_52, RUNTIME_5
+from lmmblocks.weights.files.maps import FILES_5, HUB, ORIGINAL, RUNTIME_4_52, RUNTIME_5
+from lmmblocks.weights.systems.llava_hf import llava_to_hf
 
 # convert_llava_weights_to_hf.py of transformers: replacements of substrings, in this order.
 CONVERTER = [

@@ -7,8 +7,14 @@ from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.vit import ACTIVATIONS
 from lmmblocks.spec import LmmError
-from lmmblocks.weights.hf_config import clip_from_hf, llama_from_hf, llama_to_hf, llava_from_hf, llava_to_hf
-from lmmblocks.weights.hf_encoders import HF_ENCODERS
+from lmmblocks.weights.parts.hf_encoders import HF_ENCODERS
+from lmmblocks.weights.systems.llava_hf import (
+    clip_from_hf,
+    llama_from_hf,
+    llama_to_hf,
+    llava_from_hf,
+    llava_to_hf,
+)
 
 # llava-hf/llava-1.5-7b-hf as it lies on the hub: only what differs from the defaults of the classes.
 LLAVA_7B = {
@@ -204,7 +210,7 @@ def test_what_the_blocks_cannot_compute_is_refused(read, values, message):
 
 def test_longrope_is_written_with_the_three_keys_that_phi3_of_transformers_4_takes():
     """Its ``_rope_scaling_validation`` refuses any other number of keys (configuration_phi3.py of 4.57)."""
-    from lmmblocks.weights.hf_decoders import decoder_from_hf, decoder_to_hf
+    from lmmblocks.weights.parts.hf_decoders import decoder_from_hf, decoder_to_hf
 
     rope = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     shape = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from lmmblocks import cli
+from lmmblocks.cli import commands as cli
 from lmmblocks.spec import LmmError
-from lmmblocks.weights import files as weight_files
+from lmmblocks.weights.files import tensors as weight_files
 from lmmblocks.weights.inspect import inspect
 
 

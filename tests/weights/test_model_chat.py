@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 import lmmblocks as lb
-from lmmblocks import cli
 from lmmblocks.chat import TEMPLATES, MarkedTemplate, answer_ends, encode_chat, stop_texts, written
 from lmmblocks.chat.idefics import END as IDEFICS_END
+from lmmblocks.cli import commands as cli
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.config import Block, LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
@@ -91,7 +91,7 @@ def narrow_clip():
 
 
 def test_the_tower_keeps_its_name_where_the_name_says_it_all(monkeypatch, tmp_path):
-    from lmmblocks.weights import save_llava
+    from lmmblocks.weights.systems import llava_original_save as save_llava
 
     model = build(narrow_clip(), weights="random", device="meta")
     plain = replace(model.config, preprocess=model.encoder.preprocess)

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lmmblocks as lb
-from lmmblocks.assemble import build
+from lmmblocks.builder import build
 from lmmblocks.lmm import LMM
 from lmmblocks.spec import LmmError
 from lmmblocks.weights import save
-from lmmblocks.weights.maps import FILES_5, HUB, RUNTIME_4_52, RUNTIME_5
+from lmmblocks.weights.files.maps import FILES_5, HUB, RUNTIME_4_52, RUNTIME_5
 
 
 class Doubling(torch.nn.Module):

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 import lmmblocks
 from lmmblocks.spec import LmmError
 from lmmblocks.weights import load_decoder, load_encoder, load_tokenizer, locate
-from lmmblocks.weights.folder import write_weights
-from lmmblocks.weights.hf_config import clip_to_hf, llama_to_hf
+from lmmblocks.weights.files.folder import write_weights
+from lmmblocks.weights.systems.llava_hf import clip_to_hf, llama_to_hf
 
 
 @pytest.fixture()

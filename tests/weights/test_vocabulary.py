@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import lmmblocks as lb
+from lmmblocks.compose.vocabulary import ids_needed
 from lmmblocks.decoders.hf_config import HFDecoderConfig
 from lmmblocks.spec import LmmError
-from lmmblocks.vocabulary import ids_needed
 
 NEW = ["<loc0>", "<loc1>", "<seg>"]
 HF = {

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lmmblocks.spec import LmmError
-from lmmblocks.weights.files import open_file, open_weights, read_json, some
-from lmmblocks.weights.folder import write_weights
+from lmmblocks.weights.files.folder import write_weights
+from lmmblocks.weights.files.tensors import open_file, open_weights, read_json, some
 
 TENSORS = {f"layer.{i}.weight": torch.full((4, 8), float(i)) for i in range(5)}
 

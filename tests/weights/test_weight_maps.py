@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.weights.maps import (
+from lmmblocks.weights.files.maps import (
     CLIP_LAYOUTS,
     FILES_5,
     HUB,

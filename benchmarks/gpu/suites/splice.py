@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lmmblocks.kernels.splice_codes import NOWHERE, STATUS_WORDS
 
 from lmmblocks import ops
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IMAGE_TOKEN, SplicePlan
 
 from ...splice_cpu import (

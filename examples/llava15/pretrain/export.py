@@ -16,8 +16,8 @@ from torch import Tensor
 from lmmblocks.decoders.transformer import Transformer
 from lmmblocks.encoders.clip import CLIP
 from lmmblocks.images.hf_processor import to_hf
-from lmmblocks.weights.hf_decoders import decoder_to_hf
-from lmmblocks.weights.hf_encoders import encoder_to_hf
+from lmmblocks.weights.parts.hf_decoders import decoder_to_hf
+from lmmblocks.weights.parts.hf_encoders import encoder_to_hf
 
 
 def export_vision(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmmblocks import ops
 from lmmblocks.decoders.transformer import Transformer, TransformerConfig
-from lmmblocks.plan import plan_splice
+from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, SplicePlan
 from lmmblocks.weights.sources import load_decoder
 

@@ -13,7 +13,7 @@ the device once a pass.
 
 from __future__ import annotations
 
-from ...versions import refuse_older_than
+from ...spec.versions import refuse_older_than
 
 IMPLEMENTATION = "lmmblocks"
 

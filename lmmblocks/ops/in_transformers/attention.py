@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...spec import LmmError, Segments
-from ..attention import attention
+from ..attention.reference import attention
 from .rows import AttentionRows
 
 WITHOUT_EFFECT = frozenset(
@@ -36,7 +36,7 @@ def attention_of_transformers(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with :func:`lmmblocks.ops.attention`.
+    """Attend with :func:`lmmblocks.ops.attention.reference`.
 
     Args:
         module: the attention module that calls.

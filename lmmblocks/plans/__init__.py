@@ -1,0 +1,1 @@
+"""Splice plans: made on the host, or on the device from tensors."""

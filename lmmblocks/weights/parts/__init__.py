@@ -1,0 +1,1 @@
+"""Vision towers and language models of other libraries: configs and names of tensors to ours and back."""
