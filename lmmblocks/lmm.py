@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .chat import get_template
 from .compose.checks import (
-    OF_THE_MODEL,
     Parts,
     mismatches,
     more_ids,
@@ -36,6 +35,9 @@ from .decoders.wrapped_ends import spliced, supervised_loss
 from .images.fit import with_choices
 from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
 from .spec.fields import plain
+
+_READERS = frozenset({"multi_modal_projector", "reducers", "hooks"})
+"""Attributes of a model that hold what reads the encoder's features."""
 
 
 class LMM(nn.Module):
@@ -86,6 +88,16 @@ class LMM(nn.Module):
         self.reducers, self.hooks = nn.ModuleList(reducers), HookList(hooks)
         table, arrangement = decoder.table, self._arrangement
         self.arrange = None if arrangement is None else arrangement.build(decoder.dim).to(table.device, table.dtype)
+        self._need = self._needed_of_the_encoder()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _READERS and "_need" in self.__dict__:  # a part was put in place of another, which may read something else
+            self._need = self._needed_of_the_encoder()
+
+    def _needed_of_the_encoder(self) -> frozenset[str]:
+        parts = Parts(self.encoder, self.projector, self.decoder, tuple(self.reducers), tuple(self.hooks))
+        return frozenset().union(*parts.needs.values())
 
     @property
     def encoder(self) -> Any:
@@ -180,7 +192,12 @@ class LMM(nn.Module):
         return encoded.rows_MD, encoded.counts
 
     def encode_images(self, pixels: Any, *, instruction: Instruction | None = None) -> Encoded:
-        """Do the same, and return the encoder's features too, with everything that projector, reducers and hooks require."""
+        """Encode and project images; also return the encoder's features, with everything that projector, reducers and hooks require.
+
+        Args:
+            pixels: ``(I, 3, H, W)``, or what the encoder's preprocessing makes; ``I`` may be 0.
+            instruction: what is asked about each image, where the projector reads it.
+        """
         if not len(pixels):
             return Encoded(None, self.decoder.table.new_zeros(0, self.decoder.dim), (), ())
         if isinstance(pixels, Tensor) and not pixels.is_floating_point():
@@ -189,8 +206,7 @@ class LMM(nn.Module):
                 f"model.encoder.preprocess.batch(pictures)"
             )
         reducers = tuple(self.reducers)
-        parts = Parts(self.encoder, self.projector, self.decoder, reducers, tuple(self.hooks))
-        features = self.encoder(pixels, need=frozenset().union(*parts.needs.values()) - OF_THE_MODEL)
+        features = self.encoder(pixels, need=self._need)
         features.instruction, features.table = instruction, self.decoder.table
         rows_MD, counts = connected(features, self.projector, reducers)
         if self.arrange is None:

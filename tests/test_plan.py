@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmmblocks import ops
-from lmmblocks.plans.host import plan_splice
+from lmmblocks.plans.host import expand_samples, plan_splice
 from lmmblocks.spec import IGNORE_LABEL, ImageSpan, LmmError
 
 GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -268,3 +268,12 @@ def test_arrays_and_tensors_are_ids_too():
     for kind in (lambda values: np.array(values, dtype=np.int32), torch.tensor, tuple):
         found = plan_splice([kind([1, -200, 5])], [kind([2])], labels=[kind([-100, -100, 5])])
         assert torch.equal(found.source, expected.source) and torch.equal(found.targets, expected.targets)
+
+
+def test_a_run_of_segments_is_planned_without_images_that_lost_all_rows():
+    expanded = expand_samples([[1, -200, 5, -200], [7, -200], [-200]], [[2, 3], [4], [1]], max_length=4, truncate="right")
+    assert expanded.lengths == (4, 4, 1) and expanded.images(0, 1) == [0] and expanded.images(1, 3) == [2, 3]
+    plan, alone = expanded.plan_of(0, 1), plan_splice([[1, -200, 5]], [[2]])
+    assert plan.source.tolist() == alone.source.tolist() and plan.image_rows.tolist() == alone.image_rows.tolist() == [1, 2]
+    assert expanded.plan_of(1, 3).image_rows.tolist() == [1, 2, 3, -1, 4] and expanded.plan().image_rows.tolist()[:5] == [1, 2, -1, -1, -1]
+    assert expanded.plan_of(1, 3).kept == (1, 2)

@@ -13,7 +13,7 @@ import lmmblocks as lb
 from lmmblocks.builder import build
 from lmmblocks.chat import Template, encode_chat
 from lmmblocks.config import Block, LMMConfig
-from lmmblocks.data.collate import collate
+from lmmblocks.data.collate import collate, read_samples
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.lmm import LMM
@@ -266,15 +266,13 @@ def test_the_counts_travel_to_workers_without_the_weights(make):
 
 
 def test_spans_tell_where_images_lie_also_in_cut_out_segments(make, conversations):
-    from lmmblocks.train.micro_batches import select_segments
-
     model = make(reducers=["pool"])
     batch = collate(conversations, model)
     assert [(span.image, span.segment, span.rows) for span in batch.plan.image_spans] == [(0, 0, 4), (1, 2, 4), (2, 2, 4), (3, 3, 4)]
     for span in batch.plan.image_spans:
         begin = int(batch.plan.cu_seqlens[span.segment]) + span.start
         assert (-batch.plan.source[begin : begin + 4] - 1).tolist() == list(range(4 * span.image, 4 * span.image + 4))
-    part = select_segments(batch, 1, 3, model.input_spec)
+    part = read_samples(conversations, model).batch_of(1, 3)
     assert part.plan.image_spans == collate(conversations[1:3], model).plan.image_spans
     cut = plan_splice([[1, -200, 5], [-200, -200]], [[3], [2, 2]], max_length=3, truncate="right")
     assert cut.image_spans == (ImageSpan(0, 0, 1, 2), ImageSpan(1, 1, 0, 2), ImageSpan(2, 1, 2, 1))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..chat import Tokens, encode_chat
 from ..compose.input_spec import InputSpec
-from ..plans.host import plan_splice
+from ..plans.host import ExpandedSamples, expand_samples
 from ..spec import Batch, Grid, Instruction, LmmError, Sample, as_sample
 
 
@@ -40,6 +43,62 @@ def collate(
     Example:
         ``loss = model.loss(lb.collate(samples, model))``
     """
+    return read_samples(
+        samples, model_or_spec, max_length=max_length, truncate=truncate, add_generation_prompt=add_generation_prompt
+    ).batch()
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSamples:
+    """Samples as a model reads them, before it is settled which of them go together; made by :func:`read_samples`.
+
+    Attributes:
+        expanded: their rows, of which plans are made.
+        pixels: of all images.
+        grids: of all images.
+        names: of the samples.
+        instruction: what is asked about each image, where the projector reads it.
+    """
+
+    expanded: ExpandedSamples
+    pixels: Any
+    grids: tuple[Grid, ...]
+    names: tuple[Any, ...]
+    instruction: Instruction | None
+
+    def batch(self) -> Batch:
+        """Return one batch of all samples."""
+        plan = self.expanded.plan()
+        return Batch(self.pixels, self.grids, plan, tuple(self.names[index] for index in plan.kept), self.instruction)
+
+    def batch_of(self, first: int, last: int) -> Batch:
+        """Return a batch of segments ``first`` to ``last - 1`` alone, with the images they show."""
+        plan, images = self.expanded.plan_of(first, last), self.expanded.images(first, last)
+        return Batch(
+            _selected(self.pixels, images),
+            tuple(self.grids[image] for image in images),
+            plan,
+            tuple(self.names[index] for index in plan.kept),
+            None if self.instruction is None else self.instruction.select(images),
+        )
+
+
+def _selected(pixels: Any, images: Sequence[int]) -> Any:
+    """Return the pixels of some images: a view where they are neighbours, which they are unless truncation took one away."""
+    if len(images) and images[-1] - images[0] + 1 == len(images):
+        return pixels[images[0] : images[-1] + 1]
+    return pixels[torch.tensor(images, dtype=torch.int64)]
+
+
+def read_samples(
+    samples: Sequence[Sample],
+    model_or_spec: Any,
+    *,
+    max_length: int | None = None,
+    truncate: str = "error",
+    add_generation_prompt: bool = False,
+) -> ReadSamples:
+    """Render and tokenise samples, read their images and count their rows; arguments and errors of :func:`collate`."""
     samples = _checked(samples)
     spec = model_or_spec if isinstance(model_or_spec, InputSpec) else getattr(model_or_spec, "input_spec", None)
     if spec is None:
@@ -48,7 +107,7 @@ def collate(
     tokens = [_tokens(sample, spec, add_generation_prompt, name) for sample, name in zip(samples, names)]
     pixels, grids = _pixels(samples, spec, names)
     rows = iter([spec.image_rows(grid) for grid in grids])
-    plan = plan_splice(
+    expanded = expand_samples(
         [entry.ids for entry in tokens],
         [[next(rows) for _ in sample.images] for sample in samples],
         labels=[entry.labels for entry in tokens],
@@ -57,7 +116,7 @@ def collate(
         bidirectional_images=spec.attention == "images",
         names=names,
     )
-    return Batch(pixels, grids, plan, tuple(names[index] for index in plan.kept), _instruction(samples, spec))
+    return ReadSamples(expanded, pixels, grids, tuple(names), _instruction(samples, spec))
 
 
 def _checked(samples: Any) -> Sequence[Sample]:

@@ -7,7 +7,7 @@ it is counted in ``plan.truncated`` and ``plan.kept``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,13 +24,66 @@ _MOST = 2**31 - 1
 class _Rows:
     """One sample expanded to rows: image tokens replaced by one row per image feature.
 
-    ``source`` holds token ids, or ``-(row + 1)`` counting image rows within the sample.
+    ``source`` holds token ids, or ``-(row + 1)`` counting image rows within the sample. ``images`` holds the rows of each of its images;
+    ``keep`` says how many leading rows stay after truncation, None: the sample is dropped.
     """
 
     source: np.ndarray
     labels: np.ndarray
     kv_end: np.ndarray | None
-    image_rows: int
+    images: tuple[int, ...]
+    keep: int | None = None
+
+    def shown(self) -> list[int]:
+        """Return which of its images have a row left."""
+        places, first, found = np.flatnonzero(self.source < 0), 0, []
+        for image, length in enumerate(self.images):
+            if length and places[first] < (self.keep or 0):
+                found.append(image)
+            first += length
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedSamples:
+    """Samples expanded to rows and cut to length: all that plans need of them, before it is settled which samples go together.
+
+    Made by :func:`expand_samples`. A micro-batch is planned from a run of them, so nothing has to be cut out of a larger plan.
+    """
+
+    samples: tuple[_Rows, ...]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Indices of the samples that become segments."""
+        return tuple(index for index, sample in enumerate(self.samples) if sample.keep is not None)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Rows of each segment."""
+        return tuple(self.samples[index].keep or 0 for index in self.kept)
+
+    def images(self, first: int, last: int) -> list[int]:
+        """Return the numbers, counted over all samples, of the images of which segments ``first`` to ``last - 1`` show a row."""
+        starts = np.cumsum([0, *(len(sample.images) for sample in self.samples)])
+        return [int(starts[index]) + image for index in self.kept[first:last] for image in self.samples[index].shown()]
+
+    def plan(self) -> SplicePlan:
+        """Plan one batch of all samples; images of which no row is left count too.
+
+        Raises:
+            LmmError: every sample was dropped as too long.
+        """
+        kept = self.kept
+        if self.samples and not kept:
+            raise LmmError(f"all {len(self.samples)} samples of the batch were dropped as too long: raise max_length")
+        return _plan(self.samples, kept)
+
+    def plan_of(self, first: int, last: int) -> SplicePlan:
+        """Plan a batch of segments ``first`` to ``last - 1`` alone, with the images that :meth:`images` names; ``kept`` counts all samples."""
+        indices = self.kept[first:last]
+        alone = [self.samples[index] for index in indices]
+        return _plan([replace(sample, images=tuple(sample.images[image] for image in sample.shown())) for sample in alone], indices)
 
 
 def plan_splice(
@@ -68,15 +121,42 @@ def plan_splice(
     >>> plan.source.tolist(), plan.target_rows.tolist(), plan.targets.tolist()
     ([1, -1, -2, 5], [2], [5])
     """
+    return expand_samples(
+        token_ids,
+        image_lengths,
+        labels=labels,
+        image_token=image_token,
+        max_length=max_length,
+        truncate=truncate,
+        bidirectional_images=bidirectional_images,
+        names=names,
+    ).plan()
+
+
+def expand_samples(
+    token_ids: Sequence[Sequence[int]],
+    image_lengths: Sequence[Sequence[int]],
+    *,
+    labels: Sequence[Sequence[int]] | None = None,
+    image_token: int = IMAGE_TOKEN,
+    max_length: int | None = None,
+    truncate: str = "error",
+    bidirectional_images: bool = False,
+    names: Sequence[object] | None = None,
+) -> ExpandedSamples:
+    """Check samples, replace their image marks by rows, and settle how many rows of each stay; arguments and errors of :func:`plan_splice`."""
     _check_arguments(token_ids, image_lengths, labels, truncate, max_length, names)
     names = range(len(token_ids)) if names is None else names
-    empty_labels = [None] * len(token_ids)
-    samples = [
-        _expand(ids, counts, sample_labels, image_token, bidirectional_images, name)
-        for ids, counts, sample_labels, name in zip(token_ids, image_lengths, labels or empty_labels, names)
+    expanded = [
+        _expand(ids, counts, None if labels is None else labels[index], image_token, bidirectional_images, names[index])
+        for index, (ids, counts) in enumerate(zip(token_ids, image_lengths))
     ]
-    keep = [fitting_rows(s.labels, s.source < 0, max_length, truncate, name) for s, name in zip(samples, names)]
-    return replace(_assemble(samples, keep), image_spans=tuple(_spans(samples, keep, image_lengths)))
+    return ExpandedSamples(
+        tuple(
+            replace(rows, keep=fitting_rows(rows.labels, rows.source < 0, max_length, truncate, name))
+            for rows, name in zip(expanded, names)
+        )
+    )
 
 
 def _check_arguments(
@@ -108,8 +188,7 @@ def _expand(
     repeats[is_image] = image_lengths
     source = np.repeat(tokens, repeats)
     image_row = np.repeat(is_image, repeats)
-    image_total = int(image_row.sum())
-    source[image_row] = -1 - np.arange(image_total)
+    source[image_row] = -1 - np.arange(int(image_row.sum()))
     expanded = np.full(len(source), IGNORE_LABEL, dtype=np.int64)
     if given is not None:
         expanded = np.where(image_row, IGNORE_LABEL, np.repeat(given, repeats))
@@ -117,7 +196,7 @@ def _expand(
     if bidirectional:
         ends = np.cumsum(repeats)
         kv_end = np.where(image_row, np.repeat(ends, repeats), np.arange(1, len(source) + 1))
-    return _Rows(source, expanded, kv_end, image_total)
+    return _Rows(source, expanded, kv_end, tuple(int(length) for length in image_lengths))
 
 
 def _whole(values: Sequence[int], what: str, name: object) -> np.ndarray:
@@ -186,44 +265,50 @@ def fitting_rows(labels: np.ndarray, is_image: np.ndarray, max_length: int | Non
     )
 
 
-def _assemble(samples: Sequence[_Rows], keep: Sequence[int | None]) -> SplicePlan:
-    kept = tuple(i for i, rows in enumerate(keep) if rows is not None)
-    if samples and not kept:
-        raise LmmError(f"all {len(samples)} samples of the batch were dropped as too long: raise max_length")
-    lengths = tuple(keep[i] or 0 for i in kept)
+def _plan(samples: Sequence[_Rows], kept: tuple[int, ...]) -> SplicePlan:
+    """Lay samples end to end.
+
+    Args:
+        samples: those that were dropped hold images too.
+        kept: what the plan calls the samples that stay, in their order.
+    """
+    # 1. Where segments begin in the packed batch, and where each sample's images begin among all image rows.
+    stay = [sample for sample in samples if sample.keep is not None]
+    lengths = tuple(sample.keep or 0 for sample in stay)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    image_starts = np.concatenate([[0], np.cumsum([s.image_rows for s in samples])]).astype(np.int64)
-    source = np.empty(int(starts[-1]), dtype=np.int64)
-    labels = np.empty_like(source)
-    kv_end = np.empty_like(source) if any(s.kv_end is not None for s in samples) else None
+    image_starts = np.cumsum([0, *(sum(sample.images) for sample in samples)], dtype=np.int64)
+    own_images = [int(start) for sample, start in zip(samples, image_starts) if sample.keep is not None]
+    # 2. Copy each sample's rows; numbers that count within the sample (image rows, visible keys) now count in the batch.
+    source, labels = np.empty(int(starts[-1]), dtype=np.int64), np.empty(int(starts[-1]), dtype=np.int64)
+    kv_end = np.empty_like(source) if any(sample.kv_end is not None for sample in samples) else None
     image_rows = np.full(int(image_starts[-1]), -1, dtype=np.int64)
-    for place, (index, rows) in enumerate(zip(kept, lengths)):
-        sample, at = samples[index], slice(int(starts[place]), int(starts[place]) + rows)
-        own = sample.source[:rows]
-        source[at] = np.where(own < 0, own - image_starts[index], own)
+    for sample, rows, begin, first_image in zip(stay, lengths, starts, own_images):
+        at, own = slice(int(begin), int(begin) + rows), sample.source[:rows]
+        source[at] = np.where(own < 0, own - first_image, own)  # -(row + 1) of the sample: subtracting counts further
         labels[at] = sample.labels[:rows]
+        # 3. The way back, for the gradient: which packed row an image row went to; those cut away keep -1.
         placed = np.flatnonzero(own < 0)
-        image_rows[image_starts[index] + np.arange(len(placed))] = starts[place] + placed
+        image_rows[first_image + np.arange(len(placed))] = begin + placed
         if kv_end is not None and sample.kv_end is not None:
-            kv_end[at] = starts[place] + np.minimum(sample.kv_end[:rows], rows)
-    truncated = tuple(len(samples[i].source) - rows for i, rows in zip(kept, lengths))
-    return _tensors(source, labels, kv_end, image_rows, lengths, starts, truncated, kept)
+            kv_end[at] = begin + np.minimum(sample.kv_end[:rows], rows)  # an image that was cut ends where its sample does
+    truncated = tuple(len(sample.source) - rows for sample, rows in zip(stay, lengths))
+    return _tensors(source, labels, kv_end, image_rows, lengths, starts, truncated, kept, _spans(samples))
 
 
-def _spans(
-    samples: Sequence[_Rows], keep: Sequence[int | None], image_lengths: Sequence[Sequence[int]]
-) -> Iterator[ImageSpan]:
-    """Yield where each image lies that is still there."""
+def _spans(samples: Sequence[_Rows]) -> tuple[ImageSpan, ...]:
+    """Return where each image lies of which a row is left."""
+    spans: list[ImageSpan] = []
     image = segment = 0
-    for sample, rows, lengths in zip(samples, keep, image_lengths):
+    for sample in samples:
         places, first = np.flatnonzero(sample.source < 0), 0
-        for length in lengths:
+        for length in sample.images:
             start = int(places[first]) if length else 0
-            left = min(length, (rows or 0) - start)
+            left = min(length, (sample.keep or 0) - start)
             if left > 0:
-                yield ImageSpan(image, segment, start, left)
+                spans.append(ImageSpan(image, segment, start, left))
             image, first = image + 1, first + length
-        segment += rows is not None
+        segment += sample.keep is not None
+    return tuple(spans)
 
 
 def _tensors(
@@ -235,6 +320,7 @@ def _tensors(
     starts: np.ndarray,
     truncated: tuple[int, ...],
     kept: tuple[int, ...],
+    image_spans: tuple[ImageSpan, ...],
 ) -> SplicePlan:
     total = len(source)
     supervised = labels != IGNORE_LABEL
@@ -257,6 +343,7 @@ def _tensors(
         target_counts=tuple(int(n) for n in counts),
         truncated=truncated,
         kept=kept,
+        image_spans=image_spans,
         largest_id=int(source.max(initial=-1)),
     )
 

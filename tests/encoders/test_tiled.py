@@ -18,7 +18,7 @@ from PIL import Image
 import lmmblocks as lb
 from lmmblocks.builder import build
 from lmmblocks.config import Block, LMMConfig
-from lmmblocks.data.collate import collate
+from lmmblocks.data.collate import collate, read_samples
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.encoders.tile_arrangement import TileArrange, TileArrangement
@@ -390,11 +390,9 @@ def test_samples_without_images_need_no_tiles(tiny, mixed):
 
 
 def test_a_batch_is_cut_into_micro_batches_by_image(tiny, mixed):
-    from lmmblocks.train.micro_batches import select_segments
-
-    batch, spec = collate(mixed, tiny), pickle.loads(pickle.dumps(tiny.input_spec))
+    read = read_samples(mixed, pickle.loads(pickle.dumps(tiny.input_spec)))
     for first, last in ((0, 1), (1, 3), (2, 4), (3, 4)):
-        part = select_segments(batch, first, last, spec)
+        part = read.batch_of(first, last)
         expected = collate(mixed[first:last], tiny)
         assert part.grids == expected.grids == part.pixels.grids
         assert torch.equal(part.pixels.tiles, expected.pixels.tiles)

@@ -8,12 +8,11 @@ import torch
 
 from lmmblocks.builder import build
 from lmmblocks.config import Block
-from lmmblocks.data.collate import collate
+from lmmblocks.data.collate import collate, read_samples
 from lmmblocks.encoders.fused import FusedConfig
 from lmmblocks.projectors import SVA, TokenPacker
 from lmmblocks.projectors.instruction_tokens import Instruction, InstructionTokens, image_instructions
 from lmmblocks.spec import LmmError, Sample
-from lmmblocks.train.micro_batches import select_segments
 
 BERT = {"queries": 3, "dim": 8, "layers": 2, "heads": 2, "mlp_dim": 8}
 ASKING = Block("instruct_qformer", {**BERT, "vocab": 400, "positions": 40})
@@ -79,9 +78,9 @@ def test_a_batch_gives_the_losses_of_its_samples(asking, conversations):
 
 
 def test_micro_batches_keep_the_instruction_of_their_images(asking, conversations):
-    batch, spec = collate(conversations, asking), asking.input_spec
+    read = read_samples(conversations, asking)
     for first, last in ((0, 2), (1, 2), (2, 4)):
-        part, expected = select_segments(batch, first, last, spec).instruction, collate(conversations[first:last], asking).instruction
+        part, expected = read.batch_of(first, last).instruction, collate(conversations[first:last], asking).instruction
         assert part.ids.tolist() == expected.ids.tolist() and part.positions.tolist() == expected.positions.tolist()
         assert part.segments.lengths_q == expected.segments.lengths_q
 

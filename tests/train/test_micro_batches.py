@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmmblocks as lb
+from lmmblocks.data.collate import read_samples
 from lmmblocks.spec import LmmError
-from lmmblocks.train.micro_batches import loss_weights, micro_batch_segments, select_segments, step_input
+from lmmblocks.train.micro_batches import loss_weights, micro_batch_segments, step_input
 
 
 def assert_equal_batches(found, expected):
@@ -25,7 +26,7 @@ def assert_equal_batches(found, expected):
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_selected_segments_equal_their_own_collation(model_and_samples, data):
+def test_segments_planned_alone_equal_their_own_collation(model_and_samples, data):
     model, samples = model_and_samples
     spec = dataclasses.replace(model.input_spec, attention=data.draw(st.sampled_from(["causal", "images"])))
     options = {
@@ -38,7 +39,7 @@ def test_selected_segments_equal_their_own_collation(model_and_samples, data):
     last = data.draw(st.integers(first + 1, segments))
     chosen = [samples[i] for i in batch.plan.kept[first:last]]
     assert_equal_batches(
-        select_segments(batch, first, last, spec), lb.collate(chosen, spec, **options)
+        read_samples(samples, spec, **options).batch_of(first, last), lb.collate(chosen, spec, **options)
     )
 
 
