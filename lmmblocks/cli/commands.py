@@ -204,6 +204,7 @@ def _run_version(args: argparse.Namespace) -> None:
 COMMANDS = {
     "chat": Command("answer questions about pictures with a trained model", "lmmblocks.cli.chat"),
     "data check": Command("find mistakes in a LLaVA-format data file before training", "lmmblocks.cli.data_check"),
+    "data show": Command("print one sample as training reads it: text, image rows, what is learned", "lmmblocks.cli.data_show"),
     "doctor": Command("say what this machine has, and what each op would run on it", "lmmblocks.cli.doctor", beside_older=True),
     "eval": Command("score a model's answers to questions with known answers", "lmmblocks.cli.eval"),
     "explain": Command("print which implementation each op would use here, and why not a faster one", "lmmblocks.cli.explain"),

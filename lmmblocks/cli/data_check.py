@@ -16,6 +16,7 @@ from ..data.check import check_file
 from ..data.problems import PROBLEM_KINDS
 from ..data.sample_reader import Reading, sample_reader
 from ..spec import Sample
+from .options import add_reader
 
 
 def add_cli(subparsers: Any) -> argparse.ArgumentParser:
@@ -36,23 +37,7 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         help="the file is for lmmblocks eval: one question and its answer a record",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="report samples longer than this")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="folder of a tokenizer or model: every record is read as training would, and --max-tokens counts exactly",
-    )
-    parser.add_argument(
-        "--template",
-        metavar="NAME",
-        help="chat template of the stage: every record is rendered with it (default with --tokenizer: the model's; of a tokenizer alone vicuna_v1)",
-    )
-    parser.add_argument(
-        "--image-rows",
-        type=int,
-        default=576,
-        metavar="N",
-        help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)",
-    )
+    add_reader(parser)
     parser.add_argument(
         "--limit",
         type=int,

@@ -50,6 +50,24 @@ def add_template(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reader(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--tokenizer``, ``--template`` and ``--image-rows``, which ``data.sample_reader`` takes."""
+    parser.add_argument(
+        "--tokenizer",
+        "--model",
+        metavar="DIR",
+        help="folder of a tokenizer or model: records are read as training would, and lengths counted exactly",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chat template of the stage: records are rendered with it (default with --tokenizer: the model's; of a tokenizer alone vicuna_v1)",
+    )
+    parser.add_argument(
+        "--image-rows", type=int, default=576, metavar="N", help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)"
+    )
+
+
 def dtype_of(name: str | None) -> torch.dtype | None:
     """Return torch's dtype of a name."""
     import torch
