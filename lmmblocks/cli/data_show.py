@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
     reader = sample_reader(args.tokenizer, template=args.template, image_rows=args.image_rows)
     style = Style.of(sys.stdout, os.environ)
     name = "" if sample.id is None else f", id {_visible(repr(sample.id))}"
-    print(f"record {args.index} of {args.file}{name}; template {reader.template.name!r}\n")
     found = stretches(sample, reader, max_length=args.max_length, truncate=args.truncate)
+    print(f"record {args.index} of {args.file}{name}; template {reader.template.name!r}\n")
     print(written(found, sample.images, style))
     print(f"\n{style.legend()}\n{_totals(found, args.max_length, args.truncate)}")
     for problem in notes:
@@ -136,10 +136,12 @@ class Style:
         if not self.coloured:
             text = f"{{+{text}+}}" if learned else text
             return f"[-{text}-]" if cut else text
-        codes = [code for code, on in (("1;32", learned and not cut), ("36", image and not cut), ("31", cut), ("1", learned and cut), ("9", cut)) if on]
+        kinds = (("1", learned), ("32", learned and not cut), ("36", image and not cut), ("31", cut), ("9", cut))
+        codes = ";".join(code for code, on in kinds if on)
         if not codes:
             return text
-        return "\n".join(f"\x1b[{';'.join(codes)}m{line}\x1b[0m" if line else "" for line in text.split("\n"))  # pagers forget colours at a line's end
+        # Pagers forget colours at the end of a line, so each line has its own.
+        return "\n".join(f"\x1b[{codes}m{line}\x1b[0m" if line else "" for line in text.split("\n"))
 
     def legend(self) -> str:
         """Return one line that says what the kinds look like."""
