@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .fault import Fault, in_file
+from .fault import Fault, in_file, run_by
 
 FORWARD = "tests/csrc/test_attention_forward.py tests/csrc/test_attention_op.py tests/csrc/test_launchers.py"
 BACKWARD = "tests/csrc/test_attention_backward.py tests/csrc/test_attention_op.py tests/csrc/test_launchers.py tests/csrc/test_attention_turns.py"
+FAR_GRADIENTS = "tests/csrc/test_launchers.py::test_gradients_beyond_2_31_elements_are_written_where_they_belong " + BACKWARD
 DECODE = "tests/csrc/test_decode_op.py tests/csrc/test_launchers.py"
 SPLICE = "tests/csrc/test_splice_op.py tests/csrc/test_launchers.py"
 INDEX = "tests/csrc/test_attention_host.py tests/csrc/test_attention_forward.py"
@@ -150,6 +151,12 @@ FAULTS = [
               "i / 2 * 8, group * 2 + i % 2)) = values[i];"),
         Fault("backward value address in 32 bits", "32-bit addresses", "static_cast<const T*>(args.v) + first * args.v_row",
               "static_cast<const T*>(args.v) + static_cast<int>(first * args.v_row)"),
+        *run_by(
+            FAR_GRADIENTS,
+            Fault("backward address of keys' gradients in 32 bits", "32-bit addresses",
+                  "static_cast<T*>(gradient) + (tile.own.first_key + tile.first_key) * stride",
+                  "static_cast<T*>(gradient) + static_cast<int>((tile.own.first_key + tile.first_key) * stride)"),
+        ),
         Fault("backward no barrier behind the ticket", "barriers",
               "    __syncthreads();  // the ticket is there; weights are written behind the next barrier\n", ""),
         Fault("backward block number for the ticket", "turns", "*ticket = atomicAdd(call.work.ticket, 1);", "*ticket = blockIdx.x;"),
@@ -177,8 +184,11 @@ FAULTS = [
         Fault("turns dq unscaled in a half", "scales", "four[half * 2 + 1] * args.scale)", "four[half * 2 + 1])"),
         Fault("turns rows behind the end written", "tails", "if (first + row >= tile_.own.rows) continue;",
               "if (first + row > tile_.own.rows) continue;"),
-        Fault("turns dq address in 32 bits", "32-bit addresses", "(tile_.own.first_row + first) * stride + head",
-              "static_cast<int>((tile_.own.first_row + first) * stride) + head"),
+        *run_by(
+            FAR_GRADIENTS,
+            Fault("turns dq address in 32 bits", "32-bit addresses", "(tile_.own.first_row + first) * stride + head",
+                  "static_cast<int>((tile_.own.first_row + first) * stride) + head"),
+        ),
         Fault("turns pass on twice", "turns", "        if (lane_ == 0) release(next_, number_ + 1);\n        next_ = nullptr;",
               "        if (lane_ == 0) release(next_, number_ + 1);"),
     ),
@@ -210,6 +220,13 @@ FAULTS = [
               "if (threadIdx.x < 0) call.work.turns["),
         Fault("prepare ticket not cleared", "turns", "if (slot == 0 && head == 0 && threadIdx.x == 0) *call.work.ticket = 0;", ""),
         Fault("prepare dq of rows that see nothing left", "tails", "if (row < own.rows && !sees) {", "if (false) {"),
+        *run_by(
+            FAR_GRADIENTS,
+            Fault("prepare output address in 32 bits", "32-bit addresses", "load_stream_16(out + packed * args.heads * Tile::kWidth)",
+                  "load_stream_16(out + static_cast<int>(packed * args.heads * Tile::kWidth))"),
+            Fault("prepare dq address in 32 bits", "32-bit addresses", "(packed * args.heads + head) * Tile::kWidth",
+                  "static_cast<int>((packed * args.heads + head) * Tile::kWidth)"),
+        ),
         Fault("prepare extremes of the first warp", "masks", "for (int warp = 1; warp < Tile::kRows / 32; ++warp) all",
               "for (int warp = 1; warp < 1; ++warp) all"),
         Fault("prepare no barrier behind the extremes", "barriers", "    __syncthreads();  // every warp's extremes are there\n", ""),

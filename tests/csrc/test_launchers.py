@@ -148,13 +148,16 @@ def _launched(extension, call, **changes):
 
 @pytest.fixture(scope="module")
 def scattered():
-    """`scattered(tensor)`: the same values; the last row starts more than 2^31 elements behind the first, which takes addresses but no memory."""
+    """`scattered(tensor)`: the same values; the last row starts more than 2^31 elements behind the first, which takes addresses but no memory.
+
+    With `row=`, that row does.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     regions = []
 
-    def copy(tensor):
-        stride = (2**31 // (tensor.shape[0] - 1) // 8 + 1) * 8
+    def copy(tensor, row=-1):
+        stride = (2**31 // (row % tensor.shape[0]) // WIDTH + 1) * WIDTH
         size = ((tensor.shape[0] - 1) * stride + tensor[0].numel()) * tensor.element_size()
         region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
         regions.append(region)
@@ -208,6 +211,62 @@ def test_an_output_beyond_2_31_elements_is_written_where_it_belongs(cuda_emulati
     assert far.shape[0] * heads * WIDTH > 2**31
     assert torch.equal(far[-written:], near.expand(written, heads, WIDTH)) and not far[-written - 1].any() and not far[:300].any()
     assert torch.equal(far_lse[:, -written:], near_lse.expand(heads, written))
+
+
+FIRST_HEADS = """
+#include "attention/backward.cuh"
+#include "attention/backward_prepare.cuh"
+#include "common/launch.cuh"
+
+// The backward of some heads of bf16 with 64 columns, each with keys of its own, by kernels that are told of `args.heads` heads.
+extern "C" LMM_EXPORT int first_heads(void* const* tensors, int rows, int segments, int heads, int all_heads, float scale) {
+    using namespace lmm;
+    using Tile = BackwardTile<64>;
+    BackwardCall call{{}, {}, slot_count(rows, segments, Tile::kRows), slot_count(rows, segments, Tile::kKeys)};
+    LmmAttentionBackwardArgs& args = call.args;
+    args.q = tensors[0], args.k = tensors[1], args.v = tensors[2], args.out = tensors[3], args.grad = tensors[4];
+    args.lse = static_cast<const float*>(tensors[5]), args.dq = tensors[6], args.dk = tensors[7], args.dv = tensors[8];
+    args.cu_q = args.cu_k = static_cast<const int32_t*>(tensors[9]), args.kv_end = static_cast<const int32_t*>(tensors[10]);
+    args.q_row = args.k_row = args.v_row = args.grad_row = heads * 64, args.q_head = args.k_head = args.v_head = args.grad_head = 64;
+    args.rows_q = args.rows_k = rows, args.segments = segments, args.heads = args.kv_heads = all_heads, args.head_dim = 64;
+    args.mask = kKvEnd, args.dtype = LMM_BFLOAT16, args.scale = scale;
+    std::vector<unsigned char> space(call.work.lay_out<Tile>(nullptr, rows, segments, heads) + 16);
+    call.work.lay_out<Tile>(space.data() + 16 - reinterpret_cast<uintptr_t>(space.data()) % 16, rows, segments, heads);
+    cudaError_t error;
+    LMM_LAUNCH(error, (attention_backward_prepare<__nv_bfloat16, Tile>), dim3(call.slots, heads), kPrepareThreads, 0, nullptr, call);
+    if (error != cudaSuccess) return error;
+    unsigned tickets = call.key_slots * heads;
+    LMM_LAUNCH(error, (attention_backward<__nv_bfloat16, Tile>), tickets, Tile::kThreads, Tile::kSharedBytes, nullptr, call);
+    return error;
+}
+extern "C" LMM_EXPORT const char* fault() { return simt::last_fault().c_str(); }
+"""
+
+
+def test_gradients_beyond_2_31_elements_are_written_where_they_belong(host_library, scattered):
+    """What is contiguous lies 2^31 elements apart where there are that many heads. Only the first eight run: the others take addresses only."""
+    library, heads = host_library(FIRST_HEADS), 8  # TicketOrder::kBunch
+    library.fault.restype = ctypes.c_char_p
+    q, k, v, out, grad = (_rows(ROWS, heads, WIDTH, spread=torch.clone, seed=seed) for seed in range(5))
+    lse = torch.randn(heads, ROWS) + 9
+    ends = torch.arange(1, ROWS + 1, dtype=torch.int32)
+    ends[-1] = 0  # dq of a segment that sees nothing is written by the first kernel
+    boundaries = torch.tensor([0, ROWS - 3, ROWS - 1, ROWS], dtype=torch.int32)
+
+    def gradients(spread):
+        found = [spread(torch.full_like(x, float("nan"))) for x in (q, k, v)]
+        tensors = [q, k, v, spread(out), grad, lse, *found, boundaries, ends]
+        pointers = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() for x in tensors))
+        all_heads = found[0].stride(0) // WIDTH
+        code = library.first_heads(pointers, ROWS, len(boundaries) - 1, heads, all_heads, ctypes.c_float(0.125))
+        assert code == 0, library.fault().decode()
+        return found
+
+    near, far = gradients(torch.clone), gradients(lambda tensor: scattered(tensor, row=ROWS - 3))
+    for expected, found in zip(near, far):
+        assert found[ROWS - 3].data_ptr() - found.data_ptr() > 2 * 2**31
+        assert expected[-3:].isfinite().all() and torch.equal(found, expected)
+    assert near[0][-2].any() and not near[0][-1].any()
 
 
 REFUSED = [
