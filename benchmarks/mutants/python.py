@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .fault import Fault, in_file
+from .fault import Fault, in_file, run_by
+
+MICRO_BATCHES = "tests/train/test_micro_batches.py tests/train/test_stage_inputs.py"
 
 FAULTS = [
     *in_file(
@@ -10,7 +12,7 @@ FAULTS = [
         "tests/test_plan.py",
         Fault("plan first row taught", "labels", "supervised[starts[:-1][np.asarray(lengths, dtype=np.int64) > 0]] = False", "pass"),
         Fault("plan target at its own row", "labels", "target_rows=int32(target_at - 1)", "target_rows=int32(target_at)"),
-        Fault("plan image rows count from the sample", "indices", "own - image_starts[index], own)", "own, own)"),
+        Fault("plan image rows count from the sample", "indices", "own - first_image, own)", "own, own)"),
         Fault("plan label of image rows kept", "labels", "np.where(image_row, IGNORE_LABEL, np.repeat(given, repeats))",
               "np.repeat(given, repeats)"),
         Fault("plan kv_end one short", "masks", "ends = np.cumsum(repeats)", "ends = np.cumsum(repeats) - 1"),
@@ -23,11 +25,24 @@ FAULTS = [
               'np.argsort(source[text_rows][::-1], kind="stable")[::-1]'),
         Fault("plan large ids wrap", "refusals", "if (large := numbers[numbers > _MOST]).size:",
               "if (large := numbers[numbers > _MOST * 4]).size:"),
-        Fault("plan span past a cut", "truncation", "left = min(length, (rows or 0) - start)", "left = length if rows else 0"),
-        Fault("plan counts segments of dropped samples", "indices", "segment += rows is not None", "segment += 1"),
+        Fault("plan span past a cut", "truncation", "left = min(length, (sample.keep or 0) - start)", "left = length if sample.keep else 0"),
+        Fault("plan counts segments of dropped samples", "indices", "segment += sample.keep is not None", "segment += 1"),
         Fault("plan negative ids pass", "refusals", "negative = tokens[~is_image & (tokens < 0)]",
               "negative = tokens[~is_image & (tokens < -200)]"),
-        Fault("plan truncated rows not counted", "truncation", "len(samples[i].source) - rows for", "0 for"),
+        Fault("plan truncated rows not counted", "truncation", "len(sample.source) - rows for", "0 for"),
+        Fault("plan kv_end counts from the sample", "indices", "kv_end[at] = begin + np.minimum", "kv_end[at] = np.minimum"),
+        Fault("plan image rows lie in the sample", "indices", "np.arange(len(placed))] = begin + placed", "np.arange(len(placed))] = placed"),
+        *run_by(
+            MICRO_BATCHES,
+            Fault("plan of a micro-batch has images that were cut", "truncation",
+                  "images=tuple(sample.images[image] for image in sample.shown())", "images=sample.images"),
+            Fault("plan of a micro-batch calls samples by its own count", "indices", "for sample in alone], indices)",
+                  "for sample in alone], tuple(range(len(indices))))"),
+            Fault("plan images of a micro-batch count from the sample", "indices", "int(starts[index]) + image for index", "image for index"),
+            Fault("plan shows images behind a cut", "truncation", "places[first] < (self.keep or 0)", "places[first] <= (self.keep or 0)"),
+            Fault("plan shows the first image for each", "indices", "                found.append(image)\n            first += length",
+                  "                found.append(image)\n            first += 0"),
+        ),
     ),
     *in_file(
         "lmmblocks/chat/tokenize.py",
@@ -125,7 +140,10 @@ FAULTS = [
         "lmmblocks/lmm.py",
         "tests/test_lmm.py tests/test_reducers_and_hooks.py tests/test_matrix.py",
         Fault("lmm hooks not run", "options", "if len(self.hooks) else {}", "if False else {}"),
-        Fault("lmm kv_end left out", "masks", "kv_end=plan.kv_end, cache=cache", "kv_end=None, cache=cache"),
+        *run_by(
+            "tests/decoders/test_images_attention.py",
+            Fault("lmm kv_end left out", "masks", "kv_end=plan.kv_end, cache=cache", "kv_end=None, cache=cache"),
+        ),
         Fault("lmm loss of the wrong rows", "labels", "index_select(0, batch.plan.target_rows)",
               "index_select(0, (batch.plan.target_rows - 1).clamp_min(0))"),
         Fault("lmm causal plan accepted", "refusals", 'if self.attention == "images" and plan.kv_end is None',
@@ -207,6 +225,8 @@ FAULTS = [
         Fault("weights embedding product not transposed", "maths", "product.T if factors.embedding else product", "product"),
         Fault("weights product in the stored dtype", "rounding", "files.read(factors.b).float() @ files.read(factors.a).float()",
               "(files.read(factors.b) @ files.read(factors.a)).float()"),
+        Fault("weights sum in the stored dtype", "rounding", "product) * factors.scale).to(weight.dtype)",
+              "product).to(weight.dtype) * factors.scale).to(weight.dtype)"),
         Fault("weights other maths of an adapter pass", "refusals", "if key not in _KNOWN and value]", "if key not in _KNOWN and value == 1]"),
         Fault("weights patterns of ranks ignored", "scales", "if re.match(rf\"(.*\\.)?({pattern})$\", module)", "if False"),
         Fault("weights names that fit nothing are left out", "refusals", "            left_over.append(name)", "            pass"),
@@ -272,13 +292,9 @@ FAULTS = [
     ),
     *in_file(
         "lmmblocks/train/micro_batches.py",
-        "tests/train/test_micro_batches.py tests/train/test_stage_inputs.py",
+        MICRO_BATCHES,
         Fault("train micro-batch one row too long", "limits", "rows + lengths[index] > most_rows:", "rows + lengths[index] > most_rows + 1:"),
         Fault("train mean of means counts empty groups", "scales", "sum(1 for total in totals.values() if total)", "len(totals)"),
-        Fault("train kv_end of the step", "indices", "plan.kv_end[begin:end] - begin", "plan.kv_end[begin:end]"),
-        Fault("train image rows of the step", "indices", "np.where(placed[rows] < 0, -1, placed[rows] - begin)",
-              "np.where(placed[rows] < 0, -1, placed[rows])"),
-        Fault("train spans of the step", "indices", "segment=span.segment - first)", "segment=span.segment)"),
         Fault("train bad samples raise", "policy", 'if stage.bad_samples == "error":', "if True:"),
         Fault("train machine's failure skips a sample", "policy",
               "            usable.append(sample)\n        except MachineError:\n            raise\n", "            usable.append(sample)\n"),

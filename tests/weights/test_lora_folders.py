@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -51,6 +52,36 @@ def test_table_and_head_are_changed_as_an_embedding_and_a_linear_layer(make_mode
     scale = ALPHA / RANK
     torch.testing.assert_close(again[TABLE], state[TABLE] + scale * (b @ a).T)
     torch.testing.assert_close(again[HEAD], state[HEAD] + scale * (d @ c))
+
+
+def most_error(values):
+    """How far one rounding to bf16 may lie from float64 values: half a step of 8 bits, and what sums of a few products in fp32 may lose."""
+    return np.ldexp(0.5, np.frexp(values)[1] - 8) + 2.0**-20 * np.abs(values).max()
+
+
+@pytest.mark.parametrize("kind", BASES)
+def test_a_bf16_adapter_is_added_to_a_bf16_base_in_full_precision_and_rounded_once(make_model, tmp_path, original, kind):
+    """Against NumPy in float64. Factors are large beside the base, so that a product rounded by itself moves half of the sums."""
+    model = make_model().bfloat16()
+    base = base_of(kind, model, tmp_path, original)
+    factors = {
+        (QUERY, f"{WRAPPER}layers.0.self_attn.q_proj.lora_"): ((RANK, 24), (24, RANK)),
+        (HEAD.removesuffix(".weight"), "base_model.model.lm_head.lora_"): ((RANK, 24), (20, RANK)),
+        (TABLE.removesuffix(".weight"), f"{WRAPPER}embed_tokens.lora_embedding_"): ((RANK, 20), (24, RANK)),
+    }
+    stored, expected = {}, {}
+    for seed, ((name, prefix), shapes) in enumerate(factors.items()):
+        a, b = (10 * noise(*shape, seed=2 * seed + index).bfloat16() for index, shape in enumerate(shapes))
+        ending = "" if "embedding" in prefix else ".weight"
+        stored |= {f"{prefix}A{ending}": a, f"{prefix}B{ending}": b}
+        product = b.double().numpy() @ a.double().numpy() * (ALPHA / RANK)
+        before = model.state_dict()[f"{name}.weight"].double().numpy()
+        expected[f"{name}.weight"] = before + (product.T if "embedding" in prefix else product)
+    again = lb.load(write(tmp_path / "lora", stored), base=base).state_dict()
+    for name, values in expected.items():
+        assert again[name].dtype == torch.bfloat16
+        error = np.abs(again[name].double().numpy() - values)
+        assert (error <= most_error(values)).all(), (name, (error / most_error(values)).max())
 
 
 @pytest.mark.parametrize("kind", BASES)
