@@ -93,6 +93,29 @@ def test_plan_facts_hold_for_any_samples(drawn):
     assert keys == sorted(keys) and len(order) == (source >= 0).sum()
 
 
+@settings(max_examples=150, deadline=None)
+@given(drawn=samples(), limit=st.one_of(st.none(), st.integers(1, 10)), truncate=st.sampled_from(["right", "drop"]), data=st.data())
+def test_a_run_of_segments_planned_alone_is_its_part_of_the_whole_and_asks_for_the_images_it_shows(drawn, limit, truncate, data):
+    ids, counts, _ = (list(column) for column in zip(*drawn))
+    expanded = expand_samples(ids, counts, max_length=limit, truncate=truncate)
+    if not expanded.kept:
+        return
+    whole = expanded.plan()
+    first = data.draw(st.integers(0, len(expanded.kept) - 1))
+    last = data.draw(st.integers(first + 1, len(expanded.kept)))
+    shown = expanded.images(first, last)
+    assert shown == [span.image for span in whole.image_spans if first <= span.segment < last]
+    table = torch.arange(VOCABULARY).float()[:, None].repeat(1, WIDTH)
+    lengths = [length for sample in counts for length in sample]
+    features = -torch.arange(1.0, sum(lengths) + 1)[:, None].repeat(1, WIDTH)
+    images = features.split(lengths)
+    alone = expanded.plan_of(first, last)
+    assert alone.image_rows.shape[0] == sum(lengths[image] for image in shown)
+    embeds = ops.splice(table, torch.cat([features[:0], *(images[image] for image in shown)]), alone)
+    assert torch.equal(embeds, ops.splice(table, features, whole)[whole.cu_seqlens[first] : whole.cu_seqlens[last]])
+    assert (alone.lengths, alone.kept) == (whole.lengths[first:last], whole.kept[first:last])
+
+
 @settings(max_examples=60, deadline=None)
 @given(drawn=samples())
 def test_packing_equals_planning_one_by_one(drawn):

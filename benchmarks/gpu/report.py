@@ -9,6 +9,7 @@ from .case import OURS, Suite, Target
 from .journal import Event, results
 from .predicted import EXPECTED, MACHINES, machine_of, range_ms
 from .record import Row, expected_items, own_verdicts, rows_of
+from .rehearsal import DEVICE as REHEARSED
 from .steps import Stage, left
 from .timing import GIGA, TERA
 
@@ -86,12 +87,14 @@ def plan_of(stages: Iterable[Stage], events: list[Event], budget_s: float) -> li
 
 
 def summary_of(suites: dict[str, Suite], stages: Iterable[Stage], events: list[Event], about: Event) -> list[str]:
-    """Return the report of a journal: kernels, times beside what was predicted, targets, what is missing."""
-    rows = rows_of(events)
+    """Return the report of a journal: kernels, times beside what was predicted, targets, what is missing. A rehearsal has no times."""
+    rehearsed = about["device"] == REHEARSED
+    rows = [] if rehearsed else rows_of(events)
+    targets = [target for suite in suites.values() for target in suite.targets]
     return [
         *_kernels(expected_items(suites.values()), events, about),
         *_predictions(rows, events, about),
-        *_targets([target for suite in suites.values() for target in suite.targets], rows),
+        *(["", f"targets: {len(targets)}, which need a GPU: a rehearsal measures nothing"] if rehearsed else _targets(targets, rows)),
         *_missing(stages, events),
     ]
 

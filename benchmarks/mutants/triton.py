@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from .fault import Fault, in_file
+from .fault import Fault, in_file, run_by
 
 ATTENTION = "tests/kernels/test_attention_kernel.py tests/kernels/test_attention_kernel_backward.py"
 DECODE = "tests/kernels/test_attention_decode_kernel.py tests/kernels/test_paged_attention_kernel.py"
+FAR = "tests/kernels/test_far_rows.py"
 
 FAULTS = [
     *in_file(
@@ -24,7 +25,12 @@ FAULTS = [
               "capped(scores * scale, softcap), LOG2_E"),
         Fault("triton forward heads of a group in turn", "indices", "kv_head = (tl.program_id(1) * PACK // GROUP).to(tl.int64)",
               "kv_head = (tl.program_id(1) * PACK % (heads // GROUP)).to(tl.int64)"),
-        Fault("triton forward keys address in 32 bits", "32-bit addresses", "k += begin_k.to(tl.int64) * k_row", "k += begin_k * k_row"),
+        *run_by(
+            FAR,
+            Fault("triton forward keys address in 32 bits", "32-bit addresses", "k += begin_k.to(tl.int64) * k_row", "k += begin_k * k_row"),
+            Fault("triton forward block of values in 32 bits", "32-bit addresses", "load_rows(v, key.to(tl.int64) * v_row",
+                  "load_rows(v, key * v_row"),
+        ),
         Fault("triton forward launch without its last heads", "launch", "_attention_fwd_kernel[(programs, heads // pack)]",
               "_attention_fwd_kernel[(programs, max(1, heads // pack - 1))]"),
         Fault("triton forward masks of the window's first block left out", "masks",
@@ -73,6 +79,12 @@ FAULTS = [
               "and where they are masked they are zeros"),
         Fault("triton backward keys of another head", "indices", "v += begin_k.to(tl.int64) * v_row + head // GROUP * aligned(v_head, VECTOR)",
               "v += begin_k.to(tl.int64) * v_row + head % (heads // GROUP) * aligned(v_head, VECTOR)"),
+        *run_by(
+            FAR,
+            Fault("triton backward rows address in 32 bits", "32-bit addresses", "q += begin_q.to(tl.int64) * q_row", "q += begin_q * q_row"),
+            Fault("triton backward gradients address in 32 bits", "32-bit addresses", "grad += begin_q.to(tl.int64) * grad_row",
+                  "grad += begin_q * grad_row"),
+        ),
         Fault("triton backward mask of the last keys left out", "masks",
               "    for at in range(cut, last, KEYS):  # Blocks in which the keys of some row end.\n",
               "    for at in range(cut, last - 1, KEYS):\n"),
@@ -89,8 +101,12 @@ FAULTS = [
               "tl.zeros((ROWS,), tl.float32), mask=live)\n        return"),
         Fault("triton decode page of the first key", "indices", "turn = keys // page_rows", "turn = keys * 0 + key // page_rows"),
         Fault("triton decode last part one block short", "tails", "(visible + parts - 1) // parts) * KEYS", "visible // parts) * KEYS"),
-        Fault("triton decode page address in 32 bits", "32-bit addresses", "mask=keys < length_k, other=0).to(tl.int64)",
-              "mask=keys < length_k, other=0)"),
+        *run_by(
+            FAR,
+            Fault("triton decode page address in 32 bits", "32-bit addresses", "mask=keys < length_k, other=0).to(tl.int64)",
+                  "mask=keys < length_k, other=0)"),
+            Fault("triton decode keys address in 32 bits", "32-bit addresses", "k += begin_k.to(tl.int64) * k_row", "k += begin_k * k_row"),
+        ),
     ),
     *in_file(
         "kernels/splice.py",
@@ -100,6 +116,13 @@ FAULTS = [
               "tl.full((1, 1), scale, tl.float32)"),
         Fault("triton splice id outside of the table", "tails", "text = ((chosen >= 0) & (chosen < vocabulary))[:, None]",
               "text = (chosen >= 0)[:, None]"),
+        *run_by(
+            FAR,
+            Fault("triton splice table address in 32 bits", "32-bit addresses", "table + chosen.to(tl.int64)[:, None] * table_stride",
+                  "table + chosen[:, None] * table_stride"),
+            Fault("triton splice image address in 32 bits", "32-bit addresses", "(place % rows_per_image).to(tl.int64) * row_stride",
+                  "(place % rows_per_image) * row_stride"),
+        ),
         Fault("triton splice last columns", "tails", "inside = (column < D)[None, :]", "inside = (column < D - 1)[None, :]"),
     ),
     *in_file(
@@ -161,6 +184,11 @@ FAULTS = [
         "tests/kernels/test_rope_kernel.py",
         Fault("triton rope adjoint turns on", "gradients", "return a * cos_a + b * sin_b, b * cos_b - a * sin_a",
               "return a * cos_a - b * sin_a, b * cos_b + a * sin_b"),
+        *run_by(
+            FAR,
+            Fault("triton rope address in 32 bits", "32-bit addresses", "token.to(tl.int64)[:, None] * token_stride",
+                  "token[:, None] * token_stride"),
+        ),
         Fault("triton rope kept columns left", "tails", "    if BLOCK_KEPT:\n", "    if BLOCK_KEPT and 2 * HALF == E:\n"),
         Fault("triton rope keys take the queries' heads", "indices", "head = (block - Q_BLOCKS) * HEADS + tl.arange(0, HEADS)",
               "head = (block - Q_BLOCKS) * 0 + tl.arange(0, HEADS)"),
@@ -198,6 +226,13 @@ FAULTS = [
         Fault("triton merge minus zero is smaller", "determinism", 'tl.load(at, mask=live, other=float("-inf")) + 0.0',
               'tl.load(at, mask=live, other=float("-inf"))'),
         Fault("triton merge what stays is in the rest", "masks", "tl.where(stays, 0.0, score)", "score"),
+    ),
+    *in_file(
+        "kernels/row_tiles.py",
+        FAR,
+        Fault("triton rows start in 32 bits", "32-bit addresses", "(row // inner).to(tl.int64) * outer_stride", "(row // inner) * outer_stride"),
+        Fault("triton rows of images start in 32 bits", "32-bit addresses", "(row % inner).to(tl.int64) * inner_stride",
+              "(row % inner) * inner_stride"),
     ),
     *in_file(
         "kernels/row_scores.py",

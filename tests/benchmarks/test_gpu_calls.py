@@ -78,6 +78,15 @@ def test_a_call_says_first_what_it_will_do_and_then_does_all_of_it_in_that_order
     assert (out / "log.txt").read_text().strip() in said and "predicted" in (out / "report.txt").read_text()
 
 
+def test_a_rehearsal_tells_of_no_target_as_if_it_had_been_measured(whole):
+    out, said = whole
+    assert _events(out, "row"), "the stubs' times are in the journal"
+    for text in (said, (out / "report.txt").read_text()):
+        assert "which need a GPU: a rehearsal measures nothing" in text
+        assert "reached" not in text and "MISSED" not in text
+        assert not any(re.search(r" to [\d.]+ ms +[\d.]+ ms", line) for line in text.splitlines()), "a prediction beside a stub's time"
+
+
 def test_a_second_call_makes_nothing_again(whole, tmp_path):
     out, _ = whole
     before, again = _items(out), tmp_path / "again"
