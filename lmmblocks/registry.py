@@ -21,6 +21,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "dinov2": "lmmblocks.encoders.dinov2:DINOv2Config",
         "fused": "lmmblocks.encoders.fused:FusedConfig",
         "open_clip": "lmmblocks.encoders.open_clip:OpenCLIPConfig",
+        "qwen_vit": "lmmblocks.encoders.qwen_vit:QwenViTConfig",
         "siglip": "lmmblocks.encoders.siglip:SigLIPConfig",
         "siglip2_naflex": "lmmblocks.encoders.siglip2_naflex:NaFlexConfig",
         "tiled": "lmmblocks.encoders.tiled:TiledConfig",

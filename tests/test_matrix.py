@@ -39,6 +39,7 @@ TOY = {
         "fused": dict(towers=(CLIPConfig(**_SHAPE, mlp_dim=32), SigLIPConfig(**_SHAPE, mlp_dim=32))),
         "fused, list": dict(towers=(CLIPConfig(**_SHAPE, mlp_dim=32), SigLIPConfig(**{**_SHAPE, "patch": 7}, mlp_dim=32)), combine="list"),
         "open_clip": dict(architecture=_OPEN_CLIP),
+        "qwen_vit": dict(**_SHAPE, mlp_dim=32, trained_size=28),
         "siglip": dict(**_SHAPE, mlp_dim=32),
         "siglip2_naflex": dict(dim=WIDTH, layers=2, heads=2, mlp_dim=32, patch=14, positions=16, max_patches=24),
         "tiled": dict(tower=CLIPConfig(**_SHAPE, mlp_dim=32), pinpoints=((SIZE, 2 * SIZE), (2 * SIZE, SIZE))),

@@ -3,7 +3,8 @@
 Motivation: what a folder says is said twice, by its files and by the class that transformers reads them with, and the two differ between
 versions of transformers. A text has to be cut the way the model was trained, so the files win:
 
-- ``tokenizer.model`` without ``tokenizer.json`` (LLaMA, Vicuna, LLaVA's own folders) is converted here, see ``spm_convert.py``;
+- ``tokenizer.model`` without ``tokenizer.json`` (LLaMA, Vicuna, LLaVA's own folders) is converted here, see ``spm_convert.py``; so is
+  ``qwen.tiktoken`` (the first Qwen models and Qwen-VL), whose class is code beside it, see ``qwen_tokenizer.py``;
 - a ``tokenizer.json`` whose merges were written in the order of the ids gets them in SentencePiece's order, and a warning says so;
 - a class that makes its tokenizer anew instead of taking the file's gives way to the file, where the two cut differently;
 - files that give tokens other ids than the tokenizer has are refused, see ``stated_ids.py``.
@@ -30,11 +31,14 @@ from ..files.json_object import read_object
 from ..files.locate import locate
 from ..spec import LmmError, first_line
 from .merges import mended_merges
+from .qwen_tokenizer import CONFIG as QWEN_CONFIG
+from .qwen_tokenizer import VOCABULARY as QWEN
+from .qwen_tokenizer import qwen_spec
 from .spm_convert import tokenizer_spec
 from .spm_file import SentencePieces, sentencepieces_of
 from .stated_ids import check_stated_tokens
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "tokenizer_config.json", "vocab.json", "vocab.txt", QWEN)
 
 _JSON, _CONFIG, _SPM = "tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _SPM_OF_T5 = "spiece.model"
@@ -101,8 +105,9 @@ def _readable(folder: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary)
+        unknown = ("config.json",) if (folder / QWEN).is_file() else ()  # of a model that transformers doesn't have
         for path in folder.iterdir():
-            if path.suffix in _SMALL and path.is_file():
+            if path.suffix in _SMALL and path.name not in unknown and path.is_file():
                 shutil.copyfile(path, copy / path.name)
         (copy / _JSON).write_text(json.dumps(made), encoding="utf-8")
         (copy / _CONFIG).write_text(json.dumps(_config_with_flags(folder)), encoding="utf-8")
@@ -114,6 +119,8 @@ def _made_json(folder: Path) -> dict[str, Any] | None:
     pieces = sentencepieces_of(folder / _SPM)
     if (folder / _JSON).is_file():
         return _with_mended_merges(folder, pieces)
+    if (folder / QWEN).is_file():
+        return qwen_spec(folder)
     if pieces is None and _class_of(folder) in ("T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer"):
         pieces = sentencepieces_of(folder / _SPM_OF_T5)
     elif pieces is None and (folder / _SPM).is_file() and not _TIKTOKEN.match((folder / _SPM).read_bytes()):
@@ -211,6 +218,8 @@ def _prepends_always(stated: dict[str, Any]) -> bool:
 def _config_with_flags(folder: Path) -> dict[str, Any]:
     """Return what ``tokenizer_config.json`` should say beside a converted file: the flag as it is meant, and all of it where there is none."""
     config = _read_json(folder / _CONFIG)
+    if (folder / QWEN).is_file() and not (folder / _JSON).is_file():
+        return {**{key: config[key] for key in ("model_max_length",) if key in config}, **QWEN_CONFIG}
     if config:
         return config if (folder / _JSON).is_file() else {"legacy": _is_legacy(folder), **config}
     pieces = sentencepieces_of(folder / _SPM)

@@ -19,7 +19,7 @@ IMAGE_MARKER = "<image>"
 
 _MARKERS = re.compile(rf"(\\*){re.escape(IMAGE_MARKER)}")
 
-PieceKind = Literal["text", "image", "bos", "eos", "special"]
+PieceKind = Literal["text", "image", "bos", "eos", "special", "break"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ class Piece:
     Args:
         kind: `text` is ordinary text, in which no special token is ever recognised; `image` is the place of
             one image; `bos` and `eos` are the tokenizer's own tokens (a tokenizer without a `bos` gives
-            none); `special` is the special token whose exact string is `text`.
+            none); `special` is the special token whose exact string is `text`; `break` is nothing, and the texts in front of it and behind it
+            are encoded apart.
         text: the text of a `text` piece, or the token of a `special` one.
         role: who says it: "system", "user" or "assistant".
         train: whether its tokens are targets of the loss. An image never is.

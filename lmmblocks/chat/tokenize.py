@@ -97,6 +97,8 @@ def tokenize(
             for token in encoder.unread_tokens(text, reserved):
                 _tell_of_a_special_token(token)
             new = encoder.encode(f" {text}" if before in fresh else text) if text else ()
+        elif kind == "break":
+            new = ()
         elif kind == "image":
             new, train = (image_token,) * len(list(run)), False
         else:

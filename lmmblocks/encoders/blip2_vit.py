@@ -17,11 +17,18 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .. import ops
 from ..images.preprocess import ImagePreprocess, clip_preprocess
-from ..spec import ByKeywords, LmmError, Segments
+from ..spec import ByKeywords, LmmError
 from ..spec.fields import field_problems
-from .vit import WITH_CLS, Layer, Stack, ViTEncoder, hidden_states_of_images, shape_problems
+from .vit import (
+    WITH_CLS,
+    FusedAttention,
+    FusedLayer,
+    Stack,
+    ViTEncoder,
+    hidden_states_of_images,
+    shape_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -85,34 +92,8 @@ class _Embeddings(nn.Module):
         return torch.cat([self.class_embedding.expand(pixels.shape[0], -1, -1), patches_IPC], 1) + self.position_embedding
 
 
-class _Attention(nn.Module):
-    """Self-attention within each image; queries, keys and values come from one product."""
-
-    def __init__(self, config: Blip2ViTConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.qkv_bias)
-        self.projection = nn.Linear(config.dim, config.dim)
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``(..., N, E)`` of ``(..., C)``."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return q, k, v
-
-    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
-        """Mix the rows of each segment."""
-        q_TNE, k_TNE, v_TNE = self.project(x_TC)
-        return self.projection(ops.attention(q_TNE, k_TNE, v_TNE, segments, causal=False).flatten(1))
-
-
-class _Layer(Layer):
-    def __init__(self, config: Blip2ViTConfig) -> None:
-        super().__init__(config, _Attention(config))
-
-    def query_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first token's query ``(..., 1, N, E)`` and all keys ``(..., T, N, E)`` of the hidden state that enters the layer."""
-        query, keys, _ = self.self_attn.project(self.layer_norm1(x))
-        return query[..., :1, :, :], keys
+def _layer(config: Blip2ViTConfig) -> FusedLayer:
+    return FusedLayer(config, FusedAttention(config.dim, config.heads, bias=config.qkv_bias))
 
 
 class Blip2VisionTransformer(nn.Module):
@@ -122,7 +103,7 @@ class Blip2VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = _Embeddings(config)
-        self.encoder = Stack(config, _Layer)
+        self.encoder = Stack(config, _layer)
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
 
     def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:

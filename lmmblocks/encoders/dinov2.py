@@ -15,14 +15,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
 from ..images.preprocess import ImagePreprocess
 from ..spec import ByKeywords, LmmError, Segments
 from ..spec.fields import field_problems
-from .vit import MLP, WITH_CLS, ViTEncoder, hidden_states_of_images, shape_problems
+from .vit import MLP, WITH_CLS, ViTEncoder, hidden_states_of_images, shape_problems, stretched_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Channel means of ImageNet, RGB in [0, 1]."""
@@ -131,9 +130,7 @@ class _Embeddings(nn.Module):
         table = self.position_embeddings
         if self.side == self.trained_side:
             return table
-        grid_1CHW = table[:, 1:].unflatten(1, (self.trained_side, -1)).permute(0, 3, 1, 2).float()
-        scaled = F.interpolate(grid_1CHW, (self.side, self.side), mode="bicubic", align_corners=False, antialias=self.antialias)
-        return torch.cat([table[:, :1], scaled.to(table.dtype).flatten(2).transpose(1, 2)], 1)
+        return torch.cat([table[:, :1], stretched_positions(table[0, 1:], self.side, antialias=self.antialias)[None]], 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         patches_IPC = self.patch_embeddings.projection(pixels).flatten(2).transpose(1, 2)

@@ -6,6 +6,7 @@ by Hugging Face's indices, the prefix left out, extras on request. No layer behi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -83,6 +84,34 @@ class Attention(nn.Module):
         return self.out_proj(ops.attention(q, k, v, segments, causal=False).flatten(1))
 
 
+class FusedAttention(nn.Module):
+    """Self-attention within each image; queries, keys and values come from one product, with the names of BLIP-2.
+
+    Args:
+        dim: width ``C``.
+        heads: attention heads.
+        bias: of the product.
+        by_head: the rows of the matrix are the queries, keys and values of the first head, then those of the second, instead of all queries first.
+    """
+
+    def __init__(self, dim: int, heads: int, *, bias: bool = True, by_head: bool = False) -> None:
+        super().__init__()
+        self.heads, self.by_head = heads, by_head
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.projection = nn.Linear(dim, dim)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values ``(..., N, E)`` of ``(..., C)``."""
+        parts = (self.heads, 3, -1) if self.by_head else (3, self.heads, -1)
+        q, k, v = self.qkv(x).unflatten(-1, parts).unbind(-2 if self.by_head else -3)
+        return q, k, v
+
+    def forward(self, x_TC: Tensor, segments: Segments) -> Tensor:
+        """Mix the rows of each segment."""
+        q_TNE, k_TNE, v_TNE = self.project(x_TC)
+        return self.projection(ops.attention(q_TNE, k_TNE, v_TNE, segments, causal=False).flatten(1))
+
+
 class MLP(nn.Module):
     """Two linear layers with an activation between them."""
 
@@ -123,12 +152,31 @@ class Layer(nn.Module):
         return attention.heads_of(attention.q_proj, normed[..., :1, :]), attention.heads_of(attention.k_proj, normed)
 
 
+class FusedLayer(Layer):
+    """The same with a :class:`FusedAttention`."""
+
+    def query_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the first token's query ``(..., 1, N, E)`` and all keys ``(..., T, N, E)`` of the hidden state that enters the layer."""
+        query, keys, _ = self.self_attn.project(self.layer_norm1(x))
+        return query[..., :1, :, :], keys
+
+
 class Stack(nn.Module):
     """The layers under Hugging Face's name ``encoder.layers``; ``layer`` makes one from the config."""
 
     def __init__(self, config: Any, layer: Callable[[Any], nn.Module] = Layer) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
+
+
+def stretched_positions(table_PC: Tensor, side: int, *, antialias: bool = False) -> Tensor:
+    """Return a square table of positions ``(P, C)`` for ``side x side`` patches: bicubic interpolation in fp32, the table itself where it fits."""
+    own = math.isqrt(table_PC.shape[0])
+    if own == side:
+        return table_PC
+    grid_1CHW = table_PC.unflatten(0, (own, own)).permute(2, 0, 1)[None].float()
+    stretched = F.interpolate(grid_1CHW, (side, side), mode="bicubic", align_corners=False, antialias=antialias)
+    return stretched.to(table_PC.dtype)[0].flatten(1).T
 
 
 def hidden_states(x_TC: Tensor, segments: Segments, layers: nn.ModuleList, wanted: frozenset[int]) -> dict[int, Tensor]:

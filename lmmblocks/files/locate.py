@@ -10,7 +10,7 @@ from ..spec import LmmError, closest, first_line
 from .foreign import file_kind
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:

@@ -4,6 +4,7 @@
 |---|---|---|
 | lmmblocks | ``lmmblocks.json`` and weights | all inside |
 | transformers | ``config.json`` of a LLaVA, an InstructBLIP or an IDEFICS, and weights | all inside |
+| original Qwen-VL | ``config.json`` of a ``qwen`` with ``visual``, and weights | all inside |
 | original LLaVA | ``config.json`` with ``mm_vision_tower``, and weights | the tower inside, or where that key says |
 | projector over a base | ``mm_projector.bin``, no other weights | language model from the base, tower where the key says |
 | LoRA over a base | ``adapter_config.json`` and the adapter | the base, under ``non_lora_trainables.bin``, with the adapter merged |
@@ -57,6 +58,7 @@ from .systems.llava_original import (
     is_original,
     original_to_config,
 )
+from .systems.qwen_vl import is_qwen_vl, read_qwen_vl_config, with_model_names
 
 NATIVE_CONFIG = "lmmblocks.json"
 OWN_TOKENIZER = "lmmblocks_tokenizer"
@@ -157,7 +159,7 @@ def _whole(folder: Path, layout: Layout) -> Checkpoint:
         stored_vocab = hf_config(folder).decoder.vocab if (folder / CONFIG).is_file() else None
     else:
         config = hf_config(folder)
-    files = with_added_rows(open_weights(folder))
+    files = open_model_weights(folder)
     return Checkpoint(
         folder,
         layout,
@@ -169,13 +171,20 @@ def _whole(folder: Path, layout: Layout) -> Checkpoint:
     )
 
 
+def open_model_weights(folder: Path) -> WeightFiles:
+    """Open the weights of a whole model; what one layout cuts into other pieces than the model has is put together."""
+    return with_model_names(with_added_rows(open_weights(folder)))
+
+
 def hf_config(folder: Path) -> LMMConfig:
-    """Return what the ``config.json`` of a LLaVA, a LLaVA-NeXT, an InstructBLIP or an IDEFICS of transformers describes.
+    """Return what the ``config.json`` of a LLaVA, a LLaVA-NeXT, an InstructBLIP or an IDEFICS of transformers, or of a Qwen-VL, describes.
 
     Raises:
         LmmError: another model, or one that the blocks can't compute.
     """
     values = read_json(folder / CONFIG)
+    if is_qwen_vl(values):
+        return read_qwen_vl_config(folder, values)
     if values.get("model_type") not in HF_MODELS:
         raise LmmError(other_type(folder, values))
     if is_llava_next(values):
@@ -345,7 +354,8 @@ def is_lmm(folder: Path) -> bool:
     if (folder / NATIVE_CONFIG).is_file() or (not has_weights(folder) and (lora.has_adapter(folder) or (folder / PROJECTOR).is_file())):
         return True
     values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    return is_original(values) or values.get("model_type") == "llava" or is_llava_next(values) or is_instructblip(values) or is_idefics(values)
+    ours = (is_original, is_llava_next, is_instructblip, is_idefics, is_qwen_vl)
+    return values.get("model_type") == "llava" or any(is_one(values) for is_one in ours)
 
 
 def chat_folders(folder: Path) -> tuple[Path, ...]:

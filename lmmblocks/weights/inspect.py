@@ -34,6 +34,7 @@ from .checkpoint import (
     named_base,
     native_config,
     open_checkpoint,
+    open_model_weights,
     original_config,
     other_type,
     tokenizer_folder,
@@ -42,7 +43,7 @@ from .describe import describe, describe_preprocess
 from .files.maps import MODEL_LAYOUTS, ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS, KeyMap
 from .files.overlay import renamed
 from .files.stored_dtypes import ROLES, by_role, decoder_dtype, mixture
-from .files.tensors import CONFIG, WeightFiles, open_file, open_weights, read_json, weight_bytes
+from .files.tensors import CONFIG, WeightFiles, open_file, read_json, weight_bytes
 from .inspect_alone import inspect_decoder, inspect_tower
 from .inspect_chat import describe_chat
 from .inspection import SIZES, Inspection, Part
@@ -51,7 +52,6 @@ from .parts.hf_decoders import decoder_from_hf, knows_decoder
 from .parts.hf_encoders import CONTAINERS, HF_ENCODERS
 from .parts.other_encoders import other_encoder
 from .parts.tower import local_tower
-from .systems.idefics import with_added_rows
 from .systems.llava_original import TOWER, decoder_values, is_original, projector_of
 
 
@@ -133,7 +133,7 @@ def _files_inside(folder: Path, layout: Layout) -> Iterable[tuple[WeightFiles, t
         if (folder / TRAINABLES).is_file():
             yield open_file(folder / TRAINABLES), TRAINABLE_LAYOUTS
     else:
-        yield with_added_rows(open_weights(folder)), (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
+        yield open_model_weights(folder), (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
 
 
 def _config(folder: Path, layout: Layout, base: Any, vision_tower: Any) -> LMMConfig:

@@ -16,9 +16,9 @@ from ..chat import load_tokenizer
 from ..lmm import LMM
 from ..registry import path_of
 from ..spec import LmmError
-from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, tokenizer_folder
+from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, open_model_weights, tokenizer_folder
 from .files.maps import MODEL_LAYOUTS, ORIGINAL
-from .files.tensors import open_weights, read_json, some
+from .files.tensors import read_json, some
 from .names import name_problems
 
 _PARTS = ("vision_tower", "multi_modal_projector", "language_model", "arrange")
@@ -53,7 +53,7 @@ def check_weights(folder: Path, skeleton: LMM) -> None:
     """
     layout = identify(folder)
     layouts = (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
-    problems = name_problems(folder, layout, skeleton, open_weights(folder), layouts)
+    problems = name_problems(folder, layout, skeleton, open_model_weights(folder), layouts)
     if problems:
         raise _refused(problems)
 

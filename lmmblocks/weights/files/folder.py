@@ -32,6 +32,7 @@ MODEL_FILES = (
     "pytorch_model*.bin*",
     "*token*.json",
     "*token*.model",
+    "*.tiktoken",
     "vocab.json",
     "merges.txt",
     "chat_template*",
