@@ -30,8 +30,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launching_on
+from .relaunch import relaunched
 from .row_tiles import row_start
 from .row_views import RowStrides, row_strides
+from .whole_numbers import cdiv, next_power_of_2
 
 TILE_ELEMENTS = 2048
 WARPS = 4
@@ -59,6 +61,7 @@ def _load(base, row, inner, outer_stride, inner_stride, column, live):
     return tl.load(base + start + column, mask=live, other=0.0).to(tl.float32)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _activation_fwd_kernel(
     gate, up, y, gate_outer, gate_inner, up_outer, up_inner, rows, inner, width,
@@ -73,6 +76,7 @@ def _activation_fwd_kernel(
     tl.store(y + row.to(tl.int64)[:, None] * width + column, out.to(y.dtype.element_ty), mask=live)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _activation_bwd_kernel(
     gate, up, dy, dgate, dup, gate_outer, gate_inner, up_outer, up_inner, dy_outer, dy_inner, rows, inner, width,
@@ -94,7 +98,7 @@ def _activation_bwd_kernel(
 
 def tile_shape(width: int) -> tuple[int, int]:
     """Return rows and columns of a tile."""
-    block = min(TILE_ELEMENTS, triton.next_power_of_2(width))
+    block = min(TILE_ELEMENTS, next_power_of_2(width))
     return TILE_ELEMENTS // block, block
 
 
@@ -110,13 +114,13 @@ def activation_fwd(gate: Tensor, up: Tensor | None, factor: float, cubic: float)
     Returns:
         Shape and dtype of ``gate``, contiguous.
     """
-    y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     inner, strides = _strides(gate, up)
     width, (tile_rows, block) = gate.shape[-1], tile_shape(gate.shape[-1])
     rows = gate.numel() // max(1, width)
     if rows and width:
         with launching_on(gate):
-            _activation_fwd_kernel[(triton.cdiv(rows, tile_rows), triton.cdiv(width, block))](
+            _activation_fwd_kernel[(cdiv(rows, tile_rows), cdiv(width, block))](
                 gate, up, y, *strides[0], *strides[1], rows, inner, width,
                 factor, cubic, up is not None, tile_rows, block, num_warps=WARPS,
             )  # fmt: skip
@@ -145,7 +149,7 @@ def activation_bwd(
     rows = gate.numel() // max(1, width)
     if rows and width:
         with launching_on(gate):
-            _activation_bwd_kernel[(triton.cdiv(rows, tile_rows), triton.cdiv(width, block))](
+            _activation_bwd_kernel[(cdiv(rows, tile_rows), cdiv(width, block))](
                 gate, up, grad, dgate, dup, *strides[0], *strides[1], *strides[2], rows, inner, width,
                 factor, cubic, up is not None, tile_rows, block, num_warps=WARPS,
             )  # fmt: skip

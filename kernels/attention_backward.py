@@ -43,6 +43,7 @@ from .attention_heads import added, aligned, load_rows, products, store_rows, ze
 from .attention_tiles import tiles_for
 from .device import capability, capturing, launching_on
 from .head_parts import head_parts
+from .relaunch import relaunched
 
 
 @triton.jit
@@ -88,6 +89,7 @@ def _from_rows(
     return added(grads[0], ds, queries), added(grads[1], shares, slopes)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows_k", "segments", "blocks", "window", "rows_q"])
 def _attention_dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, cu_q, cu_k, kv_end,
@@ -171,6 +173,7 @@ def _from_keys(
     return added(dq, ds, keys)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows_q", "segments", "blocks", "window"])
 def _attention_dq_kernel(
     q, k, v, grad, lse, delta, dq, cu_q, cu_k, kv_end,

@@ -19,6 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .whole_numbers import cdiv
+
 FULL = tl.constexpr(0)
 CAUSAL = tl.constexpr(1)
 KV_END = tl.constexpr(2)
@@ -42,8 +44,8 @@ def grid_tiles(rows: int, segments: int, longest: int, even: bool, tile_rows: in
     >>> grid_tiles(rows=577 * 4, segments=4, longest=577, even=True, tile_rows=128), grid_tiles(96, 2, 64, False, 64)
     ((20, 5), (4, 1))
     """
-    each = triton.cdiv(longest, tile_rows)
-    return (segments * each if even else triton.cdiv(rows, tile_rows) + segments, each)
+    each = cdiv(longest, tile_rows)
+    return (segments * each if even else cdiv(rows, tile_rows) + segments, each)
 
 
 @triton.constexpr_function

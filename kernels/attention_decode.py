@@ -46,6 +46,8 @@ from .attention_heads import aligned, load_rows, store_rows, zero_rows
 from .attention_tiles import Tile
 from .device import launching_on, multiprocessors
 from .head_parts import head_parts
+from .relaunch import relaunched
+from .whole_numbers import cdiv, next_power_of_2
 
 RESIDENT = 2
 """Programs that a multiprocessor is given."""
@@ -57,6 +59,7 @@ ADDED = 2048
 """Elements of the parts that are added together at a time: 16 a thread."""
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows_q", "segments", "blocks", "parts", "part_blocks", "window", "page_rows"])
 def _attention_decode_kernel(
     q, k, v, out, lse, cu_q, cu_k, table, q_row, q_head, k_row, k_head, v_row, v_head, table_row, page_rows, k_page, v_page,
@@ -134,6 +137,7 @@ def _attention_decode_kernel(
     tl.store(lse + log_at, log_weight, mask=live)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _attention_combine_kernel(
     partial, partial_lse, out, lse, rows, heads, parts, E: tl.constexpr, WIDTH: tl.constexpr, ADDED: tl.constexpr
@@ -168,7 +172,7 @@ def _attention_combine_kernel(
 
 def decode_tile(rows: int, head_dim: int, dtype: torch.dtype) -> Tile:
     """Return the tile of segments with at most ``rows`` packed rows, heads of a group counted."""
-    lines = min(max(16, triton.next_power_of_2(rows)), 64)
+    lines = min(max(16, next_power_of_2(rows)), 64)
     width = sum(head_parts(head_dim))
     if dtype == torch.float32:
         return Tile(min(lines, 32 if width <= 128 else 16), 32 if width <= 128 else 16, 4, 1)
@@ -188,14 +192,14 @@ def parts_of(visible: Sequence[int], tiles: int, keys: int, slots: int) -> tuple
     >>> parts_of((4096,), 8, 64, 216), parts_of((4096, 100), 8, 64, 216), parts_of((200,) * 4, 8, 64, 216), parts_of((4096,) * 64, 8, 64, 216)
     ((16, 4), (16, 4), (1, 4), (1, 64))
     """
-    blocks = [triton.cdiv(length, keys) for length in visible]
+    blocks = [cdiv(length, keys) for length in visible]
     longest = max(blocks, default=0)
     if longest <= FEWEST_BLOCKS or len(blocks) * tiles >= slots:
         return 1, max(longest, 1)
-    size = max(FEWEST_BLOCKS, triton.cdiv(sum(blocks) * tiles, slots))
-    while size < longest and sum(triton.cdiv(each, size) for each in blocks) * tiles > slots:
+    size = max(FEWEST_BLOCKS, cdiv(sum(blocks) * tiles, slots))
+    while size < longest and sum(cdiv(each, size) for each in blocks) * tiles > slots:
         size += 1
-    return triton.cdiv(longest, size), size
+    return cdiv(longest, size), size
 
 
 def attention_decode(
@@ -256,8 +260,8 @@ def paged_attention_decode(
 
     def division(tiles: int, keys: int) -> tuple[int, int]:
         if part_keys:
-            size = triton.cdiv(part_keys, keys)
-            return max(triton.cdiv(triton.cdiv(most, keys), size), 1), size
+            size = cdiv(part_keys, keys)
+            return max(cdiv(cdiv(most, keys), size), 1), size
         slots = RESIDENT * multiprocessors(q.device)
         return parts_of((most,) * segments, tiles, keys, slots)[0], FEWEST_BLOCKS
 
@@ -271,16 +275,16 @@ def _launched(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Allocate and launch; ``division`` gives the parts of a segment and the fewest blocks of one, from tiles of a part and keys of a block."""
     (rows, heads, width), kv_heads, (cu_q, cu_k, table, segments) = q.shape, k.shape[-2], places
-    out, lse = q.new_empty(q.shape), q.new_empty((heads, rows), dtype=torch.float32)
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(heads, rows, dtype=torch.float32)
     if not rows or not heads:
         return out, lse
     (causal, scale, window, softcap), group, paged = mask, heads // kv_heads, table is not None
     tile = decode_tile(longest_q * group, width, q.dtype)
     programs, blocks = grid_tiles(rows * group, segments, longest_q * group, even, tile.rows)
     parts, part_blocks = division(kv_heads * max(blocks, 1), tile.keys)
-    split, padded = parts > 1, triton.next_power_of_2(width)
-    partial = torch.empty((parts, rows, heads, width), dtype=torch.float32, device=q.device) if split else out
-    partial_lse = lse.new_empty((parts, heads, rows)) if split else lse
+    split, padded = parts > 1, next_power_of_2(width)
+    partial = lse.new_empty(parts, rows, heads, width) if split else out
+    partial_lse = lse.new_empty(parts, heads, rows) if split else lse
     pages = (table.stride(0), k.shape[1], k.stride(0), v.stride(0)) if paged else (0, 1, 0, 0)
     with launching_on(q):
         _attention_decode_kernel[(programs, kv_heads, parts)](

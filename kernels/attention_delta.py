@@ -15,8 +15,11 @@ from .attention_heads import aligned, load_rows, row_sums
 from .attention_tiles import DELTA_ROWS
 from .device import launching_on
 from .head_parts import head_parts
+from .relaunch import relaunched
+from .whole_numbers import cdiv
 
 
+@relaunched
 @triton.jit(do_not_specialize=["segments", "rows_q"])
 def _attention_delta_kernel(
     out, grad, grad_lse, delta, cu_q, grad_row, grad_head, grad_lse_row, grad_lse_head, rows_q, segments, heads,
@@ -51,7 +54,7 @@ def attention_delta(grad: Tensor, grad_lse: Tensor | None, out: Tensor, cu_q: Te
     strides = (0, 0) if grad_lse is None else (grad_lse.stride(1), grad_lse.stride(0))
     if rows and heads:
         with launching_on(out):
-            _attention_delta_kernel[(triton.cdiv(rows, DELTA_ROWS), heads)](
+            _attention_delta_kernel[(cdiv(rows, DELTA_ROWS), heads)](
                 out, grad, grad_lse, delta, cu_q, grad.stride(0), grad.stride(1), *strides, rows, cu_q.shape[0] - 1, heads,
                 width, *head_parts(width), 16 // out.element_size(), DELTA_ROWS,
             )  # fmt: skip

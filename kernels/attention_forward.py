@@ -48,6 +48,7 @@ from .attention_heads import (
 from .attention_tiles import packed_heads, shortened, tiles_for
 from .device import capability, capturing, launching_on
 from .head_parts import head_parts
+from .relaunch import relaunched
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -82,6 +83,7 @@ def attend(
     return added(scaled_rows(total, kept), shares, values), higher, weight * kept + tl.sum(shares, 1)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows_q", "segments", "blocks", "window"])
 def _attention_fwd_kernel(
     q, k, v, out, lse, cu_q, cu_k, kv_end, q_row, q_head, k_row, k_head, v_row, v_head,
@@ -188,10 +190,7 @@ def attention_fwd(
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
     (rows, heads, width), kv_heads, segments = q.shape, k.shape[1], cu_q.shape[0] - 1
-    out, lse = (
-        torch.empty((rows, heads, width), dtype=q.dtype, device=q.device),
-        q.new_empty((heads, rows), dtype=torch.float32),
-    )
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(heads, rows, dtype=torch.float32)
     even = even and not capturing(q.device)  # lengths may be others when the graph is replayed
     tile, group = tiles_for(width, q.dtype, capability(q.device)).forward, heads // kv_heads
     pack = packed_heads(longest_q, group, tile)

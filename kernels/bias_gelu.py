@@ -25,6 +25,8 @@ from torch import Tensor
 from .activations import TILE_ELEMENTS, WARPS, tile_shape
 from .column_sums import column_sums
 from .device import launching_on, multiprocessors
+from .relaunch import relaunched
+from .whole_numbers import cdiv, next_power_of_2
 
 STRIP = 512
 """Columns of a program of the backward."""
@@ -38,6 +40,7 @@ def _gelu_cdf(z):
     return 0.5 + 0.5 * tl.math.erf(z * 0.7071067811865476)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_fwd_kernel(x, bias, y, x_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
@@ -48,6 +51,7 @@ def _bias_gelu_fwd_kernel(x, bias, y, x_stride, rows, width, ROWS: tl.constexpr,
     tl.store(y + row * width + column[None, :], (z * _gelu_cdf(z)).to(y.dtype.element_ty), mask=live)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_bwd_kernel(
     x, bias, dy, dx, db_partial, x_stride, dy_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
@@ -81,7 +85,7 @@ def bias_gelu_fwd(x_RD: Tensor, bias_D: Tensor) -> Tensor:
     y_RD = torch.empty((rows, width), dtype=x_RD.dtype, device=x_RD.device)
     if rows:
         with launching_on(x_RD):
-            _bias_gelu_fwd_kernel[(triton.cdiv(rows, tile_rows), triton.cdiv(width, block))](
+            _bias_gelu_fwd_kernel[(cdiv(rows, tile_rows), cdiv(width, block))](
                 x_RD, bias_D, y_RD, x_RD.stride(0), rows, width, tile_rows, block, num_warps=WARPS
             )
     return y_RD
@@ -99,10 +103,10 @@ def bias_gelu_bwd(x_RD: Tensor, bias_D: Tensor, grad_RD: Tensor) -> tuple[Tensor
         Gradients of ``x``, contiguous, and of the bias, in their dtypes.
     """
     rows, width = x_RD.shape
-    block = min(STRIP, triton.next_power_of_2(width))
-    tile_rows, strips = TILE_ELEMENTS // block, triton.cdiv(width, block)
+    block = min(STRIP, next_power_of_2(width))
+    tile_rows, strips = TILE_ELEMENTS // block, cdiv(width, block)
     most = max(1, PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x_RD.device) // strips)
-    programs = max(1, min(triton.cdiv(rows, tile_rows), most))
+    programs = max(1, min(cdiv(rows, tile_rows), most))
     dx_RD = torch.empty((rows, width), dtype=x_RD.dtype, device=x_RD.device)
     partial_PD = torch.empty((programs, width), dtype=torch.float32, device=x_RD.device)
     with launching_on(x_RD):

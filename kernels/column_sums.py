@@ -15,9 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .relaunch import relaunched
+from .whole_numbers import cdiv
+
 COLUMNS, ROWS = 32, 64
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _column_sums_kernel(
     partial, first_out, second_out, rows, row_stride, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
@@ -50,7 +54,7 @@ def column_sums(partial_PC: Tensor, dtype: torch.dtype, parts: int = 1) -> list[
     rows, columns = partial_PC.shape
     width = columns // parts
     outs = [torch.empty(width, dtype=dtype, device=partial_PC.device) for _ in range(parts)]
-    _column_sums_kernel[(triton.cdiv(width, COLUMNS), parts)](
+    _column_sums_kernel[(cdiv(width, COLUMNS), parts)](
         partial_PC, outs[0], outs[-1], rows, columns, width, ROWS, COLUMNS, num_warps=4
     )
     return outs

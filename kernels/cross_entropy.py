@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launching_on, multiprocessors
+from .whole_numbers import cdiv, next_power_of_2
 
 IGNORED = -100
 """Target of a row without loss, torch's default."""
@@ -136,7 +137,7 @@ def cross_entropy_rows(
         factors_R: fp32 factor of each row's gradient, contiguous; None = losses only.
     """
     rows, width = logits_RW.shape
-    block = min(WIDEST_TILE, triton.next_power_of_2(width))
+    block = min(WIDEST_TILE, next_power_of_2(width))
     with launching_on(logits_RW):
         _cross_entropy_kernel[(rows,)](
             logits_RW, targets_R, factors_R, losses_R, width, vocabulary, softcap or 1.0,
@@ -153,7 +154,7 @@ def scale_in_place(x: Tensor, factor: Tensor) -> None:
         factor: fp32, one element.
     """
     elements = x.numel()
-    tiles = triton.cdiv(elements, SCALE_TILE)
+    tiles = cdiv(elements, SCALE_TILE)
     programs = min(tiles, SCALE_PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x.device))
     if programs:
         with launching_on(x):

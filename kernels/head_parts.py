@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .whole_numbers import next_power_of_2
+
 NARROWEST, WIDEST = 16, 128
 """Columns of an operand: fewest that the tensor cores take, and most of one part."""
 
@@ -12,12 +14,8 @@ def head_parts(width: int) -> tuple[int, int]:
     >>> [head_parts(width) for width in (8, 64, 72, 80, 96, 112, 128, 256)]
     [(16, 0), (64, 0), (64, 16), (64, 16), (64, 32), (128, 0), (128, 0), (128, 128)]
     """
-    padded = max(NARROWEST, _next_power_of_2(width))
+    padded = max(NARROWEST, next_power_of_2(width))
     main = padded // 2
-    rest = max(NARROWEST, _next_power_of_2(width - main))
+    rest = max(NARROWEST, next_power_of_2(width - main))
     whole = padded <= WIDEST and (main < NARROWEST or rest >= main)
     return (padded, 0) if whole else (main, rest)
-
-
-def _next_power_of_2(number: int) -> int:
-    return 1 << (number - 1).bit_length()

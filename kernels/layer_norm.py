@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .column_sums import column_sums
 from .device import launching_on
+from .relaunch import relaunched
 from .rms_norm import FORWARD_ELEMENTS, RESIDENT, programs_of
 from .row_tiles import (
     backward_tile_of,
@@ -33,11 +34,13 @@ from .row_tiles import (
     tile_of,
 )
 from .row_views import row_strides
+from .whole_numbers import cdiv
 
 ELEMENTS = 12
 """Of a thread of the backward, about: it keeps ``db`` beside ``dw``."""
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd_kernel(
     x, w, b, y, mean, rstd, rows, inner, x_outer, x_inner, eps,
@@ -69,6 +72,7 @@ def _layer_norm_fwd_kernel(
         store_part(y, y_start, tail, live, C, y_b)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_kernel(
     x, w, mean, rstd, dy, dx, partial, rows, inner, x_outer, x_inner, dy_outer, dy_inner,
@@ -146,7 +150,7 @@ def layer_norm_fwd(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> t
     mean_R, rstd_R = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
     if rows:
         with launching_on(x):
-            _layer_norm_fwd_kernel[(triton.cdiv(rows, tile.rows),)](
+            _layer_norm_fwd_kernel[(cdiv(rows, tile.rows),)](
                 x, weight_C, bias_C, y, mean_R, rstd_R, rows, inner, *x_strides, eps,
                 width, tile.rows, tile.head, tile.tail, num_warps=tile.warps(FORWARD_ELEMENTS),
             )  # fmt: skip

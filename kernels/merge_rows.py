@@ -28,6 +28,7 @@ from .attention_bounds import other_rows
 from .attention_heads import aligned
 from .device import launching_on
 from .row_choice import choose_rows, rows_of_program
+from .whole_numbers import cdiv
 
 LINES, PLACES, WIDTH = 16, 64, 64
 """Rows that stay, rows of the image, and columns of a step."""
@@ -168,14 +169,14 @@ def merge_neighbours(
         ``(I * (keep + spread + rest), D)``.
     """
     images, stay, width = cu.shape[0] - 1, keep + spread, x.shape[1]
-    lines, line_stride = stay + rest, triton.cdiv(longest, 16) * 16
+    lines, line_stride = stay + rest, cdiv(longest, 16) * 16
     kept, slot = choose_rows(scores, cu, longest, keep, spread, True)
     weights = torch.empty((images, lines, line_stride), dtype=torch.float32, device=x.device)
     out = torch.empty((images * lines, width), dtype=x.dtype, device=x.device)
     rows, warps = rows_of_program(longest)
     tile = LINES, PLACES, WIDTH
     with launching_on(x):
-        _similarities_kernel[(images * triton.cdiv(stay, LINES), triton.cdiv(longest, PLACES))](
+        _similarities_kernel[(images * cdiv(stay, LINES), cdiv(longest, PLACES))](
             keys,
             weights,
             kept,
@@ -204,7 +205,7 @@ def merge_neighbours(
             rows,
             num_warps=warps,
         )
-        _weighted_sums_kernel[(images * triton.cdiv(lines, LINES), triton.cdiv(width, WIDTH))](
+        _weighted_sums_kernel[(images * cdiv(lines, LINES), cdiv(width, WIDTH))](
             x,
             weights,
             out,

@@ -25,6 +25,7 @@ from .attention_heads import aligned
 from .device import launching_on
 from .merge_rows import LINES, PLACES, WIDTH, row_tile, squares
 from .row_choice import choose_rows
+from .whole_numbers import cdiv
 
 
 @triton.jit(do_not_specialize=["segments", "keep", "targets"])
@@ -112,9 +113,9 @@ def merge_to_nearest(
     kept, slot = choose_rows(scores, cu, longest, keep, targets, False)
     owner = torch.empty_like(slot)
     out = torch.empty((images * (keep + targets), width), dtype=x.dtype, device=x.device)
-    tile, tiles = (LINES, PLACES, WIDTH), triton.cdiv(keep, LINES) + triton.cdiv(targets, LINES)
+    tile, tiles = (LINES, PLACES, WIDTH), cdiv(keep, LINES) + cdiv(targets, LINES)
     with launching_on(x):
-        _nearest_target_kernel[(images, triton.cdiv(longest, PLACES))](
+        _nearest_target_kernel[(images, cdiv(longest, PLACES))](
             keys,
             slot,
             kept,
@@ -129,7 +130,7 @@ def merge_to_nearest(
             *tile,
             num_warps=4,
         )
-        _joined_means_kernel[(images * tiles, triton.cdiv(width, WIDTH))](
+        _joined_means_kernel[(images * tiles, cdiv(width, WIDTH))](
             x,
             owner,
             kept,

@@ -26,8 +26,10 @@ from torch import Tensor
 
 from .column_sums import column_sums
 from .device import launching_on, multiprocessors
+from .relaunch import relaunched
 from .rope import TILE_ELEMENTS, head_offsets, heads_and_tokens, table_tile, turn
 from .row_tiles import registers_for
+from .whole_numbers import cdiv, next_power_of_2
 
 BACKWARD_TILE_ELEMENTS = 2048
 
@@ -78,6 +80,7 @@ def _norm_and_turn_heads(
     tl.store(y + y_start + HALF + place, b.to(dtype), mask=mask)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["tokens"])
 def _qk_norm_rope_fwd_kernel(
     q, k, q_weight, k_weight, cos, sin, q_out, k_out, tokens, q_token, q_head, k_token, k_head, cos_stride, sin_stride, eps,
@@ -149,6 +152,7 @@ def _slopes_of_heads(
         tl.store(partial + HALF + column, tl.sum(tl.sum(dw_b, 0), 0), mask=column < HALF)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["tokens"])
 def _qk_norm_rope_bwd_kernel(
     q, k, q_weight, k_weight, cos, sin, dq_out, dk_out, dq, dk, partial, tokens, q_token, q_head, k_token, k_head,
@@ -187,12 +191,12 @@ def qk_norm_rope_fwd(
     """
     (tokens, q_heads, width), k_heads = q_TNE.shape, k_TKE.shape[1]
     q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TNE, k_TKE))
-    block_half = triton.next_power_of_2(width // 2)
+    block_half = next_power_of_2(width // 2)
     heads, tile_tokens = heads_and_tokens(q_heads, k_heads, block_half, TILE_ELEMENTS)
     blocks = (q_heads + k_heads) // heads
     if tokens:
         with launching_on(q_TNE):
-            _qk_norm_rope_fwd_kernel[(blocks * triton.cdiv(tokens, tile_tokens),)](
+            _qk_norm_rope_fwd_kernel[(blocks * cdiv(tokens, tile_tokens),)](
                 q_TNE, k_TKE, q_weight_E, k_weight_E, cos_TE, sin_TE, q_out, k_out, tokens,
                 q_TNE.stride(0), q_TNE.stride(1), k_TKE.stride(0), k_TKE.stride(1), cos_TE.stride(0), sin_TE.stride(0), eps,
                 offset, q_heads // heads, blocks, tile_tokens, heads, width // 2, block_half, num_warps=4,
@@ -216,10 +220,10 @@ def qk_norm_rope_bwd(
     """
     (tokens, q_heads, width), k_heads = q_TNE.shape, k_TKE.shape[1]
     dq, dk = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TNE, k_TKE))
-    block_half = triton.next_power_of_2(width // 2)
+    block_half = next_power_of_2(width // 2)
     heads, tile_tokens = heads_and_tokens(q_heads, k_heads, block_half, BACKWARD_TILE_ELEMENTS)
-    tiles = triton.cdiv(tokens, tile_tokens) * (q_heads + k_heads) // heads
-    programs = min(triton.cdiv(tiles, TILES_PER_PROGRAM), RESIDENT * multiprocessors(q_TNE.device))
+    tiles = cdiv(tokens, tile_tokens) * (q_heads + k_heads) // heads
+    programs = min(cdiv(tiles, TILES_PER_PROGRAM), RESIDENT * multiprocessors(q_TNE.device))
     partial_P2E = torch.empty(
         (programs if weight_grads else 0, 2 * width), dtype=torch.float32, device=q_TNE.device
     )

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from .column_sums import column_sums
 from .device import launching_on, multiprocessors
+from .relaunch import relaunched
 from .row_tiles import (
     Tile,
     backward_tile_of,
@@ -41,6 +42,7 @@ from .row_tiles import (
     tile_of,
 )
 from .row_views import row_strides
+from .whole_numbers import cdiv
 
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 32, 16
 """Of a thread."""
@@ -60,6 +62,7 @@ def _normed(wide, scale, weight, dtype: tl.constexpr, OFFSET: tl.constexpr):
     return normed * (weight + OFFSET)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _rms_norm_fwd_kernel(
     x, residual, w, summed, y, rstd, rows, inner, x_outer, x_inner, residual_outer, residual_inner, eps,
@@ -113,6 +116,7 @@ def _input_slope(
     return out
 
 
+@relaunched
 @triton.jit(do_not_specialize=["rows"])
 def _rms_norm_bwd_kernel(
     x, w, rstd, dy, grad_summed, dx, dw_partial, rows, inner, x_outer, x_inner, dy_outer, dy_inner, summed_outer, summed_inner,
@@ -178,12 +182,12 @@ def _launch_fwd(
     inner, strides = views
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
     tile = tile_of(width)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     summed = y if residual is None else torch.empty_like(y)
-    rstd_R = torch.empty(rows, dtype=torch.float32, device=x.device)
+    rstd_R = x.new_empty(rows, dtype=torch.float32)
     if rows:
         with launching_on(x):
-            _rms_norm_fwd_kernel[(triton.cdiv(rows, tile.rows),)](
+            _rms_norm_fwd_kernel[(cdiv(rows, tile.rows),)](
                 x, residual, weight_D, summed, y, rstd_R, rows, inner, *strides[0], *strides[-1], eps,
                 offset, residual is not None, width, tile.rows, tile.head, tile.tail, num_warps=tile.warps(FORWARD_ELEMENTS),
             )  # fmt: skip
@@ -229,8 +233,8 @@ def programs_of(rows: int, tile: Tile, resident: int, device: torch.device) -> i
         resident: programs that a multiprocessor holds.
         device: that runs them.
     """
-    tiles = triton.cdiv(rows, tile.rows)
-    return min(triton.cdiv(tiles, TILES_PER_PROGRAM), resident * multiprocessors(device))
+    tiles = cdiv(rows, tile.rows)
+    return min(cdiv(tiles, TILES_PER_PROGRAM), resident * multiprocessors(device))
 
 
 def rms_norm_fwd(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:

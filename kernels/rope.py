@@ -25,6 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launching_on
+from .relaunch import relaunched
+from .whole_numbers import cdiv, next_power_of_2
 
 TILE_ELEMENTS = 4096
 HEADS_AT_MOST = 8
@@ -77,6 +79,7 @@ def _turn_heads(
         tl.store(y + y_start + place, tl.load(x + x_start + place, mask=kept_mask, other=0.0), mask=kept_mask)
 
 
+@relaunched
 @triton.jit(do_not_specialize=["tokens"])
 def _rope_kernel(
     q, k, cos, sin, q_out, k_out, tokens, q_token, q_head, k_token, k_head, q_out_token, q_out_head, k_out_token, k_out_head,
@@ -111,16 +114,16 @@ def _launch(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, adjoint: bool
 ) -> None:
     (tokens, q_heads, width), k_heads, half = q.shape, k.shape[1], cos.shape[-1] // 2
-    in_place, kept, block_half = q_out is q, width - 2 * half, triton.next_power_of_2(half)
+    in_place, kept, block_half = q_out is q, width - 2 * half, next_power_of_2(half)
     heads, tile_tokens = heads_and_tokens(q_heads, k_heads, block_half, TILE_ELEMENTS)
     blocks = (q_heads + k_heads) // heads
     if tokens and blocks:
         with launching_on(q):
-            _rope_kernel[(blocks * triton.cdiv(tokens, tile_tokens),)](
+            _rope_kernel[(blocks * cdiv(tokens, tile_tokens),)](
                 q, k, cos, sin, q_out, k_out, tokens, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
                 q_out.stride(0), q_out.stride(1), k_out.stride(0), k_out.stride(1), cos.stride(0), sin.stride(0),
                 q_heads // heads, blocks, tile_tokens, heads, width, half, block_half,
-                triton.next_power_of_2(kept) if kept and not in_place else 0, adjoint, num_warps=4,
+                next_power_of_2(kept) if kept and not in_place else 0, adjoint, num_warps=4,
             )  # fmt: skip
 
 
@@ -139,7 +142,8 @@ def rope_apart(
     Returns:
         The turned pair, contiguous.
     """
-    q_out, k_out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TNE, k_TKE))
+    q_out = torch.empty_like(q_TNE, memory_format=torch.contiguous_format)
+    k_out = torch.empty_like(k_TKE, memory_format=torch.contiguous_format)
     _launch(q_TNE, k_TKE, cos_TE, sin_TE, q_out, k_out, adjoint)
     return q_out, k_out
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .attention_bounds import other_rows
 from .device import launching_on
+from .whole_numbers import cdiv, next_power_of_2
 
 RANKED, AGAINST = 128, 32
 
@@ -105,14 +106,14 @@ def _outlier_counts_kernel(scores, rank, out, cu, segments, ROWS: tl.constexpr):
 
 def _ranks(scores: Tensor, cu: Tensor, longest: int, falling: bool) -> Tensor:
     rank = torch.empty(scores.shape[0], dtype=torch.int32, device=scores.device)
-    grid = (cu.shape[0] - 1, triton.cdiv(longest, RANKED))
+    grid = (cu.shape[0] - 1, cdiv(longest, RANKED))
     _ranks_kernel[grid](scores, rank, cu, cu.shape[0] - 1, falling, RANKED, AGAINST, num_warps=4)
     return rank
 
 
 def rows_of_program(longest: int) -> tuple[int, int]:
     """Return rows and warps of a program that holds a number for each row of an image."""
-    rows = max(32, triton.next_power_of_2(longest))
+    rows = max(32, next_power_of_2(longest))
     return rows, 4 if rows <= 1024 else 8
 
 

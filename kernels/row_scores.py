@@ -28,6 +28,7 @@ from .attention_forward import LOG2_E, LOWEST, capped
 from .attention_heads import aligned, load_rows, products
 from .device import launching_on
 from .head_parts import head_parts
+from .whole_numbers import next_power_of_2
 
 SUM_KEYS = 1024
 """Scores of a head that are summed at a time."""
@@ -129,7 +130,7 @@ def _row_means_kernel(
 
 def row_tile(rows: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int]:
     """Return rows and keys of a tile for ``rows`` packed query rows of a segment, heads of a group counted."""
-    lines, wide = max(16, triton.next_power_of_2(rows)), sum(head_parts(head_dim)) > 128
+    lines, wide = max(16, next_power_of_2(rows)), sum(head_parts(head_dim)) > 128
     keys = 64 if wide or dtype == torch.float32 else 128
     return lines, min(keys, 32 if wide and dtype == torch.float32 else keys, max(16, 8192 // lines))
 

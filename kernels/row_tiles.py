@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from .whole_numbers import next_power_of_2
+
 WIDEST = 16384
 """Widest row of a tile: 32 elements a thread at 16 warps."""
 
@@ -48,7 +50,7 @@ def tile_of(width: int, elements: int = TILE_ELEMENTS) -> Tile:
     (Tile(rows=1, head=4096, tail=1024), Tile(rows=1, head=4096, tail=0), Tile(rows=4, head=1024, tail=128))
     """
     head = _power_of_two_at_most(width)
-    tail = triton.next_power_of_2(width - head) if width > head else 0
+    tail = next_power_of_2(width - head) if width > head else 0
     if tail == head:
         head, tail = 2 * head, 0
     return Tile(_power_of_two_at_most(max(1, elements // (head + tail))), head, tail)

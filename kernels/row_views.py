@@ -20,8 +20,14 @@ def row_strides(*tensors: Tensor) -> tuple[int, list[RowStrides]] | None:
     Returns:
         ``inner``, which is 1 wherever one stride is enough for all, and the strides of each tensor.
     """
-    if all(tensor.is_contiguous() for tensor in tensors):
-        return 1, [(tensor.shape[-1] if tensor.dim() else 1, 0) for tensor in tensors]
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            return _two_strides(tensors)
+    width = tensors[0].shape[-1] if tensors[0].dim() else 1
+    return 1, [(width, 0)] * len(tensors)
+
+
+def _two_strides(tensors: Sequence[Tensor]) -> tuple[int, list[RowStrides]] | None:
     lengths = tensors[0].shape[:-1]
     for split in range(len(lengths), -1, -1):
         found = [

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .device import launching_on
 from .splice_codes import NOWHERE
+from .whole_numbers import cdiv, next_power_of_2
 
 WIDEST_TILE = 1024
 """Columns of a tile: 8 elements a thread, one 16-byte access of bf16, at 4 warps."""
@@ -59,8 +60,8 @@ def _splice_fwd_kernel(
 
 def column_tiles(width: int) -> tuple[int, int, int]:
     """Return columns of a tile, tiles of a row, and warps."""
-    block = min(WIDEST_TILE, triton.next_power_of_2(width))
-    return block, triton.cdiv(width, block), max(1, block // 256)
+    block = min(WIDEST_TILE, next_power_of_2(width))
+    return block, cdiv(width, block), max(1, block // 256)
 
 
 def _image_layout(images: Tensor) -> tuple[int, int, int]:
@@ -88,7 +89,7 @@ def splice_fwd(table_VD: Tensor, images: Tensor, source_T: Tensor, scale: float 
     image_rows = images.numel() // width if width else 0
     if out_TD.numel():
         with launching_on(table_VD):
-            _splice_fwd_kernel[(triton.cdiv(rows, ROWS) * tiles,)](
+            _splice_fwd_kernel[(cdiv(rows, ROWS) * tiles,)](
                 table_VD, images, source_T, out_TD, table_VD.stride(0), *_image_layout(images)[:2], rows, vocabulary,
                 image_rows, _image_layout(images)[2], 1.0 if scale is None else scale,
                 width, scale is not None, ROWS, block, num_warps=warps,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .device import launching_on
 from .splice import column_tiles
+from .whole_numbers import cdiv
 
 ROWS = 8
 """Rows that are loaded at once; divides ``CHUNK``."""
@@ -189,11 +190,11 @@ def splice_bwd_rows(
     tokens = 0 if token_order_K is None else token_order_K.shape[0]
     ids = 0 if token_order_K is None else vocabulary + 1
     image_grad_MD = torch.empty((images, width), dtype=image_dtype, device=device)
-    partial_PD = torch.empty((triton.cdiv(tokens, CHUNK), width), dtype=torch.float32, device=device)
+    partial_PD = torch.empty((cdiv(tokens, CHUNK), width), dtype=torch.float32, device=device)
     bounds = torch.empty(ids, dtype=torch.int32, device=device)
     block, tiles, warps = column_tiles(width)
-    slots, searches = partial_PD.shape[0], triton.cdiv(ids, SEARCH_IDS)
-    programs = slots * tiles + searches + triton.cdiv(images, ROWS) * tiles
+    slots, searches = partial_PD.shape[0], cdiv(ids, SEARCH_IDS)
+    programs = slots * tiles + searches + cdiv(images, ROWS) * tiles
     if programs and width:
         with launching_on(grad_TD):
             _splice_bwd_rows_kernel[(programs,)](
@@ -255,7 +256,7 @@ def _launch_table(
     (vocabulary, width), (block, tiles, warps) = out.shape, column_tiles(out.shape[1])
     if out.numel():
         with launching_on(grad):
-            _splice_bwd_table_kernel[(triton.cdiv(vocabulary, TABLE_ROWS) * tiles,)](
+            _splice_bwd_table_kernel[(cdiv(vocabulary, TABLE_ROWS) * tiles,)](
                 grad, order, partial, bounds, out, grad.stride(0), out.stride(0), vocabulary, 1.0 if scale is None else scale,
                 width, scale is not None, adding, CHUNK, ROWS, TABLE_ROWS, block, num_warps=warps,
             )  # fmt: skip

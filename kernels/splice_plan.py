@@ -28,6 +28,7 @@ from .device import launching_on
 from .splice_codes import NOWHERE
 from .splice_samples import image_boundary, memory_offset, read_ids, span_of_sample
 from .splice_status import write_status
+from .whole_numbers import next_power_of_2
 
 BLOCK = 512
 """Ids, rows or samples of one step."""
@@ -281,6 +282,6 @@ def splice_plan(
             ids, *given, counts, ids if image_cu_rows is None else image_cu_rows, status,
             source_T, positions_T, labels_T, kv_end_T, cu_out, places_M, *strides, length, samples, image_token, vocabulary,
             images, image_rows, capacity, max_length, *kinds, image_cu_rows is None, bidirectional, truncate,
-            BLOCK, min(BLOCK, max(16, triton.next_power_of_2(samples))), num_warps=WARPS,
+            BLOCK, min(BLOCK, max(16, next_power_of_2(samples))), num_warps=WARPS,
         )  # fmt: skip
     return source_T, positions_T, cu_out, places_M, labels_T, kv_end_T

@@ -23,8 +23,9 @@ def row_refusal(x: Tensor, *weights: Tensor, residual: Tensor | None = None) -> 
     for tensor in weights if residual is None else (*weights, residual):
         if tensor.dtype != x.dtype:
             return f"x is {x.dtype} but {'the weight' if tensor.dim() == 1 else 'the residual'} is {tensor.dtype}"
-    if any(tuple(weight.shape) != (width,) for weight in weights):
-        return f"rows of {width} need weights ({width},), found {[tuple(weight.shape) for weight in weights]}"
+    for weight in weights:
+        if weight.shape != (width,):
+            return f"rows of {width} need weights ({width},), found {[tuple(each.shape) for each in weights]}"
     if residual is not None and residual.shape != x.shape:
         return f"x is {tuple(x.shape)} but the residual is {tuple(residual.shape)}"
     if not 0 < width <= WIDEST_KERNEL_ROW:

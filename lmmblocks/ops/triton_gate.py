@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ..kernels.device import shared_bytes
 from .constant import constant
 
 OLDEST_CAPABILITY = (8, 0)
@@ -70,10 +71,10 @@ def layout_refusal(tensors: Sequence[Tensor | None], dtypes: tuple[torch.dtype, 
         if tensor.device != device:
             return f"tensors lie on {sorted({str(each.device) for each in tensors if each is not None})}: move them to one device"
         dtype = tensor.dtype
-        if not dtype.is_floating_point:
-            continue
         if dtype not in dtypes:
-            return f"{dtype} is none of {', '.join(str(known) for known in dtypes)}"
+            if dtype.is_floating_point:
+                return f"{dtype} is none of {', '.join(str(known) for known in dtypes)}"
+            continue
         strides = tensor.stride()
         if strides and strides[-1] != 1 and tensor.shape[-1] > 1:
             return f"the last dimension of a tensor {tuple(tensor.shape)} has stride {strides[-1]}, not 1"
@@ -85,8 +86,8 @@ def layout_refusal(tensors: Sequence[Tensor | None], dtypes: tuple[torch.dtype, 
 def starts_aligned(tensor: Tensor, strides: Sequence[int]) -> bool:
     """Return whether the data, and every row by these strides of it, start on 16 bytes."""
     elements = ALIGNMENT_BYTES // tensor.dtype.itemsize
-    for stride, length in zip(strides[:-1], tensor.shape):
-        if stride % elements and length > 1:
+    for place, stride in enumerate(strides[:-1]):
+        if stride % elements and tensor.shape[place] > 1:
             return False
     return torch.compiler.is_compiling() or bool(tensor.storage_offset() % elements == 0)
 
@@ -111,8 +112,6 @@ def shared_refusal(needed: int, device: torch.device, what: str) -> str | None:
         device: that it is launched on.
         what: is computed by the launch.
     """
-    from ..kernels.device import shared_bytes
-
     there = shared_bytes(device)
     if needed <= there:
         return None

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.device import capturing
 from ...spec.segments import on_device
 from ..constant import constant
 from ..cuda_gate import check, cuda_distrust, cuda_refusal, extension, launcher, pointers, raw_stream
@@ -68,11 +69,9 @@ def attention_fwd(
     Returns:
         ``out (T_q, N, E)`` and fp32 ``lse (N, T_q)``, contiguous.
     """
-    from ...kernels.device import capturing
-
     q, k, v, device = _aligned(q), _aligned(k), _aligned(v), q.device
     rows, heads, width = q.shape
-    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty((heads, rows), dtype=torch.float32)
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(heads, rows, dtype=torch.float32)
     mask, segments = _mask(causal, kv_end), cu_q.shape[0] - 1
     tiles = _tiles(lengths_q, lengths_k, rows, mask, device)
     code = launcher("attention_forward", device, FORWARD)(
@@ -123,7 +122,11 @@ def attention_bwd(
 
 def _strides(*tensors: Tensor) -> list[int]:
     """Of rows and heads. Nothing lies behind the stride of a dimension of one: torch lets it be any number."""
-    return [stride if length > 1 else 0 for tensor in tensors for length, stride in zip(tensor.shape[:2], tensor.stride())]
+    found = []
+    for tensor in tensors:
+        (rows, heads, _), (row, head, _) = tensor.shape, tensor.stride()
+        found += [row if rows > 1 else 0, head if heads > 1 else 0]
+    return found
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -140,8 +143,6 @@ def _tiles(
     lengths_q: Sequence[int], lengths_k: Sequence[int], rows: int, mask: int, device: torch.device
 ) -> Tensor | None:
     """The list of tiles on the device; None where it can't be, or must not be, copied there."""
-    from ...kernels.device import capturing
-
     if not lengths_q or capturing(device):
         return None  # what is copied while a graph is captured is there only when it is replayed
     return _listed(tuple(lengths_q), tuple(lengths_k), rows, mask, device, raw_stream(device))
@@ -172,9 +173,15 @@ def cuda_supports(call: AttentionCall) -> bool | str:
     problem = call.refusal_beyond("kv_end", "return_lse") or refusal_of_both(call) or cuda_refusal(*call[:3], *places, aligned=3)
     if problem is None and call.wants_gradient:
         problem = backward_refusal(call.q_TNE.shape[-1], call.q_TNE.device)
-    if problem is None and any(x is not None and (x.dtype != torch.int32 or not x.is_contiguous()) for x in places):
-        problem = "boundaries and kv_end must be contiguous int32"
-    return problem or True
+    return problem or places_refusal(places) or True
+
+
+def places_refusal(places: Sequence[Tensor | None]) -> str | None:
+    """Return that boundaries or ends aren't as the kernels read them, or None."""
+    for tensor in places:
+        if tensor is not None and (tensor.dtype != torch.int32 or not tensor.is_contiguous()):
+            return "boundaries and kv_end must be contiguous int32"
+    return None
 
 
 @constant

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.device import multiprocessors
 from ..cuda_gate import check, launcher, pointers, raw_stream
 
 STEP_KEYS = 16
@@ -153,11 +154,9 @@ def _launched(
         mask: ``causal, window, scale, softcap``.
         part_keys: see :func:`division_of`.
     """
-    from ...kernels.device import multiprocessors  # asks the driver once
-
     (rows, heads, width), (segments, longest_q, most_keys), device = q.shape, size, q.device
     kv_heads, (causal, window, scale, softcap), (k_page, v_page, table_row, page_rows) = k.shape[-2], mask, pages
-    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty((heads, rows), dtype=torch.float32)
+    out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(heads, rows, dtype=torch.float32)
     tile_rows = 16 if width > 128 or longest_q * heads <= 16 * kv_heads else 32
     tiles = kv_heads * -(-longest_q * (heads // max(kv_heads, 1)) // tile_rows)
     division = division_of(segments, tiles, most_keys, multiprocessors(device), part_keys)
