@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -120,4 +120,4 @@ def packed_heads(longest: int, group: int, tile: Tile) -> int:
 
 def shortened(tile: Tile, rows: int) -> Tile:
     """Return the tile of segments with at most ``rows`` rows: the same blocks of keys, so that every row comes out the same."""
-    return replace(tile, rows=SHORT_ROWS, warps=4) if rows <= SHORT_ROWS < tile.rows else tile
+    return Tile(SHORT_ROWS, tile.keys, 4, tile.stages) if rows <= SHORT_ROWS < tile.rows else tile

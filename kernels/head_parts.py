@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from .whole_numbers import next_power_of_2
 
 NARROWEST, WIDEST = 16, 128
 """Columns of an operand: fewest that the tensor cores take, and most of one part."""
 
 
+@functools.cache
 def head_parts(width: int) -> tuple[int, int]:
     """Return ``(MAIN, REST)`` of a head dim.
 

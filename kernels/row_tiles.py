@@ -37,9 +37,7 @@ class Tile:
 
     def warps(self, elements_a_thread: int) -> int:
         """Return 4 to 16 warps so that a thread holds about ``elements_a_thread``."""
-        return min(
-            16, max(4, _power_of_two_at_most(self.rows * (self.head + self.tail) // (32 * elements_a_thread)))
-        )
+        return _warps(self.rows * (self.head + self.tail), elements_a_thread)
 
 
 @functools.cache
@@ -64,6 +62,11 @@ def backward_tile_of(width: int) -> Tile:
 def registers_for(warps: int, resident: int) -> int:
     """Return the registers a thread may have so that a multiprocessor of 65536 holds ``resident`` programs at once."""
     return 65536 // (32 * warps * resident) // 8 * 8
+
+
+@functools.cache
+def _warps(elements: int, elements_a_thread: int) -> int:
+    return min(16, max(4, _power_of_two_at_most(elements // (32 * elements_a_thread))))
 
 
 def _power_of_two_at_most(number: int) -> int:
