@@ -71,6 +71,7 @@ def _from_rows(
     MASKED: tl.constexpr, MASK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """One block of rows, added to (dk, dv) of a block of keys. Rows that aren't there weigh nothing: their ``lse`` is infinite."""
+    # 1. Softmax weights of these rows again, from the products and the log-sum that the forward kept.
     live = row < length_q
     queries = load_rows(q, row.to(tl.int64) * q_row, live, E, MAIN, REST, True)
     log_weight = tl.load(lse + row, mask=live, other=float("inf")) * LOG2_E
@@ -80,12 +81,14 @@ def _from_rows(
         high = key_ends(row, live, begin_q, length_q, begin_k, length_k, kv_end, MASK)
         visible = seen(key[:, None], low[None, :], high[None, :], WINDOW)
     scores = products(keys, queries)
+    # 2. dp = v dO^T, then ds = p (dp - delta); keys are lines here and rows columns, as dk and dv need them.
     slopes = load_rows(grad, row.to(tl.int64) * grad_row, live, E, MAIN, REST, True)
     dp = products(values, slopes)
     own_delta = tl.load(delta + row, mask=live, other=0.0)
     shares, ds = _slopes(
         scores, log_weight[None, :], dp, own_delta[None, :], visible, scale, softcap, MASKED, SOFTCAP
     )
+    # 3. dk += ds q and dv += p dO.
     return added(grads[0], ds, queries), added(grads[1], shares, slopes)
 
 
@@ -98,7 +101,8 @@ def _attention_dkdv_kernel(
     E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr,
     MASK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    # Prologue: which keys, and which rows see them.
+    # 1. Which block of which segment's keys this program holds, and which rows see them:
+    #    [first, whole) and [clear, stop) in part, those between whole.
     segment, block = find_tile(tl.program_id(0), cu_k, segments, rows_k, blocks, EVEN, 1, KEYS)
     if segment > segments:
         return
@@ -111,6 +115,7 @@ def _attention_dkdv_kernel(
     first, whole, clear, stop = row_blocks(
         first_key, begin_q, length_q, begin_k, length_k, kv_end, window, MASK, WINDOW, KEYS, ROWS
     )
+    # 2. Its keys and values, loaded once for all heads of the group; dk and dv stay in registers.
     key64 = (begin_k + key).to(tl.int64)
     keys = load_rows(
         k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), live, E, MAIN, REST, True
@@ -126,6 +131,7 @@ def _attention_dkdv_kernel(
     grads = zero_rows(KEYS, MAIN, REST), zero_rows(KEYS, MAIN, REST)
     place = tl.arange(0, ROWS)
 
+    # 3. All query heads of the group, one after the other: their sum is never rounded in between.
     for member in range(0, GROUP):
         head = kv_head * GROUP + member
         own_q, own_grad = q + head * aligned(q_head, VECTOR), grad + head * aligned(grad_head, VECTOR)
@@ -151,7 +157,7 @@ def _attention_dkdv_kernel(
                     E, MAIN, REST, True, MASK, WINDOW, SOFTCAP,
                 )  # fmt: skip
 
-    # Epilogue.
+    # 4. dk takes the scale that ds left out.
     to = key64 * (kv_heads * E) + kv_head * E
     store_rows(dk, to, live, grads[0], tl.zeros((KEYS,), tl.float32) + scale, E, MAIN, REST)
     store_rows(dv, to, live, grads[1], tl.zeros((KEYS,), tl.float32) + 1.0, E, MAIN, REST)

@@ -67,7 +67,7 @@ def _attention_decode_kernel(
     E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr, PAGED: tl.constexpr,
     MASK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    # Prologue: which rows of which segment, and which part of its keys.
+    # 1. Which rows of which segment: all heads of a group lie in one tile, so keys are read once a group.
     segment, block = find_tile(tl.program_id(0), cu_q, segments, rows_q, blocks, EVEN, GROUP, ROWS)
     if segment > segments:
         return
@@ -83,6 +83,7 @@ def _attention_decode_kernel(
     live = row < length_q
     kv_head = tl.program_id(1).to(tl.int64)
     head = kv_head * GROUP + place % GROUP
+    # 2. Which keys any of the rows sees.
     low = key_starts(row, length_q, length_k, window, WINDOW)
     high = key_ends(row, live, begin_q, length_q, begin_k, length_k, None, MASK)
     first, last = 0, length_k
@@ -92,13 +93,14 @@ def _attention_decode_kernel(
         first = tl.maximum(tl.min(tl.where(live, low, length_k), 0), 0)
         if not PAGED:  # there, what no row sees may be anything
             first = first // KEYS * KEYS
+    # 3. Which part of them is this program's: lengths come from the device, so a captured launch divides each later length well.
     visible = (tl.maximum(last - first, 0) + KEYS - 1) // KEYS
     part_keys = tl.maximum(part_blocks, (visible + parts - 1) // parts) * KEYS
     begin = first + tl.program_id(2) * part_keys
     row64 = (begin_q + row).to(tl.int64)
     at = tl.program_id(2).to(tl.int64) * rows_q * heads
     log_at = at + head * rows_q + row64
-    if (tl.program_id(2) > 0) & (begin >= last):
+    if (tl.program_id(2) > 0) & (begin >= last):  # nothing left for it: a log-sum of -inf, and its part of the output is never read
         tl.store(lse + log_at, tl.zeros((ROWS,), tl.float32) + float("-inf"), mask=live)
         return
     k_row, v_row = aligned(k_row, VECTOR), aligned(v_row, VECTOR)
@@ -112,7 +114,7 @@ def _attention_decode_kernel(
     )
     state = zero_rows(ROWS, MAIN, REST), tl.zeros((ROWS,), tl.float32) + LOWEST, tl.zeros((ROWS,), tl.float32)
 
-    # One loop: a mask costs nothing beside the bytes of a block.
+    # 4. One loop: a mask costs nothing beside the bytes of a block.
     for key in range(begin, tl.minimum(begin + part_keys, last), KEYS):
         keys = key + tl.arange(0, KEYS)
         k_rows, v_rows = k, v
@@ -127,7 +129,7 @@ def _attention_decode_kernel(
             E, MAIN, REST, True, WINDOW, SOFTCAP,
         )  # fmt: skip
 
-    # Epilogue: the result, or its part.
+    # 5. The result, or its part, which the next kernel adds to the others.
     total, top, weight = state
     some = weight > 0
     store_rows(
@@ -143,6 +145,7 @@ def _attention_combine_kernel(
     partial, partial_lse, out, lse, rows, heads, parts, E: tl.constexpr, WIDTH: tl.constexpr, ADDED: tl.constexpr
 ):  # fmt: skip
     """One row of one head: the parts weighted by their share of the softmax, in the order of the keys."""
+    # 1. The largest log-sum of all parts.
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     column, each = tl.arange(0, WIDTH), tl.arange(0, ADDED)
     partial += (row * heads + head) * E
@@ -153,6 +156,7 @@ def _attention_combine_kernel(
         at = part.to(tl.int64) * rows * heads
         top = tl.maximum(top, tl.load(partial_lse + at, mask=part < parts, other=float("-inf")))
     highest = tl.max(top, 0)
+    # 2. Each part counts exp(its log-sum - the largest).
     total, weight = tl.zeros((WIDTH,), tl.float32), 0.0
     for first in range(0, parts, ADDED):
         part = first + each

@@ -68,17 +68,21 @@ def attend(
     E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, MASKED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: (sum of values, maximum, sum of weights) of each row, maxima in units of log2."""
+    # 1. Products of this tile's rows with the keys of the block.
     total, top, weight = state
     scores = products(q, load_rows(k, key.to(tl.int64) * k_row, key < length_k, E, MAIN, REST, MASKED))
     if SOFTCAP:
         scores, factor = capped(scores * scale, softcap), softcap * LOG2_E
     else:
         factor = scale * LOG2_E
+    # 2. What a row doesn't see weighs exp(-inf) = 0; blocks that every row sees whole skip the comparison.
     if MASKED:
         scores = tl.where(seen(key[None, :], low[:, None], high[:, None], WINDOW), scores, float("-inf"))
+    # 3. Online softmax: where the block raises a row's maximum, what was added so far counts by 2^(old - new) less.
     higher = tl.maximum(top, tl.max(scores, 1) * factor)
     shares = tl.math.exp2(scores * factor - higher[:, None])
     kept = tl.math.exp2(top - higher)
+    # 4. Add the weighted values.
     values = load_rows(v, key.to(tl.int64) * v_row, key < length_k, E, MAIN, REST, MASKED)
     return added(scaled_rows(total, kept), shares, values), higher, weight * kept + tl.sum(shares, 1)
 
@@ -91,14 +95,15 @@ def _attention_fwd_kernel(
     E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, VECTOR: tl.constexpr,
     MASK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    # Prologue: which rows, which heads, which keys.
+    # 1. Which segment and which block of its rows; programs beyond the last block have nothing to do.
     segment, block = find_tile(tl.program_id(0), cu_q, segments, rows_q, blocks, EVEN, PACK, ROWS)
     if segment > segments:
         return
     begin_q, length_q = own_rows(cu_q, segment, segments, rows_q)
     begin_k, length_k = other_rows(cu_k, segment, segments)
-    if MASK != FULL:
+    if MASK != FULL:  # longest first: the last rows see most keys
         block = (length_q * PACK + ROWS - 1) // ROWS - 1 - block
+    # 2. Which head and row each line of the tile is: with PACK > 1 the heads of a group are neighbours, so that its keys are read once.
     place = block * ROWS + tl.arange(0, ROWS)
     row = place // PACK
     live = row < length_q
@@ -107,9 +112,11 @@ def _attention_fwd_kernel(
         head = kv_head * GROUP + place % PACK
     else:
         head = tl.program_id(1).to(tl.int64)
+    # 3. Which keys each line sees, [low, high), and from that which blocks need a mask: [first, clear) and [cut, last) do, [clear, cut) doesn't.
     low = key_starts(row, length_q, length_k, window, WINDOW)
     high = key_ends(row, live, begin_q, length_q, begin_k, length_k, kv_end, MASK)
     first, clear, cut, last = key_blocks(low, high, live, length_k, MASK, WINDOW, KEYS)
+    # 4. The tile's queries, loaded once. Addresses in 64 bits: rows times strides pass 2^31 elements.
     k_row, v_row = aligned(k_row, VECTOR), aligned(v_row, VECTOR)
     k += begin_k.to(tl.int64) * k_row + kv_head * aligned(k_head, VECTOR)
     v += begin_k.to(tl.int64) * v_row + kv_head * aligned(v_head, VECTOR)
@@ -157,7 +164,7 @@ def _attention_fwd_kernel(
                 E, MAIN, REST, True, WINDOW, SOFTCAP,
             )  # fmt: skip
 
-    # Epilogue.
+    # 5. Divide by the sum of weights, once. A line that saw no key gets zeros and the logarithm of 0.
     total, top, weight = state
     some = weight > 0
     at = row64 * (heads * E) + head * E

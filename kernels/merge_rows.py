@@ -91,11 +91,12 @@ def _nearest_kernel(
         stays = tl.load(slot + begin + place, mask=live, other=0) >= 0
         tl.store(at, tl.where(stays, 0.0, score), mask=live)
     else:
-        found = (
-            tl.load(at, mask=live, other=float("-inf")) + 0.0
-        )  # -0 becomes 0: they are equal, their bits aren't
+        # Radix select: find the wanted-th largest similarity bit by bit, without sorting.
+        # 1. Integers in the order of the floats. -0 becomes 0 first: they are equal, their bits aren't.
+        found = tl.load(at, mask=live, other=float("-inf")) + 0.0
         bits = found.to(tl.int32, bitcast=True)
-        rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # integers in the order of the floats
+        rising = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+        # 2. Its sign, then its 31 other bits from the highest: a bit is set if at least `wanted` numbers are as large with it.
         wanted = tl.minimum(neighbours, length - 1)
         positive = tl.sum((rising >= 0).to(tl.int32), 0) >= wanted
         least = tl.where(positive, 0, -2147483648)
@@ -104,9 +105,11 @@ def _nearest_kernel(
             higher = least + bit
             bit = bit // 2
             least = tl.where(tl.sum((rising >= higher).to(tl.int32), 0) >= wanted, higher, least)
+        # 3. All above it are neighbours, and of those equal to it the first ones, until there are enough.
         above, equal = live & (rising > least), live & (rising == least)
         room = wanted - tl.sum(above.to(tl.int32), 0)
         near = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= room))
+        # 4. Weights in place of similarities: 1 for the row itself, the score for a neighbour, 0 for all others.
         own = tl.load(kept + image * stay + line) - begin
         tl.store(at, tl.where(place == own, 1.0, tl.where(near, score, 0.0)), mask=live)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .lmm import LMM as LMM
     from .ops.backend import backend as backend
     from .plans.host import plan_splice as plan_splice
-    from .plans.status import check_plan as check_plan
     from .registry import register as register
     from .spec import Batch as Batch
     from .spec import FeatureSpec as FeatureSpec
@@ -48,7 +47,6 @@ _HOMES = {
     "VisionFeatures": "spec",
     "backend": "ops.backend",
     "build": "builder",
-    "check_plan": "plans.status",
     "collate": "data.collate",
     "escape_markers": "chat.pieces",
     "load": "weights.load",

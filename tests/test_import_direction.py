@@ -28,6 +28,7 @@ LAYERS = (
         ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save", "weights.systems.llava_original_save"),
     ),
     ("use", ("data", "eval", "generate", "train")),
+    ("experimental", ("experimental",)),
     ("cli", ("__main__", "cli")),
 )
 """Bottom up. A module belongs to the last entry that names it or, with the longest name, a package it is in."""
@@ -148,6 +149,11 @@ def test_no_module_imports_one_of_a_layer_above_its_own(edges):
     places = {name: place for name in edges if (place := layer(name)) is not None}  # one without has its own test
     pairs = [(name, target) for name, targets in edges.items() for target in targets if {name, target} <= places.keys()]
     assert sorted(f"{named(name)} imports {named(target)}" for name, target in pairs if places[target] > places[name]) == []
+
+
+def test_nothing_imports_what_is_experimental(edges):
+    inside = {name for name in edges if is_in(name, "experimental")}
+    assert inside and [name for name in edges.keys() - inside if edges[name] & inside] == []
 
 
 def test_imports_run_in_no_circle(modules, edges):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Segments
 
@@ -43,7 +43,8 @@ def splice_calls(device: torch.device, backend: str) -> Iterator[Results]:
         table, images = (torch.randn(rows, width).to(dtype).to(device).requires_grad_() for rows in (11, 13))
         yield _gradients(ops.splice(table, images, plan, scale=2.0, backend=backend), [table, images])
         main = torch.zeros(11, width).to(device)
-        ops.splice(table, images, plan, accumulate_into=main, backend=backend).backward(torch.ones(plan.total_rows, width).to(dtype).to(device))
+        embeds = experimental.splice_into(table, images, plan, main_grad_VD=main, backend=backend)
+        embeds.backward(torch.ones(plan.total_rows, width).to(dtype).to(device))
         yield [main]
 
 

@@ -315,7 +315,7 @@ FAULTS = [
         Fault("data question without an answer", "refusals", '    if turns[-1].role == "user":', "    if False:"),
     ),
     *in_file(
-        "lmmblocks/ops/merge_rows.py",
+        "lmmblocks/reducers/merging.py",
         "tests/reducers/test_reducers.py tests/kernels/test_merge_rows_kernel.py",
         Fault("ops of equals the later", "determinism", "scores_IP.argsort(dim=-1, descending=True, stable=True)[..., :count]",
               "scores_IP.flip(-1).argsort(dim=-1, descending=True, stable=True).mul(-1).add(scores_IP.shape[-1] - 1)[..., :count]"),

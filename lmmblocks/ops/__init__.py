@@ -7,7 +7,6 @@ from .attention.call import AttentionCall
 from .attention.paged import PagedCall, paged_attention
 from .attention.reference import attention
 from .backend import backend
-from .bias_gelu import bias_gelu
 from .causal_lm_loss import causal_lm_loss
 from .dispatch import Implementation
 from .in_transformers import register_with_transformers
@@ -15,14 +14,11 @@ from .ladders import LADDERS
 from .last_row_scores import last_row_scores
 from .layer_norm import LayerNorm, layer_norm
 from .linear_cross_entropy import linear_cross_entropy
-from .merge_rows import merge_neighbours, merge_to_nearest
-from .outlier_counts import outlier_counts
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
 from .rope import rope, rope_frequencies, rope_table
 from .row_scores import attention_of_cls, row_scores
 from .splice import splice
-from .splice_plan import splice_plan
 
 _dispatch.begin_with(LADDERS)
 
@@ -35,15 +31,11 @@ __all__ = [
     "attention",
     "attention_of_cls",
     "backend",
-    "bias_gelu",
     "causal_lm_loss",
     "geglu",
     "last_row_scores",
     "layer_norm",
     "linear_cross_entropy",
-    "merge_neighbours",
-    "merge_to_nearest",
-    "outlier_counts",
     "paged_attention",
     "qk_norm_rope",
     "quick_gelu",
@@ -55,6 +47,5 @@ __all__ = [
     "row_scores",
     "softcapped",
     "splice",
-    "splice_plan",
     "swiglu",
 ]

@@ -17,18 +17,14 @@ from .activations import geglu, quick_gelu, swiglu
 from .add_rms_norm import add_rms_norm
 from .attention.paged import paged_attention
 from .attention.reference import attention
-from .bias_gelu import bias_gelu
 from .last_row_scores import last_row_scores
 from .layer_norm import layer_norm
 from .linear_cross_entropy import linear_cross_entropy
-from .merge_rows import merge_neighbours, merge_to_nearest
-from .outlier_counts import outlier_counts
 from .qk_norm_rope import qk_norm_rope
 from .rms_norm import rms_norm
 from .rope import rope
 from .row_scores import attention_of_cls, row_scores
 from .splice import splice
-from .splice_plan import splice_plan
 
 LENGTHS = (600, 424)
 ROWS = sum(LENGTHS)
@@ -48,16 +44,12 @@ class Examples:
             "attention (images see themselves)": self._bidirectional,
             "attention (one new token)": self._decode,
             "attention_of_cls": lambda: attention_of_cls(self._new(2, 16, 64), self._new(2, 577, 16, 64), 1),
-            "bias_gelu": lambda: bias_gelu(self._rows(DIM), self._new(DIM)),
             "geglu": lambda: geglu(self._rows(FFN), self._rows(FFN)),
             "last_row_scores": lambda: last_row_scores(
                 *self._heads()[:2], Segments.of(LENGTHS, device=device)
             ),
             "layer_norm": lambda: layer_norm(self._rows(TOWER), self._new(TOWER), self._new(TOWER)),
             "linear_cross_entropy": self._loss,
-            "merge_neighbours": lambda: merge_neighbours(*self._patches(), keep=32, spread=8),
-            "merge_to_nearest": lambda: merge_to_nearest(*self._patches(), keep=54, targets=10),
-            "outlier_counts": lambda: outlier_counts(*self._patches()[2:]),
             "paged_attention": self._paged,
             "qk_norm_rope": lambda: qk_norm_rope(
                 *self._heads()[:2], self._new(HEAD), self._new(HEAD), *self._table()
@@ -67,7 +59,6 @@ class Examples:
             "rope": lambda: rope(*self._heads()[:2], *self._table()),
             "row_scores": self._scores,
             "splice": self._splice,
-            "splice_plan": lambda: splice_plan(torch.zeros(ROWS, dtype=torch.int64, device=device)[None], 0),
             "swiglu": lambda: swiglu(self._rows(FFN), self._rows(FFN)),
         }
 

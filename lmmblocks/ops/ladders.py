@@ -27,19 +27,11 @@ from .attention.external import (
 from .attention.paged import PAGED_ATTENTION_REFERENCE
 from .attention.paged_kernels import PAGED_ATTENTION_CUDA, PAGED_ATTENTION_TRITON
 from .attention.reference import ATTENTION_CUDA, ATTENTION_REFERENCE, ATTENTION_TORCH, ATTENTION_TRITON
-from .bias_gelu import BIAS_GELU_REFERENCE, BIAS_GELU_TRITON
 from .dispatch import Implementation
 from .last_row_scores import LAST_ROW_SCORES_REFERENCE, LAST_ROW_SCORES_TRITON
 from .layer_norm import LAYER_NORM_REFERENCE, LAYER_NORM_TRITON
 from .linear_cross_entropy import LINEAR_CROSS_ENTROPY_REFERENCE, LINEAR_CROSS_ENTROPY_TORCH
 from .linear_cross_entropy_triton import LINEAR_CROSS_ENTROPY_TRITON
-from .merge_rows import (
-    MERGE_NEIGHBOURS_REFERENCE,
-    MERGE_NEIGHBOURS_TRITON,
-    MERGE_TO_NEAREST_REFERENCE,
-    MERGE_TO_NEAREST_TRITON,
-)
-from .outlier_counts import OUTLIER_COUNTS_REFERENCE, OUTLIER_COUNTS_TRITON
 from .qk_norm_rope import QK_NORM_ROPE_COMPOSED, QK_NORM_ROPE_REFERENCE, QK_NORM_ROPE_TRITON
 from .rms_norm import RMS_NORM_REFERENCE, RMS_NORM_TORCH, RMS_NORM_TRITON
 from .rope import ROPE_REFERENCE, ROPE_TRITON
@@ -51,7 +43,6 @@ from .row_scores import (
 )
 from .splice import SPLICE_REFERENCE
 from .splice_cuda import SPLICE_CUDA
-from .splice_plan import SPLICE_PLAN_REFERENCE, SPLICE_PLAN_TRITON
 from .splice_triton import SPLICE_TRITON
 
 LADDERS: dict[str, tuple[Implementation, ...]] = {
@@ -69,7 +60,6 @@ LADDERS: dict[str, tuple[Implementation, ...]] = {
         ATTENTION_REFERENCE,
     ),
     "attention_of_cls": (ATTENTION_OF_CLS_TRITON, ATTENTION_OF_CLS_REFERENCE),
-    "bias_gelu": (BIAS_GELU_TRITON, BIAS_GELU_REFERENCE),
     "geglu": (GEGLU_TRITON, GEGLU_REFERENCE),
     "last_row_scores": (LAST_ROW_SCORES_TRITON, LAST_ROW_SCORES_REFERENCE),
     "layer_norm": (LAYER_NORM_TRITON, LAYER_NORM_REFERENCE),
@@ -78,9 +68,6 @@ LADDERS: dict[str, tuple[Implementation, ...]] = {
         LINEAR_CROSS_ENTROPY_TORCH,
         LINEAR_CROSS_ENTROPY_REFERENCE,
     ),
-    "merge_neighbours": (MERGE_NEIGHBOURS_TRITON, MERGE_NEIGHBOURS_REFERENCE),
-    "merge_to_nearest": (MERGE_TO_NEAREST_TRITON, MERGE_TO_NEAREST_REFERENCE),
-    "outlier_counts": (OUTLIER_COUNTS_TRITON, OUTLIER_COUNTS_REFERENCE),
     "paged_attention": (PAGED_ATTENTION_CUDA, PAGED_ATTENTION_TRITON, PAGED_ATTENTION_REFERENCE),
     "qk_norm_rope": (QK_NORM_ROPE_TRITON, QK_NORM_ROPE_COMPOSED, QK_NORM_ROPE_REFERENCE),
     "quick_gelu": (QUICK_GELU_TRITON, QUICK_GELU_REFERENCE),
@@ -88,6 +75,5 @@ LADDERS: dict[str, tuple[Implementation, ...]] = {
     "rope": (ROPE_TRITON, ROPE_REFERENCE),
     "row_scores": (ROW_SCORES_TRITON, ROW_SCORES_REFERENCE),
     "splice": (SPLICE_CUDA, SPLICE_TRITON, SPLICE_REFERENCE),
-    "splice_plan": (SPLICE_PLAN_TRITON, SPLICE_PLAN_REFERENCE),
     "swiglu": (SWIGLU_TRITON, SWIGLU_REFERENCE),
 }

@@ -23,7 +23,6 @@ def splice(
     plan: SplicePlan,
     *,
     scale: float | None = None,
-    accumulate_into: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Return packed ``embeds_TD``.
@@ -34,20 +33,23 @@ def splice(
             may lie apart, as in ``features[:, 1:]``; ``M`` may be 0.
         plan: says where each packed row comes from.
         scale: factor of the text rows, rounded to the dtype of the table first (Gemma); image rows stay as they are.
-        accumulate_into: fp32 ``(V, D)``; the backward adds the gradient of the table to it in place and leaves ``table.grad`` alone (a main gradient
-            that lives over many micro-batches). None = the gradient is returned.
         backend: ``auto`` or the name of an implementation.
 
     Returns:
-        ``(T, D)``, dtype of the table. Slack rows of a plan made on the device are zero.
+        ``(T, D)``, dtype of the table. Rows of no segment are zero.
 
     Raises:
-        LmmError: the number of image rows is not the plan's, widths differ, an id lies outside the table, or ``accumulate_into`` doesn't fit.
+        LmmError: the number of image rows is not the plan's, widths differ, or an id lies outside the table.
     """
-    problems = [*_misfits(table_VD, image_rows_MD, plan), *_gradient_misfits(table_VD, plan, accumulate_into)]
+    refuse_misfits(table_VD, image_rows_MD, plan)
+    return dispatch("splice", table_VD, image_rows_MD, plan, scale, None, backend=backend)
+
+
+def refuse_misfits(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan) -> None:
+    """Raise LmmError with everything that doesn't fit."""
+    problems = [*_misfits(table_VD, image_rows, plan), *_gradient_misfits(table_VD, plan)]
     if problems:
         raise LmmError("splice: " + "; ".join(problems))
-    return dispatch("splice", table_VD, image_rows_MD, plan, scale, accumulate_into, backend=backend)
 
 
 def _misfits(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan) -> list[str]:
@@ -68,25 +70,13 @@ def _misfits(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan) -> list[str
     return problems
 
 
-def _gradient_misfits(table_VD: Tensor, plan: SplicePlan, main: Tensor | None) -> list[str]:
+def _gradient_misfits(table_VD: Tensor, plan: SplicePlan) -> list[str]:
     problems = []
     learns = table_VD.requires_grad and torch.is_grad_enabled()
-    if learns and plan.status is not None and plan.total_rows and not plan.token_order.shape[0]:
+    if learns and plan.has_slack and plan.total_rows and not plan.token_order.shape[0]:
         problems.append(
             "the plan was made with gradient=False but the table is trainable: make it with gradient=True, or freeze the table"
         )
-    if main is not None:
-        wanted = torch.promote_types(table_VD.dtype, torch.float32)
-        alike = (main.shape, main.dtype, main.device) == (table_VD.shape, wanted, table_VD.device)
-        if not alike or main.stride(-1) != 1:
-            problems.append(
-                f"accumulate_into must be a {wanted} {tuple(table_VD.shape)} on {table_VD.device} with contiguous rows, found {main.dtype} "
-                f"{tuple(main.shape)} on {main.device} with strides {main.stride()}"
-            )
-        if main.requires_grad:
-            problems.append(
-                "accumulate_into must not require a gradient itself: pass a buffer, or .detach() it"
-            )
     return problems
 
 
@@ -109,7 +99,7 @@ class _Splice(torch.autograd.Function):
         torch.index_select(table_VD, 0, plan.source.clamp_min(0), out=embeds[:rows])
         if ctx.scale is not None:
             embeds[:rows].mul_(ctx.scale)
-        if plan.status is not None:
+        if plan.has_slack:
             embeds[:rows].masked_fill_((plan.source == NOWHERE)[:, None], 0)
         target = torch.where(plan.image_rows < 0, rows, plan.image_rows)
         embeds.index_copy_(0, target.long(), image_rows_MD.to(table_VD.dtype))
@@ -134,7 +124,7 @@ class _Splice(torch.autograd.Function):
 def _table_gradient(grad_TD: Tensor, plan: SplicePlan, vocabulary: int, scale: Tensor | None) -> Tensor:
     """Return the gradient of the table in fp32 or wider."""
     text_rows = plan.token_order.long()
-    there = None if plan.status is None else text_rows >= 0  # a plan made on the device ends in -1
+    there = text_rows >= 0 if plan.has_slack else None
     text_rows = text_rows if there is None else text_rows.clamp_min(0)
     ids = plan.source.index_select(0, text_rows).long()
     text_grad = grad_TD.index_select(0, text_rows).to(torch.promote_types(grad_TD.dtype, torch.float32))
@@ -150,7 +140,7 @@ def splice_reference(
     image_rows: Tensor,
     plan: SplicePlan,
     scale: float | None,
-    accumulate_into: Tensor | None,
+    accumulate_into: Tensor | None,  # of ``experimental.splice_into``; None = the gradient of the table is returned
 ) -> Tensor:
     """Gather the text rows, copy the image rows over their places."""
     return _Splice.apply(table_VD, image_rows.reshape(-1, table_VD.shape[1]), plan, scale, accumulate_into)

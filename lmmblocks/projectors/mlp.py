@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import ops
-from ..ops.dispatch import select
 from ..spec import PATCHES, Grid, LmmError, VisionFeatures
 
 
@@ -53,25 +49,9 @@ class MLP(nn.Module):
         return self.project(features.patches), tuple(grid.rows for grid in features.grids)
 
     def project(self, rows: Tensor) -> Tensor:
-        """Run the linear layers on ``(M, in_dim)`` rows.
-
-        Where a kernel is chosen for ``ops.bias_gelu``, a bias moves from the product in front of the GELU into the GELU: one backward pass fewer. The
-        sum is then rounded before the bias instead of after it, so the reference of that op never takes part here.
-        """
-        layers = [self.get_submodule(f"linear_{index + 1}") for index in range(self.depth)]
-        for layer in layers[:-1]:
-            if _is_plain(layer) and _gelu_takes_bias(layer, rows):
-                rows = ops.bias_gelu(F.linear(rows, layer.weight), layer.bias)
-            else:
-                rows = F.gelu(layer(rows))
-        return layers[-1](rows)
-
-
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a layer is a linear one with a bias and nothing around it: no adapter, sharding or hook that calling it would run."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(layer) is nn.Linear and layer.bias is not None and not any(getattr(layer, name) for name in hooks)
-
-
-def _gelu_takes_bias(layer: nn.Linear, rows: Tensor) -> bool:
-    return select("bias_gelu", rows.new_empty(0, layer.out_features), layer.bias).name != "reference"
+        """Run the linear layers on ``(M, in_dim)`` rows."""
+        first, *others = (self.get_submodule(f"linear_{index + 1}") for index in range(self.depth))
+        rows = first(rows)
+        for layer in others:
+            rows = layer(F.gelu(rows))
+        return rows

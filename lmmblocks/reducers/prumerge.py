@@ -1,9 +1,9 @@
 """LLaVA-PruMerge: keep the patches that CLS attends to most, and add to each what its nearest neighbours hold.
 
-Shang et al., arXiv 2403.15388; ``token_prune_merge_advanced`` and ``_plus`` of ``clip_encoder.py`` in 42Shawn/LLaVA-PruMerge, whose loops over
-images and kept patches are here one op, ``ops.merge_neighbours``. For a kept patch ``i`` with the ``n`` patches ``j`` of most similar keys (cosine
-over all heads side by side): ``x_i + sum_j a_j x_j`` with CLS attention ``a``, which isn't normalised again. One more row gathers the patches
-that weren't kept: ``sum_j a_j x_j``.
+Shang et al., arXiv 2403.15388; ``token_prune_merge_advanced`` and ``_plus`` of ``clip_encoder.py`` in 42Shawn/LLaVA-PruMerge, whose loops
+over images and kept patches are here one function, ``merging.merge_neighbours``. For a kept patch ``i`` with the ``n`` patches ``j`` of
+most similar keys (cosine over all heads side by side): ``x_i + sum_j a_j x_j`` with CLS attention ``a``, which isn't normalised again. One more row
+gathers the patches that weren't kept: ``sum_j a_j x_j``.
 
 The original takes keys and attention from CLIP's last layer, with all heads as one (``softmax(q k / sqrt(C))``), beside features of the last but
 one. Here both come from the layer that made the features, and the attention is the mean over its heads, as encoders offer it.
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch.nn as nn
 from torch import Tensor
 
-from .. import ops
 from ..spec import Grid, LmmError, VisionFeatures, image_count
+from . import merging
 from .equal_runs import check_one_row_per_patch, image_segments
 
 
@@ -82,7 +82,7 @@ class PruMerge(nn.Module):
         """
         check_one_row_per_patch("prumerge", features, rows)
         assert features.keys is not None and features.cls_attn is not None
-        merged_MD = ops.merge_neighbours(
+        merged_MD = merging.merge_neighbours(
             rows,
             features.keys.flatten(1),
             features.cls_attn,
@@ -105,4 +105,4 @@ def outlier_counts(cls_attn: Tensor, grids: Sequence[Grid]) -> Tensor:
     Returns:
         int64 ``(I,)``, on the device.
     """
-    return ops.outlier_counts(cls_attn, image_segments(grids, cls_attn.device))
+    return merging.outlier_counts(cls_attn, image_segments(grids, cls_attn.device))

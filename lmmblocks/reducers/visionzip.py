@@ -11,8 +11,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .. import ops
 from ..spec import Grid, LmmError, VisionFeatures, image_count
+from . import merging
 from .equal_runs import check_one_row_per_patch, image_segments
 
 
@@ -65,7 +65,7 @@ class VisionZip(nn.Module):
         """
         check_one_row_per_patch("visionzip", features, rows)
         assert features.keys is not None and features.cls_attn is not None
-        merged_MD = ops.merge_to_nearest(
+        merged_MD = merging.merge_to_nearest(
             rows,
             features.keys.mean(1),
             features.cls_attn,

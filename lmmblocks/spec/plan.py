@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .segments import Segments
 
@@ -57,9 +57,8 @@ class SplicePlan:
         kept: indices of the input samples that became segments (``truncate="drop"`` leaves some out).
         image_spans: host place of every image of which a row is left.
         largest_id: host bound of the token ids; -1 = not known on the host.
-        status: int32 device words of a plan that was made on the device, see ``lmmblocks.check_plan``; None = made and checked on the host. Such
-            a plan has room for more rows than it uses, so its host lists are empty, and what lies behind ``cu_seqlens[-1]`` is slack.
-        target_weights: fp32 ``(R,)`` of a plan made on the device: 1 for a supervised row, 0 for slack.
+        target_weights: fp32 ``(R,)``, the weight of each supervised row in the loss; None = 1 each.
+        has_slack: of a kind of plan, not of one: rows after ``cu_seqlens[-1]`` belong to no segment, and lists of rows end in -1.
     """
 
     source: Tensor
@@ -78,8 +77,8 @@ class SplicePlan:
     kept: tuple[int, ...] = ()
     image_spans: tuple[ImageSpan, ...] = ()
     largest_id: int = -1
-    status: Tensor | None = None
     target_weights: Tensor | None = None
+    has_slack: ClassVar[bool] = False
 
     @property
     def segments(self) -> Segments:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmmblocks.kernels.splice_codes import NOWHERE
 
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 from lmmblocks.ops.splice_kernels import KERNELS
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import LmmError
@@ -212,7 +212,7 @@ def test_slack_of_a_plan_from_the_device_is_zero_and_its_gradient_is_not_read():
     """The device's plan has room for more rows than it uses, and its order of tokens ends in -1."""
     ids = torch.tensor([[1, -200, 5, 0], [7, 5, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    plan = ops.splice_plan(
+    plan = experimental.splice_plan(
         ids, 3, image_cu_rows=torch.tensor([0, 3]), attention_mask=mask, vocabulary=VOCABULARY, total_rows=20, backend="reference"
     )
     used = int(plan.cu_seqlens[-1])
@@ -236,7 +236,7 @@ def test_main_gradient_grows_in_place_and_rows_of_other_ids_are_not_touched(dtyp
     main = whole[:, :width]
     main[[1, 3, 5]] = 7.0
     for _ in range(2):
-        ops.splice(table, images, plan, scale=2.0, accumulate_into=main, backend="cuda").sum().backward()
+        experimental.splice_into(table, images, plan, scale=2.0, main_grad_VD=main, backend="cuda").sum().backward()
     assert table.grad is None
     assert main[[1, 3, 5], 0].tolist() == [11, 807, 11] and (main[[1, 3, 5]] == main[[1, 3, 5], :1]).all()
     assert whole[[0, 2, 4, 6, 7, 8]].isnan().all() and whole[:, width:].isnan().all()
@@ -249,7 +249,7 @@ def test_main_gradient_is_the_sum_of_what_was_there_and_the_gradient():
     main, grad = torch.randn(VOCABULARY, 12), torch.randn(plan.total_rows, 12).bfloat16()
     exact = main.double() + _exact_table_gradient(plan, grad, 1.7)
     leaf = table.requires_grad_()
-    ops.splice(leaf, images, plan, scale=1.7, accumulate_into=main, backend="cuda").backward(grad)
+    experimental.splice_into(leaf, images, plan, scale=1.7, main_grad_VD=main, backend="cuda").backward(grad)
     torch.testing.assert_close(main.double(), exact, rtol=1e-6, atol=1e-6)
 
 
@@ -315,7 +315,7 @@ def test_nothing_is_touched_behind_the_end_and_everything_is_written(fenced, fen
     expected = _run("reference", table, images, plan, grad)
     with fenced_outputs():
         found = _run("cuda", table, images, plan, grad)
-        ops.splice(table.requires_grad_(), images, plan, accumulate_into=main, backend="cuda").backward(grad)
+        experimental.splice_into(table.requires_grad_(), images, plan, main_grad_VD=main, backend="cuda").backward(grad)
     assert _same_bits((found[0], found[2]), (expected[0], expected[2]))
     exact = _exact_table_gradient(plan, grad)
     torch.testing.assert_close(found[1].double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)

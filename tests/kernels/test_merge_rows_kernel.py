@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmmblocks.kernels.row_choice import choose_rows
 
-from lmmblocks import ops
-from lmmblocks.ops.merge_rows import merge_neighbours_reference, merge_to_nearest_reference
-from lmmblocks.ops.outlier_counts import outlier_counts_reference
+from lmmblocks import experimental
+from lmmblocks.experimental.merge_rows import merge_neighbours_reference, merge_to_nearest_reference
+from lmmblocks.experimental.outlier_counts import outlier_counts_reference
 from lmmblocks.spec import LmmError, Segments
 
-NEIGHBOURS, NEAREST = ops.merge_neighbours, ops.merge_to_nearest
+NEIGHBOURS, NEAREST = experimental.merge_neighbours, experimental.merge_to_nearest
 
 
 def _images(lengths, width=24, key_width=16, device="cpu", dtype=torch.float32, seed=0):
@@ -77,7 +77,7 @@ def test_ties_go_to_the_earlier_row(lengths, keep, spread, levels, seed):
             )
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(
-        *(ops.outlier_counts(scores, images, backend=name) for name in ("triton", "reference"))
+        *(experimental.outlier_counts(scores, images, backend=name) for name in ("triton", "reference"))
     )
 
 
@@ -105,7 +105,7 @@ def test_what_stays_is_what_a_sort_of_each_image_says(device):
 
 def test_outliers_are_counted_as_torch_counts_them(dtype, device):
     _, _, scores, images = _images((7, 1, 64, 201), device=device)
-    counts = ops.outlier_counts(scores.to(dtype), images, backend="triton")
+    counts = experimental.outlier_counts(scores.to(dtype), images, backend="triton")
     assert (
         counts.dtype == torch.int64
         and counts.tolist() == outlier_counts_reference(scores.to(dtype), images).tolist()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lmmblocks.kernels import splice_bwd
 
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 from lmmblocks.ops.splice_kernels import KERNELS
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import LmmError
@@ -157,7 +157,7 @@ def test_main_gradient_grows_in_place_and_other_rows_stay(short_pieces, backend,
     main = torch.full((VOCABULARY, 5), 7.0, device=device)[:, :4]
     before = main.clone()
     for _ in range(2):
-        ops.splice(table, images, plan, scale=2.0, accumulate_into=main, backend=backend).sum().backward()
+        experimental.splice_into(table, images, plan, scale=2.0, main_grad_VD=main, backend=backend).sum().backward()
     assert table.grad is None
     assert (main - before)[:, 0].tolist() == [0, 4, 0, 36, 0, 4, 0, 0, 0]
 
@@ -258,8 +258,6 @@ def test_traces_whole(device):
         (lambda t, i, p: dict(image_rows_MD=i[:1]), "places 2 image rows, the projector gave 1"),
         (lambda t, i, p: dict(image_rows_MD=i[:, :3]), "are 3 wide, the decoder is 4 wide"),
         (lambda t, i, p: dict(image_rows_MD=i[0]), r"must be \(M, D\) or \(I, P, D\), found \(4,\)"),
-        (lambda t, i, p: dict(accumulate_into=t.half()), "accumulate_into must be a torch.float32"),
-        (lambda t, i, p: dict(accumulate_into=t.clone().requires_grad_()), "must not require a gradient"),
     ],
 )
 def test_misfits_are_named(change, complaint):
@@ -269,6 +267,17 @@ def test_misfits_are_named(change, complaint):
         ops.splice(
             **{"table_VD": table, "image_rows_MD": images, "plan": plan, **change(table, images, plan)}
         )
+
+
+@pytest.mark.parametrize(
+    "change, complaint",
+    [(lambda t: t.half(), "main_grad_VD must be a torch.float32"), (lambda t: t.clone().requires_grad_(), "must not require a gradient")],
+)
+def test_a_main_gradient_that_does_not_fit_is_refused(change, complaint):
+    plan = plan_splice([[8, -200]], [[2]])
+    table, images = _inputs(plan, 4, torch.float32, "cpu")
+    with pytest.raises(LmmError, match=complaint):
+        experimental.splice_into(table, images, plan, change(table))
 
 
 def test_reference_gradient_is_that_of_the_formula():

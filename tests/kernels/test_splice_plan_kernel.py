@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from lmmblocks.kernels import splice_plan as kernel
 from lmmblocks.kernels.splice_codes import NOWHERE
 
-from lmmblocks import check_plan, ops
+from lmmblocks import experimental, ops
+from lmmblocks.experimental import check_plan
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, LmmError, SplicePlan
 
@@ -96,7 +97,7 @@ def on_device(given, drawn, labelled=True, device="cpu", **options):
         "vocabulary": VOCABULARY,
         "backend": "triton",
     }
-    return ops.splice_plan(**given, **{**settled, **options})
+    return experimental.splice_plan(**given, **{**settled, **options})
 
 
 def assert_same(plan: SplicePlan, host: SplicePlan):
@@ -173,7 +174,7 @@ def test_more_samples_than_a_block_of_them_are_planned(device):
 @pytest.mark.parametrize("shape", [(0,), (0, 0), (2, 0)], ids=str)
 def test_no_samples_or_no_ids_leave_slack_only(shape, device):
     cu = torch.zeros(1, dtype=torch.int32, device=device) if len(shape) == 1 else None
-    plan = ops.splice_plan(
+    plan = experimental.splice_plan(
         torch.zeros(shape, dtype=torch.int64, device=device), 0, cu_seqlens=cu, total_rows=3, backend="triton"
     )
     assert plan.source.tolist() == [NOWHERE] * 3 and not plan.cu_seqlens.any() and check_plan(plan).rows == 0
@@ -217,11 +218,11 @@ def test_fault_is_reported_and_no_row_is_anothers(fault, device):
     given = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()
     }
-    plan = ops.splice_plan(**given, backend="triton")
+    plan = experimental.splice_plan(**given, backend="triton")
     with pytest.raises(LmmError, match=complaint):
         check_plan(plan)
     with pytest.raises(LmmError):
-        ops.splice_plan(**given, backend="reference")
+        experimental.splice_plan(**given, backend="reference")
     rows = given["image_rows"]
     source, places = plan.source.tolist(), plan.image_rows.tolist()
     assert all(row == NOWHERE or -rows <= row < VOCABULARY for row in source)
@@ -239,16 +240,16 @@ def test_first_fault_stays_until_somebody_asks(device):
     }
     status = torch.zeros(4, dtype=torch.int32, device=device)
     for vocabulary in (VOCABULARY, 6, 3, VOCABULARY):
-        plan = ops.splice_plan(**good, vocabulary=vocabulary, status=status, backend="triton")
+        plan = experimental.splice_plan(**good, vocabulary=vocabulary, status=status, backend="triton")
     with pytest.raises(LmmError, match="token id number 7 "):
         check_plan(plan)
 
 
 def test_debugging_checks_every_plan_as_it_is_made(monkeypatch):
     monkeypatch.setenv("LMMBLOCKS_DEBUG", "1")
-    ops.splice_plan(**GOOD, vocabulary=VOCABULARY, backend="triton")
+    experimental.splice_plan(**GOOD, vocabulary=VOCABULARY, backend="triton")
     with pytest.raises(LmmError, match="token id number 2 "):
-        ops.splice_plan(**GOOD, vocabulary=5, backend="triton")
+        experimental.splice_plan(**GOOD, vocabulary=5, backend="triton")
 
 
 def test_slack_gives_zeros_and_takes_no_gradient(device):
@@ -272,7 +273,7 @@ def test_slack_gives_zeros_and_takes_no_gradient(device):
 
 def test_plan_without_gradient_is_refused_where_the_table_learns(device):
     ids = torch.tensor([[1, 2]], device=device)
-    plan = ops.splice_plan(ids, 0, gradient=False, backend="triton")
+    plan = experimental.splice_plan(ids, 0, gradient=False, backend="triton")
     table = torch.randn(VOCABULARY, 4, device=device)
     assert torch.equal(ops.splice(table, table[:0], plan, backend="triton"), table[1:3])
     with pytest.raises(LmmError, match="gradient=False"):
@@ -292,13 +293,13 @@ def test_plan_without_gradient_is_refused_where_the_table_learns(device):
 )
 def test_misfits_are_named(options, complaint):
     with pytest.raises(LmmError, match=complaint):
-        ops.splice_plan(**{**GOOD, **options})
+        experimental.splice_plan(**{**GOOD, **options})
 
 
 def test_kernel_refuses_what_it_cant_read():
     strided = GOOD["token_ids"].repeat(1, 2)[:, ::2]
     with pytest.raises(LmmError, match="has stride 2, not 1"):
-        ops.splice_plan(strided, 5, image_cu_rows=GOOD["image_cu_rows"], backend="triton")
+        experimental.splice_plan(strided, 5, image_cu_rows=GOOD["image_cu_rows"], backend="triton")
 
 
 def test_registered_op_passes_opcheck(device):

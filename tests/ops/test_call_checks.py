@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lmmblocks
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 from lmmblocks.spec import LmmError, Segments
 
 
@@ -21,7 +21,7 @@ MISFITS = {
     "rms_norm": (lambda **how: ops.rms_norm(rows(2, 4), rows(5), **how), r"rms_norm needs .* found x \(2, 4\), weight \(5,\)"),
     "layer_norm": (lambda **how: ops.layer_norm(rows(2, 4), rows(4), rows(5), **how), r"layer_norm needs .* weight \(4,\), bias \(5,\)"),
     "add_rms_norm": (lambda **how: ops.add_rms_norm(rows(2, 4), rows(3, 4), rows(4), **how), r"found x \(2, 4\), residual \(3, 4\), weight \(4,\)"),
-    "bias_gelu": (lambda **how: ops.bias_gelu(rows(2, 4), rows(1), **how), r"bias_gelu needs .* found x \(2, 4\), bias \(1,\)"),
+    "bias_gelu": (lambda **how: experimental.bias_gelu(rows(2, 4), rows(1), **how), r"bias_gelu needs .* found x \(2, 4\), bias \(1,\)"),
     "rope": (lambda **how: ops.rope(Q, K, rows(4, 8), rows(4, 8), **how), r"rope needs .* found q \(5, 4, 8\), .* cos \(4, 8\)"),
     "qk_norm_rope": (lambda **how: ops.qk_norm_rope(Q, K, rows(8), rows(7), TABLE, TABLE, **how), r"needs weights \(E,\).* k_weight \(7,\)"),
     "linear_cross_entropy": (
@@ -29,7 +29,7 @@ MISFITS = {
         r"needs hidden rows \(R,D\) and a head \(V,D\): found hidden \(2, 4\), weight \(9, 5\)",
     ),
     "last_row_scores": (lambda **how: ops.last_row_scores(Q, rows(5, 3, 8), TWO, **how), r"N a multiple of K: found q .* k \(5, 3, 8\)"),
-    "outlier_counts": (lambda **how: ops.outlier_counts(rows(4), TWO, **how), r"M = 5 rows of images: found scores \(4,\)"),
+    "outlier_counts": (lambda **how: experimental.outlier_counts(rows(4), TWO, **how), r"M = 5 rows of images: found scores \(4,\)"),
 }
 
 
@@ -74,9 +74,9 @@ WITH_SEGMENTS = {
     "attention": lambda lengths: ops.attention(Q, K, K, lengths),
     "row_scores": lambda lengths: ops.row_scores(Q, K, lengths),
     "last_row_scores": lambda lengths: ops.last_row_scores(Q, K, lengths),
-    "outlier_counts": lambda lengths: ops.outlier_counts(rows(5), lengths),
-    "merge_neighbours": lambda lengths: ops.merge_neighbours(rows(5, 3), rows(5, 3), rows(5), lengths, keep=1),
-    "merge_to_nearest": lambda lengths: ops.merge_to_nearest(rows(5, 3), rows(5, 3), rows(5), lengths, keep=1, targets=1),
+    "outlier_counts": lambda lengths: experimental.outlier_counts(rows(5), lengths),
+    "merge_neighbours": lambda lengths: experimental.merge_neighbours(rows(5, 3), rows(5, 3), rows(5), lengths, keep=1),
+    "merge_to_nearest": lambda lengths: experimental.merge_to_nearest(rows(5, 3), rows(5, 3), rows(5), lengths, keep=1, targets=1),
 }
 
 
@@ -99,7 +99,7 @@ def test_checks_are_no_part_of_compiled_code():
         normed, summed = ops.add_rms_norm(x, residual, weight)
         wide = ops.layer_norm(ops.rms_norm(ops.swiglu(normed, summed), weight), weight, bias)
         q, k = ops.qk_norm_rope(*ops.rope(q, k, cos, sin), weight, weight, cos, sin)
-        return ops.bias_gelu(wide, bias), q, k
+        return experimental.bias_gelu(wide, bias), q, k
 
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend="eager")
     for length in (5, 6, 9):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 
 from ..build import Formula, Shapes, check, lazily, timing
 from ..case import Check, Inputs, Suite, Target, Timing
@@ -19,7 +19,7 @@ GATED = ("gate", "up")
 
 def _of(op: str) -> Callable[[str, Inputs], Any]:
     names = {"swiglu": GATED, "geglu": GATED, "quick_gelu": ("x",), "bias_gelu": ("x", "bias")}[op]
-    return lambda backend, i: getattr(ops, op)(*(i[name] for name in names), backend=backend)
+    return lambda backend, i: getattr(experimental if op == "bias_gelu" else ops, op)(*(i[name] for name in names), backend=backend)
 
 
 def _shapes(op: str, rows: int, width: int) -> Shapes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from lmmblocks import ops
+from lmmblocks import experimental
 from lmmblocks.spec import Segments
 
 from ..case import Call, Check, Inputs, Outputs, Suite, Timing
@@ -30,15 +30,15 @@ def _images(lengths: Sequence[int], width: int, key_width: int, device: torch.de
 
 
 def _neighbours(backend: str, i: Inputs, **options: int) -> Outputs:
-    return (ops.merge_neighbours(i["x"], i["keys"], i["scores"], i["images"], backend=backend, **options),)
+    return (experimental.merge_neighbours(i["x"], i["keys"], i["scores"], i["images"], backend=backend, **options),)
 
 
 def _nearest(backend: str, i: Inputs, **options: int) -> Outputs:
-    return (ops.merge_to_nearest(i["x"], i["keys"], i["scores"], i["images"], backend=backend, **options),)
+    return (experimental.merge_to_nearest(i["x"], i["keys"], i["scores"], i["images"], backend=backend, **options),)
 
 
 def _outliers(backend: str, i: Inputs) -> Outputs:
-    return (ops.outlier_counts(i["scores"], i["images"], backend=backend),)
+    return (experimental.outlier_counts(i["scores"], i["images"], backend=backend),)
 
 
 def _check(op: str, case: str, lengths: tuple[int, ...], run: Callable[[str, Inputs], Outputs]) -> Check:

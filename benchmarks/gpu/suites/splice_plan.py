@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lmmblocks import ops
+from lmmblocks import experimental
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, SplicePlan
 
 from ..case import OURS, Call, Check, Inputs, Outputs, Suite, Timing
@@ -32,7 +32,7 @@ def _batch(texts: Sequence[int], images: Sequence[Sequence[int]], device: torch.
 
 
 def _plan(backend: str, i: Inputs, **options: Any) -> SplicePlan:
-    return ops.splice_plan(**i, vocabulary=VOCABULARY, backend=backend, **options)
+    return experimental.splice_plan(**i, vocabulary=VOCABULARY, backend=backend, **options)
 
 
 def _check(case: str, texts: Sequence[int], images: Sequence[Sequence[int]], **options: Any) -> Check:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..kernels.splice_codes import PlanFault
 from ..spec import LmmError, SplicePlan
+from .device_plan import DevicePlan
 
 DEBUG = "LMMBLOCKS_DEBUG"
 
@@ -49,7 +50,7 @@ def check_plan(plan: SplicePlan) -> PlanCounts:
     """Wait for the device and raise what went wrong when the plan was made.
 
     Args:
-        plan: of :func:`lmmblocks.ops.splice_plan`; a plan made on the host was checked there and passes.
+        plan: of :func:`~lmmblocks.experimental.splice_plan`; a plan made on the host was checked there and passes.
 
     Returns:
         Rows in use and rows truncated.
@@ -57,7 +58,7 @@ def check_plan(plan: SplicePlan) -> PlanCounts:
     Raises:
         LmmError: the first fault, and where it is.
     """
-    if plan.status is None:
+    if not isinstance(plan, DevicePlan):
         return PlanCounts(plan.total_rows, sum(plan.truncated))
     code, where, rows, truncated = plan.status.tolist()
     if code:

@@ -5,14 +5,15 @@ It waits for the device, so it serves where no kernel can and as what the kernel
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
 from ..kernels.splice_codes import NOWHERE
+from ..plans.host import plan_splice
 from ..spec import LmmError, SplicePlan
-from .host import plan_splice
+from .device_plan import DevicePlan
 
 
 def plan_from_tensors(
@@ -30,8 +31,8 @@ def plan_from_tensors(
     max_length: int | None,
     truncate: str,
     bidirectional: bool,
-) -> SplicePlan:
-    """Plan on the host, with the same arguments as the kernel; see :func:`lmmblocks.ops.splice_plan`.
+) -> DevicePlan:
+    """Plan on the host, with the same arguments as the kernel; see :func:`~lmmblocks.experimental.splice_plan`.
 
     Returns:
         A plan on the device of ``ids`` with room for ``capacity`` rows, whose status is clean.
@@ -63,7 +64,7 @@ def plan_from_tensors(
             f"splice_plan: the batch has {plan.total_rows} rows, the plan has room for {capacity}: raise total_rows"
         )
     _report(status, plan)
-    return _with_room(plan, capacity, labels is not None, status).to(ids.device)
+    return _with_room(plan, capacity, labels is not None, status).to(ids.device)  # type: ignore[return-value]
 
 
 def _per_sample(values: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None) -> list[list[int]]:
@@ -94,14 +95,15 @@ def _report(status: Tensor, plan: SplicePlan) -> None:
     status[2:].copy_(torch.tensor([plan.total_rows, int(status[3]) + sum(plan.truncated)], dtype=torch.int32))
 
 
-def _with_room(plan: SplicePlan, capacity: int, labelled: bool, status: Tensor) -> SplicePlan:
+def _with_room(plan: SplicePlan, capacity: int, labelled: bool, status: Tensor) -> DevicePlan:
     slack, supervised = capacity - plan.total_rows, len(plan.targets)
     kv_end = plan.kv_end
     if kv_end is not None:
         kv_end = torch.cat([kv_end, torch.arange(plan.total_rows + 1, capacity + 1, dtype=torch.int32)])
     room = capacity if labelled else 0
+    of_the_host = {field.name: getattr(plan, field.name) for field in fields(plan)}
     return replace(
-        plan,
+        DevicePlan(**of_the_host, status=status),
         source=_filled(plan.source, capacity, NOWHERE),
         positions=_filled(plan.positions, capacity, 0),
         kv_end=kv_end,
@@ -110,7 +112,6 @@ def _with_room(plan: SplicePlan, capacity: int, labelled: bool, status: Tensor) 
         targets=_filled(plan.targets, room, 0),
         target_weights=_filled(torch.ones(supervised), room, 0),
         total_rows=plan.total_rows + slack,
-        status=status,
         lengths=(),
         target_counts=(),
         truncated=(),

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..kernels.row_views import row_strides
-from .call_checks import misfit
-from .dispatch import Implementation, dispatch
-from .library import kernel_op, unrecorded
-from .row_refusal import rows_fit
-from .triton_gate import triton_distrust, triton_refusal
+from ..ops.call_checks import misfit
+from ..ops.dispatch import Implementation, dispatch
+from ..ops.library import kernel_op, unrecorded
+from ..ops.row_refusal import rows_fit
+from ..ops.triton_gate import triton_distrust, triton_refusal
 
 
 def bias_gelu(x: Tensor, bias_D: Tensor, *, backend: str = "auto") -> Tensor:

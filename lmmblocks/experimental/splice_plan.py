@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..kernels.splice_codes import STATUS_WORDS
-from ..plans.from_tensors import plan_from_tensors
-from ..plans.status import check_plan, debugging
-from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, SplicePlan, closest
-from .dispatch import Implementation, dispatch
-from .library import kernel_op
-from .triton_gate import triton_distrust, triton_refusal
+from ..ops.dispatch import Implementation, dispatch
+from ..ops.library import kernel_op
+from ..ops.triton_gate import triton_distrust, triton_refusal
+from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, closest
+from .device_plan import DevicePlan
+from .plan_from_tensors import plan_from_tensors
+from .plan_status import check_plan, debugging
 
 TRUNCATE = ("error", "right")
 NO_LIMIT = 2**31 - 1
@@ -41,7 +42,7 @@ def splice_plan(
     gradient: bool = True,
     status: Tensor | None = None,
     backend: str = "auto",
-) -> SplicePlan:
+) -> DevicePlan:
     """Plan one packed batch on the device, without a sync.
 
     Args:
@@ -63,8 +64,8 @@ def splice_plan(
         backend: ``auto`` or the name of an implementation.
 
     Returns:
-        The plan, on the device of the ids. Faults are in its ``status``: see :func:`lmmblocks.check_plan`. Only the total of the marks is compared
-        with that of the images; which sample owns which image isn't known here.
+        The plan, on the device of the ids. Faults are in its ``status``: see :func:`~lmmblocks.experimental.check_plan`. Only the total of the marks
+        is compared with that of the images; which sample owns which image isn't known here.
 
     Raises:
         LmmError: shapes or options don't fit; with ``LMMBLOCKS_DEBUG=1``, or in the reference, also what is wrong with the values.
@@ -153,7 +154,7 @@ def _check(
         raise LmmError("splice_plan: " + "; ".join(problems))
 
 
-def splice_plan_reference(*tensors: Any, gradient: bool, **options: Any) -> SplicePlan:
+def splice_plan_reference(*tensors: Any, gradient: bool, **options: Any) -> DevicePlan:
     """Copy the ids to the host and plan there; the only implementation that waits for the device."""
     return plan_from_tensors(*tensors, **options)
 
@@ -190,7 +191,7 @@ def splice_plan_triton(
     truncate: str,
     bidirectional: bool,
     gradient: bool,
-) -> SplicePlan:
+) -> DevicePlan:
     """Two launches, and a stable sort where a gradient is wanted."""
     limit = NO_LIMIT if max_length is None else max_length
     source_T, positions_T, cu_out, places_M, labels_T, kv_end_T = _PLAN(
@@ -198,7 +199,7 @@ def splice_plan_triton(
         truncate == "right", bidirectional,
     )  # fmt: skip
     target_rows, targets, weights = _supervised(labels_T, positions_T)
-    return SplicePlan(
+    return DevicePlan(
         source=source_T,
         positions=positions_T,
         cu_seqlens=cu_out,
