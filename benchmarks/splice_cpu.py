@@ -82,12 +82,12 @@ def ours(ids: list[list[int]]) -> Splice:
     return run
 
 
-def transformers_merge(text: list[list[int]], device: torch.device | str = "cpu") -> Splice:
+def transformers_merge(text: list[list[int]], device: torch.device | str = "cpu", image_rows: int = IMAGE_ROWS) -> Splice:
     """Its own check of the placeholders, and its merge."""
     from transformers.models.llava.modeling_llava import LlavaModel
 
     full = torch.tensor(
-        [[*sample[:40], *[PLACEHOLDER] * IMAGE_ROWS, *sample[40:]] for sample in text], device=device
+        [[*sample[:40], *[PLACEHOLDER] * image_rows, *sample[40:]] for sample in text], device=device
     )
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=PLACEHOLDER))
 
@@ -99,7 +99,7 @@ def transformers_merge(text: list[list[int]], device: torch.device | str = "cpu"
     return run
 
 
-def llava_loop(ids: list[list[int]], device: torch.device | str = "cpu") -> Splice:
+def llava_loop(ids: list[list[int]], device: torch.device | str = "cpu", image_rows: int = IMAGE_ROWS) -> Splice:
     """One sample after the other, as LLaVA's model does at each step, labels and masks included."""
     width = max(map(len, ids))
     padded = torch.tensor([[*sample, *[0] * (width - len(sample))] for sample in ids], device=device)
@@ -120,7 +120,7 @@ def llava_loop(ids: list[list[int]], device: torch.device | str = "cpu") -> Spli
                 marked.append(piece)
                 if index < len(pieces) - 1:
                     parts.append(images[image])
-                    marked.append(torch.full((IMAGE_ROWS,), IGNORE_LABEL, device=device))
+                    marked.append(torch.full((image_rows,), IGNORE_LABEL, device=device))
                     image += 1
             rows.append(torch.cat(parts)[:ROWS])
             labels.append(torch.cat(marked)[:ROWS])

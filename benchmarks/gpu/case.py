@@ -122,10 +122,11 @@ class Target:
 
 @dataclass
 class Suite:
-    """Checks, timings and targets of one file."""
+    """Checks, timings and targets of one file; ``cpu`` are timings of sizes that two cores do in a second or less."""
 
     checks: list[Check] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
+    cpu: list[Timing] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
 
 

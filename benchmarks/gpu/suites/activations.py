@@ -14,6 +14,7 @@ from ..build import Formula, Shapes, check, lazily, timing
 from ..case import Check, Inputs, Suite, Target, Timing
 
 ROWS, WIDTH = 16384, 11008
+CPU_ROWS = 256
 GATED = ("gate", "up")
 
 
@@ -55,16 +56,17 @@ _TENSORS = {"swiglu": (3, 5), "geglu": (3, 5), "quick_gelu": (2, 3), "bias_gelu"
 """Tensors that forward and backward must move."""
 
 
-def _timing(op: str, mode: str, quick: bool) -> Timing:
+def _timing(op: str, mode: str, quick: bool = True, rows: int = ROWS) -> Timing:
     own = _of(op)
     formulas: dict[str, Formula] = {
         "lmmblocks triton": lambda i: own("triton", i),
+        "lmmblocks reference": lambda i: own("reference", i),
         "torch": _TORCH[op],
         "torch.compile": lazily(lambda: torch.compile(_TORCH[op])),
     }
     formulas |= {"Liger-Kernel": lazily(_LIGER[op])} if op in _LIGER else {}
-    size = _TENSORS[op][mode == "bwd"] * ROWS * WIDTH * 2
-    return timing(op, f"{ROWS}x{WIDTH} bf16", mode, _shapes(op, ROWS, WIDTH), formulas, _wanted(op), bytes=size, quick=quick)
+    size = _TENSORS[op][mode == "bwd"] * rows * WIDTH * 2
+    return timing(op, f"{rows}x{WIDTH} bf16", mode, _shapes(op, rows, WIDTH), formulas, _wanted(op), bytes=size, quick=quick)
 
 
 def _checks(op: str) -> list[Check]:
@@ -75,6 +77,7 @@ OPS = ("swiglu", "geglu", "quick_gelu", "bias_gelu")
 SUITE = Suite(
     checks=[case for op in OPS for case in _checks(op)],
     timings=[_timing(op, mode, op in ("swiglu", "bias_gelu")) for op in OPS for mode in ("fwd", "bwd")],
+    cpu=[_timing(op, mode, rows=CPU_ROWS) for op in OPS for mode in ("fwd", "bwd")],
     targets=[
         *(Target("swiglu", mode, "", "copy", 0.8) for mode in ("fwd", "bwd")),
         *(Target("swiglu", mode, "", "Liger-Kernel", 1.5) for mode in ("fwd", "bwd")),

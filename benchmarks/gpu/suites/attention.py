@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,8 +145,8 @@ def _causal_of_same_size(backend: str, shape: Shape, mode: str) -> Callable[[Inp
     return prepare
 
 
-def _sdpa(shape: Shape, mode: str, backend: str) -> Callable[[Inputs], Call]:
-    """``scaled_dot_product_attention`` on equal segments as a batch, held to one of its backends."""
+def _sdpa(shape: Shape, mode: str, backend: str | None = None) -> Callable[[Inputs], Call]:
+    """``scaled_dot_product_attention`` on equal segments as a batch, held to one of its backends if one is named."""
 
     def prepare(i: Inputs) -> Call:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -154,7 +155,7 @@ def _sdpa(shape: Shape, mode: str, backend: str) -> Callable[[Inputs], Call]:
 
         def call() -> torch.Tensor:
             q, k, v = (i[name].view(batch, length, -1, shape.width).transpose(1, 2) for name in WANTED)
-            with sdpa_kernel(getattr(SDPBackend, backend)):
+            with nullcontext() if backend is None else sdpa_kernel(getattr(SDPBackend, backend)):
                 out = F.scaled_dot_product_attention(q, k, v, is_causal=shape.mask == "causal", enable_gqa=shape.heads != shape.kv_heads)
             return out.transpose(1, 2).reshape(-1, shape.heads, shape.width)
 
@@ -198,17 +199,27 @@ def _compiled_flex(shape: Shape, device: torch.device) -> tuple[Callable[..., to
     return torch.compile(flex_attention), mask
 
 
+CPU_SHAPES = (
+    Shape("CLIP 2x577 h4 d64 full", (577,) * 2, 4, 4, 64, "full"),
+    Shape("2x512 h4/2 d128 causal", (512,) * 2, 4, 2, 128, "causal"),
+    Shape("mixed 700 h4/2 d128 causal", (400, 200, 64, 36), 4, 2, 128, "causal"),
+)
+"""Of a second or less on two cores."""
+
+
 def _timing(shape: Shape, mode: str) -> Timing:
     kernels = ("triton", "cuda") if shape.width in CUDA_WIDTHS else ("triton",)
     providers = {f"{OURS}{name}": _packed(name, shape, mode) for name in kernels}
     if shape.mask == "image":
         providers |= {f"{name}, causal, same size": _causal_of_same_size(name, shape, mode) for name in kernels}
     else:
+        providers |= {f"{OURS}{name}": _packed(name, shape, mode) for name in ("torch", "reference")}
         names = {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn", "xformers": "xFormers"}
         providers |= {label: _packed(name, shape, mode) for name, label in names.items()}
     if shape.equal:
         providers["FlexAttention"] = _flex(shape, mode)
         if shape.mask != "image":
+            providers["SDPA"] = _sdpa(shape, mode)
             providers |= {"SDPA flash": _sdpa(shape, mode, "FLASH_ATTENTION"), "SDPA cuDNN": _sdpa(shape, mode, "CUDNN_ATTENTION")}
     quick = mode != "bwd" or shape.name in (CLIP, NARROW, TEXT, GROUPED)
     return Timing("attention", shape.name, mode, _inputs(shape), providers, flops=shape.flops(mode), quick=quick)
@@ -236,6 +247,7 @@ def _cuda(mode: str, shape: str, against: str, at_least: float) -> Target:
 SUITE = Suite(
     checks=[*in_cuda_too(CHECKS), *TRITON_CHECKS],
     timings=[_timing(shape, mode) for shape in SHAPES for mode in ("fwd", "fwd+bwd", "bwd")],
+    cpu=[_timing(shape, mode) for shape in CPU_SHAPES for mode in ("fwd", "bwd")],
     targets=[
         *(Target("attention", mode, name, "SDPA flash", 1.0) for mode in ("fwd", "fwd+bwd") for name in (CLIP, "16x", TEXT, "4x")),
         *(Target("attention", mode, "mixed", "flash varlen (torch)", 1.0) for mode in ("fwd", "fwd+bwd")),

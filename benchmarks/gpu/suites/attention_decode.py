@@ -8,6 +8,7 @@ A step reads every key and value once; nothing else is worth counting.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,8 +99,8 @@ def _packed(backend: str) -> Callable[[Inputs], Call]:
     return prepare
 
 
-def _sdpa(backend: str) -> Callable[[Inputs], Call]:
-    """``scaled_dot_product_attention`` on equal caches as a batch, held to one of its backends."""
+def _sdpa(backend: str | None = None) -> Callable[[Inputs], Call]:
+    """``scaled_dot_product_attention`` on equal caches as a batch, held to one of its backends if one is named."""
 
     def prepare(i: Inputs) -> Call:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -108,7 +109,7 @@ def _sdpa(backend: str) -> Callable[[Inputs], Call]:
         q, k, v = (i[name].unflatten(0, (batch, -1)).transpose(1, 2) for name in ("q", "k", "v"))
 
         def call() -> torch.Tensor:
-            with sdpa_kernel(getattr(SDPBackend, backend)):
+            with nullcontext() if backend is None else sdpa_kernel(getattr(SDPBackend, backend)):
                 return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
 
         return call
@@ -119,12 +120,13 @@ def _sdpa(backend: str) -> Callable[[Inputs], Call]:
 def _timing(shape: Shape) -> Timing:
     ours = (KERNEL, "triton", *((CUDA_KERNEL,) if shape.width in CUDA_WIDTHS else ()))
     providers = {f"{OURS}{name}": _packed(name) for name in ours}
+    providers |= {f"{OURS}{name}": _packed(name) for name in ("torch", "reference")}
     providers |= {
         label: _packed(name)
         for name, label in {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn"}.items()
     }
     if len(set(shape.keys)) == 1:
-        providers |= {"SDPA flash": _sdpa("FLASH_ATTENTION"), "SDPA cuDNN": _sdpa("CUDNN_ATTENTION")}
+        providers |= {"SDPA flash": _sdpa("FLASH_ATTENTION"), "SDPA cuDNN": _sdpa("CUDNN_ATTENTION"), "SDPA": _sdpa()}
     return Timing(
         "attention_decode", shape.name, "fwd", _inputs(shape), providers, bytes=shape.bytes, quick=shape.quick
     )
@@ -141,6 +143,7 @@ CHECKS = [
 SUITE = Suite(
     checks=[*in_cuda_too(CHECKS, CUDA_KERNEL), _check("d72", 1, (1500,), 2, 2, 72)],
     timings=[_timing(shape) for shape in SHAPES],
+    cpu=[_timing(Shape("2x1024 h8/2 d128", (1024,) * 2, 8, 2, 128))],
     targets=[
         Target("attention_decode", "fwd", shape.name, "flash varlen (torch)", 1.0, ours=ours)
         for shape in SHAPES

@@ -35,15 +35,15 @@ def _ours(**options: Any) -> Callable[[str, Inputs], Any]:
     return lambda backend, i: ops.linear_cross_entropy(i["hidden"], i["weight"], i["targets"], backend=backend, **options)
 
 
-def _batch(vocab: int, share: float) -> Callable[[torch.device], Inputs]:
+def _batch(vocab: int, share: float, total: int, width: int) -> Callable[[torch.device], Inputs]:
     """A packed batch of which a share is supervised, and its supervised rows."""
 
     def make(device: torch.device) -> Inputs:
-        rows = torch.randperm(ROWS, device=device)[: int(ROWS * share)].sort().values
-        labels = torch.full((ROWS,), IGNORED, device=device)
+        rows = torch.randperm(total, device=device)[: int(total * share)].sort().values
+        labels = torch.full((total,), IGNORED, device=device)
         labels[rows] = torch.randint(vocab, (len(rows),), device=device)
-        hidden = torch.randn(ROWS, WIDTH, device=device, dtype=torch.bfloat16)
-        weight = (torch.randn(vocab, WIDTH, device=device) * WIDTH**-0.5).bfloat16()
+        hidden = torch.randn(total, width, device=device, dtype=torch.bfloat16)
+        weight = (torch.randn(vocab, width, device=device) * width**-0.5).bfloat16()
         compact, targets = hidden[rows].clone(), labels[rows].clone()
         found = {"all": hidden, "hidden": compact, "weight": weight}
         return {name: tensor.requires_grad_() for name, tensor in found.items()} | {"labels": labels, "targets": targets}
@@ -65,6 +65,18 @@ def _whole(make: Callable[[], Callable[[Inputs], Any]]) -> Callable[[Inputs], Ca
 
 def _torch_loss(i: Inputs) -> Any:
     return F.cross_entropy((i["hidden"] @ i["weight"].T).float(), i["targets"])
+
+
+def _torch_loss_of_all(i: Inputs) -> Any:
+    """Logits of every row, as models make that know nothing of supervised rows."""
+    return F.cross_entropy((i["all"] @ i["weight"].T).float(), i["labels"], ignore_index=IGNORED)
+
+
+def _core_torch_loss(i: Inputs) -> Any:
+    """Core torch's own fused loss, since torch 2.12."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise NotImplementedError(f"torch {torch.__version__} has no torch.nn.functional.linear_cross_entropy")
+    return F.linear_cross_entropy(i["hidden"], i["weight"], i["targets"])
 
 
 def _liger(rows: str, labels: str) -> Callable[[], Callable[[Inputs], Any]]:
@@ -90,20 +102,23 @@ def _on_rows(make: Callable[[], Callable[[Inputs], Any]]) -> Callable[[Inputs], 
     return lambda i: _rows(make())(i)
 
 
-def _timing(vocab: int, share: float) -> Timing:
-    rows = int(ROWS * share)
+def _timing(vocab: int, share: float, total: int = ROWS, width: int = WIDTH) -> Timing:
+    rows = int(total * share)
     providers = {
         "lmmblocks triton": _rows(lambda i: _ours()("triton", i)),
         "lmmblocks torch": _rows(lambda i: _ours()("torch" if rows > 1024 else "reference", i)),
         "torch": _rows(_torch_loss),
+        "torch, all rows": _whole(lambda: _torch_loss_of_all),
+        "torch linear_cross_entropy": _rows(_core_torch_loss),
         "torch.compile": _on_rows(lambda: torch.compile(_torch_loss)),
         "Liger-Kernel": _on_rows(_liger("hidden", "targets")),
         "cut-cross-entropy": _on_rows(_cce("hidden", "targets")),
         "Liger-Kernel, all rows": _whole(_liger("all", "labels")),
         "CCE, all rows": _whole(_cce("all", "labels")),
     }
-    name = f"{ROWS} rows {share:.0%} V={vocab} bf16"
-    return Timing("linear_cross_entropy", name, "fwd+bwd", _batch(vocab, share), providers, flops=6 * rows * WIDTH * vocab, memory=True)
+    name = f"{total} rows {share:.0%} V={vocab} bf16"
+    inputs = _batch(vocab, share, total, width)
+    return Timing("linear_cross_entropy", name, "fwd+bwd", inputs, providers, flops=6 * rows * width * vocab, memory=True)
 
 
 def _check(case: str, rows: int, vocab: int, **options: Any) -> Check:
@@ -120,6 +135,7 @@ SUITE = Suite(
         _check("softcap", 300, 5003, softcap=30.0),
     ],
     timings=[_timing(vocab, share) for vocab in VOCABULARIES for share in (SUPERVISED, 1.0)],
+    cpu=[_timing(8000, SUPERVISED, 1024, 512)],
     targets=[
         *(Target("linear_cross_entropy", "fwd+bwd", "", peer, 1.0) for peer in ("torch", "Liger-Kernel", "cut-cross-entropy")),
         *(Target("linear_cross_entropy", "fwd+bwd", "", peer, 1 / 1.2, "peak_mb") for peer in ("Liger-Kernel", "cut-cross-entropy")),

@@ -89,6 +89,10 @@ SUITE = Suite(
         ),
         _check("outlier_counts", "unequal", UNEQUAL, _outliers),
     ],
+    cpu=[
+        _timing("merge_neighbours", "2x576", EQUAL[:2], KEY_WIDTH, PRUMERGE),
+        _timing("merge_to_nearest", "2x576", EQUAL[:2], HEAD_WIDTH, VISIONZIP),
+    ],
     timings=[
         *(
             _timing("merge_neighbours", name, lengths, KEY_WIDTH, PRUMERGE)

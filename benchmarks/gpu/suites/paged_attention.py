@@ -24,7 +24,6 @@ NOWHERE = -7
 PLACES = ("k_pages", "v_pages", "page_table", "lengths")
 SEQUENCES, KEYS, HEADS, KV_HEADS, WIDTH, PAGE_ROWS = 8, 4096, 32, 8, 128, 64
 SHAPE = f"{SEQUENCES}x{KEYS} h{HEADS}/{KV_HEADS} d{WIDTH}, pages of {PAGE_ROWS}"
-BYTES = 2 * SEQUENCES * KEYS * KV_HEADS * WIDTH * 2
 
 
 def _tensors(
@@ -72,8 +71,8 @@ def _check(
     return Check("paged_attention", case, inputs, run, dtypes=HALF, plain=plain)
 
 
-def _inputs(device: torch.device) -> Inputs:
-    found = _tensors(1, (KEYS,) * SEQUENCES, HEADS, KV_HEADS, WIDTH, PAGE_ROWS, device)
+def _inputs(device: torch.device, sequences: int, keys: int) -> Inputs:
+    found = _tensors(1, (keys,) * sequences, HEADS, KV_HEADS, WIDTH, PAGE_ROWS, device)
     return {name: x.bfloat16() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for name, x in found.items()}
 
 
@@ -102,24 +101,23 @@ CHECKS = [
     _check("d256, window, softcap", 2, (3000, 40), 4, 2, 256, 32, window=1500, softcap=30.0),
 ]
 
+def _timing(sequences: int, keys: int, shape: str) -> Timing:
+    providers = {
+        "lmmblocks triton": _ours("triton"),
+        "lmmblocks cuda": _ours("cuda"),
+        "lmmblocks reference": _ours("reference"),
+        "triton, packed": _packed("triton_decode"),
+        "cuda, packed": _packed("cuda_decode"),
+        "gather + SDPA": _gathered,
+    }
+    size = 2 * sequences * keys * KV_HEADS * WIDTH * 2
+    return Timing("paged_attention", shape, "fwd", lambda device: _inputs(device, sequences, keys), providers, bytes=size)
+
+
 SUITE = Suite(
     checks=in_cuda_too(CHECKS),
-    timings=[
-        Timing(
-            "paged_attention",
-            SHAPE,
-            "fwd",
-            _inputs,
-            {
-                "lmmblocks triton": _ours("triton"),
-                "lmmblocks cuda": _ours("cuda"),
-                "triton, packed": _packed("triton_decode"),
-                "cuda, packed": _packed("cuda_decode"),
-                "gather + SDPA": _gathered,
-            },
-            bytes=BYTES,
-        )
-    ],
+    timings=[_timing(SEQUENCES, KEYS, SHAPE)],
+    cpu=[_timing(2, 1024, f"2x1024 h{HEADS}/{KV_HEADS} d{WIDTH}, pages of {PAGE_ROWS}")],
     targets=[
         *(Target("paged_attention", "fwd", SHAPE, f"{name}, packed", 0.95, ours=OURS + name) for name in ("triton", "cuda")),
         Target("paged_attention", "fwd", SHAPE, "gather + SDPA", 2.0),

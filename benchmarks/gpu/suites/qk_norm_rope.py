@@ -48,8 +48,8 @@ def _check(width: int, heads: int, kv_heads: int) -> Check:
     return Check("qk_norm_rope", f"E={width} h{heads}/{kv_heads}", inputs, with_gradients(_ours, WANTED))
 
 
-def _inputs(device: torch.device) -> Inputs:
-    found = _tensors(ROWS, HEADS, KV_HEADS, WIDTH, device)
+def _inputs(device: torch.device, rows: int = ROWS) -> Inputs:
+    found = _tensors(rows, HEADS, KV_HEADS, WIDTH, device)
     found |= {name: found[name].bfloat16() for name in (*WANTED, "grad")}
     return found | {name: found[name].requires_grad_() for name in WANTED}
 
@@ -73,18 +73,21 @@ def _both(formula: Formula, mode: str) -> Callable[[Inputs], Call]:
     return prepare
 
 
-def _timing(mode: str) -> Timing:
+def _timing(mode: str, rows: int = ROWS) -> Timing:
     ways: dict[str, Formula] = {
         f"{OURS}triton": lambda i: _ours("triton", i),
+        f"{OURS}reference": lambda i: _ours("reference", i),
         "norm, then rope (triton)": _in_turn,
         "torch.compile": lazily(_compiled),
     }
-    shape = f"{ROWS} rows h{HEADS}/{KV_HEADS} d{WIDTH} bf16"
-    return Timing("qk_norm_rope", shape, mode, _inputs, {name: _both(way, mode) for name, way in ways.items()}, bytes=BYTES[mode])
+    shape = f"{rows} rows h{HEADS}/{KV_HEADS} d{WIDTH} bf16"
+    providers = {name: _both(way, mode) for name, way in ways.items()}
+    return Timing("qk_norm_rope", shape, mode, lambda device: _inputs(device, rows), providers, bytes=BYTES[mode] * rows // ROWS)
 
 
 SUITE = Suite(
     checks=[_check(128, 8, 2), _check(64, 4, 4), _check(256, 4, 1)],
     timings=[_timing(mode) for mode in ("fwd", "fwd+bwd")],
+    cpu=[_timing(mode, 512) for mode in ("fwd", "fwd+bwd")],
     targets=[Target("qk_norm_rope", "fwd", "", "copy", 0.8), Target("qk_norm_rope", "fwd", "", "norm, then rope (triton)", 1.3)],
 )

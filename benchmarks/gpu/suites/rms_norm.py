@@ -13,7 +13,7 @@ from ..build import Formula, check, lazily, timing
 from ..case import Inputs, Suite, Target, Timing
 
 EPS = 1e-5
-ROWS = 32768
+ROWS, CPU_ROWS = 32768, 1024
 WIDTHS = (4096, 5120)
 
 
@@ -45,7 +45,7 @@ def _shapes(rows: int, width: int) -> dict[str, tuple[int, ...]]:
     return {"x": (rows, width), "residual": (rows, width), "weight": (width,), "grad": (rows, width)}
 
 
-def _norm(width: int, mode: str) -> Timing:
+def _norm(width: int, mode: str, rows: int = ROWS) -> Timing:
     formulas = {
         "lmmblocks triton": lambda i: _ours("triton", i),
         "lmmblocks reference": lambda i: _ours("reference", i),
@@ -54,18 +54,19 @@ def _norm(width: int, mode: str) -> Timing:
         "Liger-Kernel": lazily(_liger),
     }
     tensors = {"fwd": 2, "bwd": 3, "fwd+bwd": 5}[mode]
-    return timing("rms_norm", f"{ROWS}x{width} bf16", mode, _shapes(ROWS, width), formulas, ("x", "weight"), bytes=tensors * ROWS * width * 2)
+    return timing("rms_norm", f"{rows}x{width} bf16", mode, _shapes(rows, width), formulas, ("x", "weight"), bytes=tensors * rows * width * 2)
 
 
-def _added(width: int, mode: str) -> Timing:
+def _added(width: int, mode: str, rows: int = ROWS) -> Timing:
     formulas = {
         "lmmblocks triton": lambda i: _ours_added("triton", i),
         "lmmblocks composed": lambda i: _ours_added("composed", i),
+        "torch F.rms_norm": lambda i: F.rms_norm(i["x"] + i["residual"], i["weight"].shape, i["weight"], EPS),
         "Liger-Kernel": lazily(_liger_added),
     }
     tensors = {"fwd": 4, "bwd": 4, "fwd+bwd": 8}[mode]
-    size = tensors * ROWS * width * 2
-    return timing("add_rms_norm", f"{ROWS}x{width} bf16", mode, _shapes(ROWS, width), formulas, ("x", "residual", "weight"), bytes=size)
+    size = tensors * rows * width * 2
+    return timing("add_rms_norm", f"{rows}x{width} bf16", mode, _shapes(rows, width), formulas, ("x", "residual", "weight"), bytes=size)
 
 
 def _toy(width: int) -> dict[str, tuple[int, ...]]:
@@ -81,6 +82,7 @@ SUITE = Suite(
         *(_norm(width, mode) for width in WIDTHS for mode in ("fwd", "bwd", "fwd+bwd")),
         *(_added(WIDTHS[0], mode) for mode in ("fwd", "bwd")),
     ],
+    cpu=[of(WIDTHS[0], mode, CPU_ROWS) for of in (_norm, _added) for mode in ("fwd", "bwd")],
     targets=[
         *(Target("rms_norm", mode, "", "copy", 0.8) for mode in ("fwd", "bwd")),
         *(Target("rms_norm", mode, "", "Liger-Kernel", 1.5) for mode in ("fwd", "bwd")),

@@ -34,8 +34,8 @@ def _check(width: int, turned: int) -> Check:
     return Check("rope", f"E={width} turned {turned}", inputs, with_gradients(_ours, WANTED))
 
 
-def _inputs(device: torch.device) -> Inputs:
-    found = _tensors(ROWS, HEADS, KV_HEADS, WIDTH, WIDTH, device)
+def _inputs(device: torch.device, rows: int = ROWS) -> Inputs:
+    found = _tensors(rows, HEADS, KV_HEADS, WIDTH, WIDTH, device)
     found |= {name: found[name].bfloat16() for name in (*WANTED, "grad")}
     return found | {name: found[name].requires_grad_() for name in WANTED}
 
@@ -59,26 +59,36 @@ def _both(formula: Callable[[Inputs], Any], mode: str) -> Callable[[Inputs], Cal
             q, k = formula(i)
             return torch.cat([q.flatten(), k.flatten()]) if mode != "fwd" else q
 
-        size = ROWS * (HEADS + KV_HEADS) * WIDTH
+        size = i["q"].shape[0] * (HEADS + KV_HEADS) * WIDTH
         grad = torch.randn(size, device=i["q"].device, dtype=i["q"].dtype) if mode != "fwd" else i["grad"]
         return in_mode(mode, call, tuple(i[name] for name in WANTED), grad)
 
     return prepare
 
 
-def _timing(mode: str) -> Timing:
+def _rotate_half(i: Inputs) -> Any:
+    """As decoders in transformers turn them: halves swapped, one negated."""
+    cos, sin = (i[name][:, None].to(i["q"].dtype) for name in ("cos", "sin"))
+    halves = {name: i[name].chunk(2, -1) for name in WANTED}
+    return tuple(i[name] * cos + torch.cat([-halves[name][1], halves[name][0]], -1) * sin for name in WANTED)
+
+
+def _timing(mode: str, rows: int = ROWS) -> Timing:
     formulas: dict[str, Formula] = {
         "lmmblocks triton": lambda i: _ours("triton", i),
-        "torch": lambda i: _ours("reference", i),
+        "lmmblocks reference": lambda i: _ours("reference", i),
+        "torch rotate_half": _rotate_half,
         "torch.compile": lazily(lambda: torch.compile(lambda i: _ours("reference", i))),
         "Liger-Kernel": lazily(_liger),
     }
     providers = {name: _both(formula, mode) for name, formula in formulas.items()}
-    return Timing("rope", f"T={ROWS} h{HEADS}/{KV_HEADS} d{WIDTH} bf16", mode, _inputs, providers, bytes=2 * ROWS * (HEADS + KV_HEADS) * WIDTH * 2)
+    size = 2 * rows * (HEADS + KV_HEADS) * WIDTH * 2
+    return Timing("rope", f"T={rows} h{HEADS}/{KV_HEADS} d{WIDTH} bf16", mode, lambda device: _inputs(device, rows), providers, bytes=size)
 
 
 SUITE = Suite(
     checks=[_check(128, 128), _check(64, 64), _check(96, 96), _check(128, 64)],
     timings=[_timing("fwd"), _timing("bwd")],
+    cpu=[_timing(mode, 512) for mode in ("fwd", "bwd")],
     targets=[Target("rope", "bwd", "", "copy", 0.8), Target("rope", "bwd", "", "Liger-Kernel", 1.5)],
 )

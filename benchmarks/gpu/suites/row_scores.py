@@ -85,6 +85,22 @@ def _bf16(make: Callable[..., Inputs], *shape: object) -> Callable[[torch.device
     return inputs
 
 
+def _cls_timing(images: int) -> Timing:
+    providers = {
+        "lmmblocks triton": lambda i: lambda: ops.attention_of_cls(i["query"], i["keys"], 1, backend="triton"),
+        "lmmblocks reference": _cls_formula,
+        "torch.compile": _compiled_cls,
+    }
+    shape = f"CLIP {images}x{TOKENS} h16 d64 bf16"
+    return Timing("attention_of_cls", shape, "fwd", _bf16(_cls, images, TOKENS, 16, 64), providers, bytes=images * TOKENS * 16 * 64 * 2)
+
+
+def _last_timing(lengths: tuple[int, ...]) -> Timing:
+    providers = {"lmmblocks triton": _last("triton"), "lmmblocks reference": _last("reference")}
+    shape = f"{len(lengths)}x{lengths[0]} h32/8 d128 bf16"
+    return Timing("last_row_scores", shape, "fwd", _bf16(_packed, lengths, lengths, 32, 8, 128), providers, bytes=sum(lengths) * 8 * 128 * 2)
+
+
 SUITE = Suite(
     checks=[
         _check("row_scores", "several rows, any number", _run_rows, ((1, 2, 0, 1), (1500, 900, 40, 64), 8, 2, 128), ((1, 2), (70, 20), 4, 2, 64)),
@@ -92,20 +108,6 @@ SUITE = Suite(
         _check("last_row_scores", "window, softcap", _run_last, ((1500, 64, 0), (1500, 900, 40), 32, 8, 128), ((9, 3), (70, 20), 4, 2, 64)),
         _check("attention_of_cls", "CLIP 577", _run_cls, (8, 577, 16, 64), (2, 40, 2, 64)),
     ],
-    timings=[
-        Timing(
-            "attention_of_cls", f"CLIP {IMAGES}x{TOKENS} h16 d64 bf16", "fwd", _bf16(_cls, IMAGES, TOKENS, 16, 64),
-            {
-                "lmmblocks triton": lambda i: lambda: ops.attention_of_cls(i["query"], i["keys"], 1, backend="triton"),
-                "lmmblocks reference": _cls_formula,
-                "torch.compile": _compiled_cls,
-            },
-            bytes=IMAGES * TOKENS * 16 * 64 * 2,
-        ),
-        Timing(
-            "last_row_scores", "8x2048 h32/8 d128 bf16", "fwd", _bf16(_packed, LENGTHS, LENGTHS, 32, 8, 128),
-            {"lmmblocks triton": _last("triton"), "lmmblocks reference": _last("reference")},
-            bytes=sum(LENGTHS) * 8 * 128 * 2,
-        ),
-    ],
+    timings=[_cls_timing(IMAGES), _last_timing(LENGTHS)],
+    cpu=[_cls_timing(2), _last_timing((1024,) * 2)],
 )  # fmt: skip

@@ -32,16 +32,17 @@ from ..build import with_gradients
 from ..case import Call, Check, Inputs, Suite, Target, Timing, in_cuda_too, in_mode
 
 WANTED = ("table", "images")
+CPU_SAMPLES = 2
 LEAD = 40
 """Text in front of the image."""
 
 BYTES_PER_ROW = WIDTH * 2
-TEXT_ROWS = SAMPLES * (ROWS - IMAGE_ROWS)
-BYTES = {
-    "fwd": 2 * SAMPLES * ROWS * BYTES_PER_ROW,
-    "bwd": (TEXT_ROWS + VOCABULARY + 2 * SAMPLES * IMAGE_ROWS) * BYTES_PER_ROW,
-}
-BYTES["fwd+bwd"] = BYTES["fwd"] + BYTES["bwd"]
+
+
+def _bytes(mode: str, samples: int) -> int:
+    forward = 2 * samples * ROWS * BYTES_PER_ROW
+    backward = (samples * (ROWS - IMAGE_ROWS) + VOCABULARY + 2 * samples * IMAGE_ROWS) * BYTES_PER_ROW
+    return {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[mode]
 
 
 def _ours(backend: str, i: Inputs) -> Any:
@@ -85,15 +86,15 @@ def _check(
     return Check("splice", case, inputs, with_gradients(_ours, ("table", images_name)))
 
 
-def _inputs(device: torch.device) -> Inputs:
-    text = torch.randint(0, PLACEHOLDER, (SAMPLES, ROWS - IMAGE_ROWS)).tolist()
+def _inputs(device: torch.device, samples: int = SAMPLES) -> Inputs:
+    text = torch.randint(0, PLACEHOLDER, (samples, ROWS - IMAGE_ROWS)).tolist()
     ids = [[*sample[:LEAD], IMAGE_TOKEN, *sample[LEAD:]] for sample in text]
     table, images = (
         torch.randn(*shape, WIDTH, device=device, dtype=torch.bfloat16).requires_grad_()
-        for shape in ((VOCABULARY,), (SAMPLES, IMAGE_ROWS))
+        for shape in ((VOCABULARY,), (samples, IMAGE_ROWS))
     )
-    plan = plan_splice(ids, [[IMAGE_ROWS]] * SAMPLES).to(device)
-    grad = torch.randn(SAMPLES * ROWS, WIDTH, device=device, dtype=torch.bfloat16)
+    plan = plan_splice(ids, [[IMAGE_ROWS]] * samples).to(device)
+    grad = torch.randn(samples * ROWS, WIDTH, device=device, dtype=torch.bfloat16)
     return {"table": table, "images": images, "plan": plan, "grad": grad, "ids": ids, "text": text}
 
 
@@ -116,7 +117,7 @@ def _index_copy(i: Inputs) -> Callable[[], Any]:
     return lambda: F.embedding(ids, i["table"]).index_copy(0, places, i["images"].flatten(0, 1))
 
 
-def _timing(mode: str) -> Timing:
+def _timing(mode: str, samples: int = SAMPLES) -> Timing:
     ways: dict[str, Callable[[Inputs], Callable[[], Any]]] = {
         "lmmblocks triton": lambda i: lambda: _ours("triton", i),
         "lmmblocks cuda": lambda i: lambda: _ours("cuda", i),
@@ -127,8 +128,8 @@ def _timing(mode: str) -> Timing:
         "torch.compile (index_copy)": lambda i: torch.compile(_index_copy(i)),
     }
     providers = {name: _way(make, mode) for name, make in ways.items()}
-    shape = f"{SAMPLES}x{ROWS}, {IMAGE_ROWS} image rows, D={WIDTH} bf16"
-    return Timing("splice", shape, mode, _inputs, providers, bytes=BYTES[mode], memory=True)
+    shape = f"{samples}x{ROWS}, {IMAGE_ROWS} image rows, D={WIDTH} bf16"
+    return Timing("splice", shape, mode, lambda device: _inputs(device, samples), providers, bytes=_bytes(mode, samples), memory=True)
 
 
 SUITE = Suite(
@@ -143,6 +144,7 @@ SUITE = Suite(
         ]
     ),
     timings=[_timing(mode) for mode in ("fwd", "bwd", "fwd+bwd")],
+    cpu=[_timing(mode, CPU_SAMPLES) for mode in ("fwd", "bwd")],
     targets=[
         Target("splice", "fwd", "", "copy", 0.9),
         Target("splice", "bwd", "", "copy", 0.85),

@@ -52,18 +52,21 @@ def _way(backend: str) -> Callable[[Inputs], Call]:
     return lambda i: lambda: _plan(backend, i)
 
 
+def _timing(samples: int) -> Timing:
+    return Timing(
+        "splice_plan",
+        f"{samples} samples, {IMAGE_ROWS} image rows each",
+        "fwd",
+        lambda device: _batch([TEXT] * samples, [[IMAGE_ROWS]] * samples, device),
+        {f"{OURS}triton": _way("triton"), "on the host": _way("reference")},
+    )
+
+
 SUITE = Suite(
     checks=[
         _check("one image a sample", [300, 900, 40, 1500], [[576]] * 4, bidirectional_images=True),
         _check("none, two, adjacent; truncated", [100, 700, 20], [[], [576, 576], [144]], max_length=900, truncate="right"),
     ],
-    timings=[
-        Timing(
-            "splice_plan",
-            f"{SAMPLES} samples, {IMAGE_ROWS} image rows each",
-            "fwd",
-            lambda device: _batch([TEXT] * SAMPLES, [[IMAGE_ROWS]] * SAMPLES, device),
-            {f"{OURS}triton": _way("triton"), "on the host": _way("reference")},
-        )
-    ],
+    timings=[_timing(SAMPLES)],
+    cpu=[_timing(2)],
 )
