@@ -126,8 +126,8 @@ class Suite:
 
     checks: list[Check] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
-    cpu: list[Timing] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    cpu: list[Timing] = field(default_factory=list)
 
 
 def backward_of(outputs: Call, wanted: tuple[Tensor, ...], grad: Tensor) -> Call:
