@@ -2,7 +2,12 @@
 # make test   lint, type check, and the whole test suite
 # make test-oldest    the core of the suite with the oldest versions that pyproject.toml allows
 # make test-exchange  folders that the oldest versions write are read by the newest, and the other way round
+# make lint   ruff and mypy
+# make format ruff's fixes everywhere, its format for Python files that are new; FILES="..." names others
+# make docs   build the site into site/, strictly
 # make bench  time the ops with pytest-benchmark; K="splice and fwd" chooses cases, ARGS are handed on
+# make parity run the tests that compare blocks with their twins, write docs/parity.md from what they measured
+# make gpu    prove and time the kernels on this machine's GPU; again until nothing is missing. ARGS are handed on
 # make clean  remove what they leave behind
 #
 # They install into their own virtual environments. Variables:
@@ -42,8 +47,13 @@ oldest_tests := tests/packaging/oldest_installed.py tests/packaging/test_version
 exchange  := tests/packaging/exchanged_folders.py
 exchanged := $(OLDEST_VENV)/exchanged
 
-.PHONY: help demo test test-oldest test-exchange bench lint clean
+.PHONY: help demo test test-oldest test-exchange bench parity gpu lint format docs clean
 .DELETE_ON_ERROR:
+
+# For make format: Python files that the last commit doesn't have.
+FILES ?= $(shell { git ls-files --others --exclude-standard -- '*.py'; git diff --cached --name-only --diff-filter=A -- '*.py'; } | sort -u)
+parity_tests = $(shell grep -rl --include='test_*.py' record_parity tests | sort) tests/projectors
+measured     = $(abspath $(VENV))/parity.jsonl
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -79,6 +89,30 @@ $(OLDEST_VENV)/.installed: $(setup_files)
 bench: $(stamp)-dev
 	$(bin)/python -m pytest benchmarks --benchmark-only -q $(if $(K),-k '$(K)') $(ARGS)
 
+# What was measured before is no part of the page; tests run one after another, as they all write into one file.
+parity: $(stamp)-dev
+	rm -f $(measured)
+	OMP_NUM_THREADS=1 LMMBLOCKS_PARITY=$(measured) $(bin)/python -m pytest -q $(parity_tests)
+	$(bin)/python docs/write_parity.py $(measured)
+
+gpu: $(stamp)-dev
+	$(bin)/python -m benchmarks.gpu --out .gpu/out $(ARGS)
+
+docs: $(stamp)-docs
+	$(bin)/python -m zensical build --strict
+	@echo "open $(CURDIR)/site/index.html"
+
+# The pages are made from sources alone: neither torch nor lmmblocks is installed for them.
+$(stamp)-docs: pyproject.toml | $(bin)/python
+	@$(bin)/python -c 'import tomllib' 2>/dev/null || { echo "error: make docs needs Python 3.11 or newer: make docs PYTHON=python3.12 VENV=.venv-docs" >&2; exit 1; }
+	$(bin)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV)/docs.txt
+	$(bin)/python -m pip install --quiet --requirement $(VENV)/docs.txt
+	touch $@
+
+format: $(stamp)-dev
+	$(bin)/python -m ruff check --fix .
+	files="$(FILES)"; [ -z "$$files" ] || $(bin)/python -m ruff format $$files
+
 lint: $(stamp)-dev
 	$(bin)/python -m ruff check .
 	$(bin)/python -m mypy
@@ -110,7 +144,7 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf build dist *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	if [ -f "$(OLDEST_VENV)/pyvenv.cfg" ]; then rm -rf "$(OLDEST_VENV)"; fi
 	if [ -f "$(DEMO)/results.json" ]; then rm -rf "$(DEMO)"; fi

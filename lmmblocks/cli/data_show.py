@@ -32,10 +32,23 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         epilog="Colours on a terminal; marks where the output goes elsewhere, or NO_COLOR is set.",
     )
     parser.add_argument("file", metavar="FILE", help="list of records (.json), or one per line (.jsonl)")
-    parser.add_argument("--index", type=int, default=0, metavar="I", help="place of the record in the file, from 0 (default: %(default)s)")
-    parser.add_argument("--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)")
+    parser.add_argument(
+        "--index",
+        type=int,
+        default=0,
+        metavar="I",
+        help="place of the record in the file, from 0 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
+    )
     add_reader(parser)
-    parser.add_argument("--max-length", type=int, metavar="N", help="show what is cut off a sample of more rows than this; needs --tokenizer")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="show what is cut off a sample of more rows than this; needs --tokenizer",
+    )
     parser.add_argument(
         "--truncate",
         choices=POLICIES,
@@ -52,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
         LmmError: the record can't be read, or an option makes no sense.
     """
     if args.max_length is not None and args.tokenizer is None:
-        raise LmmError("--max-length counts tokens: give --tokenizer DIR, the folder of a tokenizer or model, as well")
+        raise LmmError(
+            "--max-length counts tokens: give --tokenizer DIR, the folder of a tokenizer or model, as well"
+        )
     images_dir = args.images if args.images is not None else os.path.dirname(args.file) or "."
     record = _record(args.file, args.index)
     notes = _notes(record, images_dir, f"record {args.index} of {args.file}")
@@ -86,9 +101,16 @@ def _notes(record: Any, images_dir: str, name: str) -> list[Problem]:
     """
     problems = record_problems(record)
     if isinstance(record, dict) and not any(problem.code == "wrong_type" for problem in problems):
-        problems += [problem for image in form_of(record).images if (problem := image_problem(images_dir, image)) is not None]
+        problems += [
+            problem
+            for image in form_of(record).images
+            if (problem := image_problem(images_dir, image)) is not None
+        ]
     if errors := errors_of(problems):
-        raise LmmError(f"{name} can't be trained on: " + "; ".join(f"{problem.code}: {problem.detail}" for problem in errors))
+        raise LmmError(
+            f"{name} can't be trained on: "
+            + "; ".join(f"{problem.code}: {problem.detail}" for problem in errors)
+        )
     return problems
 
 
@@ -136,7 +158,13 @@ class Style:
         if not self.coloured:
             text = f"{{+{text}+}}" if learned else text
             return f"[-{text}-]" if cut else text
-        kinds = (("1", learned), ("32", learned and not cut), ("36", image and not cut), ("31", cut), ("9", cut))
+        kinds = (
+            ("1", learned),
+            ("32", learned and not cut),
+            ("36", image and not cut),
+            ("31", cut),
+            ("9", cut),
+        )
         codes = ";".join(code for code, on in kinds if on)
         if not codes:
             return text
@@ -169,7 +197,9 @@ def written(found: Sequence[Stretch], images: Sequence[Any], style: Style) -> st
     parts = []
     for stretch in found:
         text = _visible(stretch.text) if stretch.image is None else _image(stretch, images)
-        parts.append(style.dressed(text, learned=stretch.learned, image=stretch.image is not None, cut=stretch.cut))
+        parts.append(
+            style.dressed(text, learned=stretch.learned, image=stretch.image is not None, cut=stretch.cut)
+        )
     return "".join(parts)
 
 
@@ -187,7 +217,10 @@ def _visible(text: str) -> str:
     >>> print(_visible("a\\x1b[2J\\tb"))
     a\\x1b[2J\\tb
     """
-    return "".join(char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -17,7 +17,12 @@ from lmmblocks.cli.data_show import Style, written
 from lmmblocks.data.stretches import Stretch, stretches_of_pieces, stretches_of_tokens
 from lmmblocks.spec import IMAGE_TOKEN, LmmError
 
-TURNS = [("human", "<image>\nWhat color is it?"), ("gpt", "Black."), ("human", "Is it asleep?"), ("gpt", "No, it is awake.")]
+TURNS = [
+    ("human", "<image>\nWhat color is it?"),
+    ("gpt", "Black."),
+    ("human", "Is it asleep?"),
+    ("gpt", "No, it is awake."),
+]
 ANSI = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -101,11 +106,20 @@ def test_an_image_that_is_cut_in_the_middle_is_shown_in_two(model):
 
 def test_the_command_tells_record_text_rows_and_what_is_learned(shown, write, tmp_path, tiny_tokenizer):
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    out = shown(write.record("r7", conversations=conversation(*TURNS)), "--tokenizer", tmp_path / "tokenizer", "--image-rows", 9)
+    out = shown(
+        write.record("r7", conversations=conversation(*TURNS)),
+        "--tokenizer",
+        tmp_path / "tokenizer",
+        "--image-rows",
+        9,
+    )
     length = len(encode_chat(messages_of(TURNS), "vicuna_v1", tiny_tokenizer).ids)
     learned = sum(label >= 0 for label in encode_chat(messages_of(TURNS), "vicuna_v1", tiny_tokenizer).labels)
     assert "id 'r7'; template 'vicuna_v1'" in out
-    assert "USER: <image 1: 9 rows, ok.png>\nWhat color is it? ASSISTANT:{+ Black.</s>+}USER: Is it asleep?" in out
+    assert (
+        "USER: <image 1: 9 rows, ok.png>\nWhat color is it? ASSISTANT:{+ Black.</s>+}USER: Is it asleep?"
+        in out
+    )
     assert f"{length + 8} rows: {length - 1} of text, 9 of images; {learned} learned\n" in out
     assert not ANSI.search(out), "no colours where the output is no terminal"
 
@@ -163,12 +177,20 @@ def test_colours_only_where_they_are_wanted(stream, environment, coloured):
 
 def test_colours_and_marks_say_the_same():
     """Every kind looks otherwise than every other, and without its dress the text is the same."""
-    for style, strip in ((Style(True), lambda text: ANSI.sub("", text)), (Style(False), lambda text: re.sub(r"\{\+|\+\}|\[-|-\]", "", text))):
-        kinds = [{}, {"learned": True}, {"cut": True}, {"learned": True, "cut": True}] + [{"image": True}] * style.coloured
+    for style, strip in (
+        (Style(True), lambda text: ANSI.sub("", text)),
+        (Style(False), lambda text: re.sub(r"\{\+|\+\}|\[-|-\]", "", text)),
+    ):
+        kinds = [{}, {"learned": True}, {"cut": True}, {"learned": True, "cut": True}] + [
+            {"image": True}
+        ] * style.coloured
         looks = [style.dressed("x", **kind) for kind in kinds]
         assert len(set(looks)) == len(looks)
         assert {strip(look) for look in looks} == {"x"}
-        assert all(look in style.legend() for look in [style.dressed("learned", learned=True), style.dressed("cut off", cut=True)])
+        assert all(
+            look in style.legend()
+            for look in [style.dressed("learned", learned=True), style.dressed("cut off", cut=True)]
+        )
 
 
 def test_colours_end_with_each_line():
@@ -215,4 +237,3 @@ def test_a_record_that_training_refuses_is_refused_with_the_reason(write, images
 
 def test_notes_of_the_check_are_told(shown, write):
     assert "marker_in_sentence: " in shown(write.record(question="What does <image> mean?"))
-

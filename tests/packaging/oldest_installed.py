@@ -6,7 +6,7 @@ import pytest
 
 from lmmblocks.spec.versions import Requirement, release, requirements
 
-TOOLS = {"mypy", "ruff", "setuptools"}  # lint and build: nothing of theirs runs in the tests
+TOOLS = {"mypy", "ruff", "setuptools", "zensical", "mkdocstrings-python"}  # lint, build, docs: nothing of theirs runs in the tests
 
 
 @pytest.mark.parametrize("need", [need for need in requirements() if need.package not in TOOLS], ids=lambda need: need.package)
