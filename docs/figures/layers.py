@@ -114,7 +114,7 @@ def wrapped(rooms: list[str], width: float) -> list[list[str]]:
 
 
 def imports_picture() -> str:
-    """Return the matrix of imports: a dot where the room of the row imports the room of the column. All lie below the diagonal or on a layer's square."""
+    """Return the matrix of imports: a dot where the room of the row imports that of the column, below the diagonal or in a layer's square."""
     owner = direction()
     layers = rooms_by_layer(owner)
     rooms = [room for _, members in layers for room in members if room != "kernels"]
