@@ -121,6 +121,13 @@ def test_kv_end_has_the_gradients_of_causal_bit_by_bit(device):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (6, 3), (3, 3)])
+def test_each_group_of_heads_has_the_gradients_of_its_own_keys(heads, kv_heads, device):
+    tensors, segments = _inputs([9, 20], [12, 20], heads, kv_heads, 16, device=device)
+    for a, b in zip(_grads("triton", tensors, segments), _exact(tensors, segments)):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
+
+
 def test_gradients_of_a_group_are_summed_in_fp32(device):
     tensors, segments = _inputs([33], [33], 4, 1, 16, dtype=torch.float16, device=device)
     grouped = _grads("triton", tensors, segments)
