@@ -1,7 +1,6 @@
 """The splice plan and the splice: against a naive loop, LLaVA's recorded output, and every edge case."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from lmmblocks import ops
 from lmmblocks.plans.host import expand_samples, plan_splice
 from lmmblocks.spec import IGNORE_LABEL, ImageSpan, LmmError
 
-GOLDEN = Path(os.environ.get("LMMBLOCKS_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+GOLDEN = Path(__file__).with_name("golden")
 WIDTH, VOCABULARY = 3, 20
 
 
@@ -238,7 +237,6 @@ def test_error_names_the_sample():
         plan_splice([[1], [-200]], [[], []], names=["dog-1", "cat-7"])
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the recorded LLaVA cases are not beside this checkout")
 def test_splice_equals_what_llava_recorded():
     from safetensors.torch import load_file
 

@@ -165,15 +165,13 @@ def tiny_llama():
 
 
 @pytest.fixture(scope="session")
-def golden():
-    """The folder of recorded cases."""
+def llama_vocabulary():
+    """The path of LLaMA's SentencePiece vocabulary, which isn't ours to hand on."""
     default = Path(__file__).resolve().parents[3] / "shared" / "golden"
-    folder = Path(os.environ.get("LMMBLOCKS_GOLDEN", default))
-    if not (folder / "llama_tokenizer.model").is_file():
-        pytest.skip(
-            f"LLaMA's tokenizer is not redistributable and not in {folder}: set LMMBLOCKS_GOLDEN to its folder"
-        )
-    return folder
+    path = Path(os.environ.get("LMMBLOCKS_GOLDEN", default)) / "llama_tokenizer.model"
+    if not path.is_file():
+        pytest.skip(f"LLaMA's tokenizer is not redistributable and not at {path}: set LMMBLOCKS_GOLDEN to its folder")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -183,14 +181,14 @@ def llama_with_markup(llama):
 
 
 @pytest.fixture(scope="session")
-def llama(golden, tmp_path_factory):
+def llama(llama_vocabulary, tmp_path_factory):
     """LLaMA's tokenizer by its `legacy` flag."""
     from lmmblocks.chat import load_tokenizer
 
     loaded = {}
     for legacy in (False, True):
         folder = tmp_path_factory.mktemp("llama")
-        shutil.copy(golden / "llama_tokenizer.model", folder / "tokenizer.model")
+        shutil.copy(llama_vocabulary, folder / "tokenizer.model")
         names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
         config = {"tokenizer_class": "LlamaTokenizer", "legacy": legacy, **names}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -1,6 +1,7 @@
 """LLaVA's own ids and labels: the recorded cases, and its algorithm written out again with sentencepiece."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,26 +20,26 @@ def messages_of(conversation):
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(conversation)]
 
 
-def read(golden, part):
-    return json.loads((golden / "tokens.json").read_text(encoding="utf-8"))[part]
+def read(part):
+    return json.loads((Path(__file__).parents[1] / "golden" / "tokens.json").read_text(encoding="utf-8"))[part]
 
 
-def test_recorded_conversations_are_reproduced(golden, llama):
-    for case in read(golden, "v1"):
+def test_recorded_conversations_are_reproduced(llama):
+    for case in read("v1"):
         tokens = encode_chat(messages_of(case["conv"]), "vicuna_v1", llama[False], mode="llava15")
         assert tokens.ids == case["input_ids"]
         assert tokens.labels == case["labels"]
 
 
-def test_recorded_captions_are_reproduced(golden, llama):
-    for case in read(golden, "plain"):
+def test_recorded_captions_are_reproduced(llama):
+    for case in read("plain"):
         tokens = encode_chat(messages_of(["<image>", case["caption"]]), "plain", llama[False], mode="llava15")
         assert tokens.ids == case["input_ids"]
         assert tokens.labels == case["labels"]
 
 
-def test_legacy_tokenizer_differs_after_the_answer_only(golden, llama):
-    case = read(golden, "v1")[0]
+def test_legacy_tokenizer_differs_after_the_answer_only(llama):
+    case = read("v1")[0]
     tokens = encode_chat(messages_of(case["conv"]), "vicuna_v1", llama[True], mode="llava15")
     end = case["input_ids"].index(EOS) + 1
     assert tokens.ids == [*case["input_ids"][:end], 3148, 1001, *case["input_ids"][end + 1 :]]
@@ -153,8 +154,8 @@ turns = st.lists(st.tuples(texts, texts), max_size=2)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["legacy=False", "legacy=True"])
-def original(request, golden):
-    return OriginalTokenizer(golden / "llama_tokenizer.model", request.param)
+def original(request, llama_vocabulary):
+    return OriginalTokenizer(llama_vocabulary, request.param)
 
 
 @settings(

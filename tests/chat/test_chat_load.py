@@ -8,10 +8,10 @@ from lmmblocks.spec import LmmError
 TEXTS = ["a  is", "   b    c", "x" + " " * 40 + "y", "\n\n  def f():\n        return  1", "猫  猫", " "]
 
 
-def test_runs_of_spaces_are_cut_as_sentencepiece_cuts_them(golden, llama):
+def test_runs_of_spaces_are_cut_as_sentencepiece_cuts_them(llama_vocabulary, llama):
     from sentencepiece import SentencePieceProcessor
 
-    original = SentencePieceProcessor(model_file=str(golden / "llama_tokenizer.model"))
+    original = SentencePieceProcessor(model_file=str(llama_vocabulary))
     for text in TEXTS:
         text = f"a{text}"  # both put a space before a letter, only the original before a space
         assert llama[True](text, add_special_tokens=False).input_ids == original.encode(text)

@@ -160,8 +160,8 @@ def test_merges_in_the_order_of_ids_are_mended_by_the_file_beside_them_and_told(
     assert list(text_encoder(mended).encode(f" {CODE}")) == sentencepiece(like_llama).encode(CODE)
 
 
-def test_llamas_vocabulary_is_known_without_its_file(golden, tmp_path, recwarn):
-    path = golden / "llama_tokenizer.model"
+def test_llamas_vocabulary_is_known_without_its_file(llama_vocabulary, tmp_path, recwarn):
+    path = llama_vocabulary
     wrong = by_id(path, tmp_path / "made")
     wrong.save_pretrained(tmp_path / "alone")
     (tmp_path / "alone" / "tokenizer.model").unlink(missing_ok=True)

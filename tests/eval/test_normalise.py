@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmmblocks.eval.normalise import normalise_answer
 
-GOLDEN = json.loads(Path(__file__).with_name("normalise_golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "misc.json").read_text())["normalise"]
 
 
 @pytest.mark.parametrize("answer", list(GOLDEN))
