@@ -130,14 +130,18 @@ def test_rows_may_lie_apart_and_the_vocabulary_need_not_fill_a_tile(device):
         assert torch.equal(a, b)
 
 
-def test_padding_of_logits_is_neither_read_nor_multiplied(device):
-    logits, targets = torch.full((3, 64), NAN, device=device), torch.tensor([0, 4, -100], device=device)
-    logits[:2, :5] = torch.randn(2, 5, device=device)
-    clean, losses = logits[:2, :5].clone(), torch.empty(3, device=device)
-    cross_entropy_rows(logits, targets, losses, vocabulary=5, factors_R=torch.ones(3, device=device))
-    expected = clean.softmax(-1) - torch.nn.functional.one_hot(targets[:2], 5)
-    torch.testing.assert_close(logits[:2, :5], expected)
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_padding_of_logits_is_neither_read_nor_multiplied(softcap, device):
+    """The last row's target is padding: its gradient is NaN, that of its padding is not."""
+    logits, targets = torch.full((4, 64), NAN, device=device), torch.tensor([0, 4, -100, 7], device=device)
+    logits[[0, 1, 3], :5] = torch.randn(3, 5, device=device)
+    clean, losses = logits[:2, :5].double().requires_grad_(), torch.empty(4, device=device)
+    cross_entropy_rows(logits, targets, losses, vocabulary=5, softcap=softcap, factors_R=torch.ones(4, device=device))
+    scores = clean if softcap is None else softcap * (clean / softcap).tanh()
+    torch.nn.functional.cross_entropy(scores, targets[:2], reduction="sum").backward()
+    torch.testing.assert_close(logits[:2, :5].double(), clean.grad, rtol=1e-5, atol=1e-6)
     assert not logits[:, 5:].any() and not logits[2].any() and losses[2] == 0
+    assert logits[3, :5].isnan().all() and losses[3].isnan()
 
 
 @pytest.mark.parametrize("target", [-1, 7, 2**40])

@@ -53,6 +53,29 @@ def test_sum_and_norm_are_as_exact_as_torch(shape, offset, dtype, device, as_exa
     as_exact_as_torch(found, own, exact)
 
 
+def _normed(rows, weight, *, twice=True):
+    """The norm in fp64 of fp64 rows, in fp16: what is normed is rounded before it is multiplied, or not."""
+    normed = rows * (rows.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    return (weight.double() * (normed.half().double() if twice else normed)).half()
+
+
+def _is(found, expected, other):
+    """Where the two differ, which is often, it is the one and not the other; a last bit of fp32 may move a few roundings."""
+    differs = expected != other
+    assert differs.float().mean() > 0.05
+    assert (found[differs] == expected[differs]).float().mean() > 0.98
+
+
+def test_normed_rows_and_sums_are_rounded_to_the_dtype_on_the_way(device):
+    torch.manual_seed(0)
+    x, residual, w = (_random(*size, device=device, dtype=torch.float16) for size in ((130, 64), (130, 64), (64,)))
+    found = ops.rms_norm(x, w, 1e-5, backend="triton")
+    _is(found, _normed(x.double(), w), _normed(x.double(), w, twice=False))
+    both = x.double() + residual.double()
+    found, _ = ops.add_rms_norm(x, residual, w, 1e-5, backend="triton")
+    _is(found, _normed(both.half().double(), w), _normed(both, w))
+
+
 @pytest.mark.parametrize("used", [0, 1])
 def test_only_one_result_of_sum_and_norm_may_be_used(used, device):
     torch.manual_seed(0)
