@@ -5,7 +5,7 @@ import mmap
 import pytest
 import torch
 
-from lmmblocks import ops
+from lmmblocks import experimental, ops
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import Segments
 
@@ -124,8 +124,8 @@ CASES = {
     "splice": _splice,
     "rope": _rope,
     "qk norm and rope": _qk_norm_rope,
-    "merged neighbours": _merged(ops.merge_neighbours, keep=1, rest=False, neighbours=1),
-    "merged to the nearest": _merged(ops.merge_to_nearest, keep=1, targets=1),
+    "merged neighbours": _merged(experimental.merge_neighbours, keep=1, rest=False, neighbours=1),
+    "merged to the nearest": _merged(experimental.merge_to_nearest, keep=1, targets=1),
     "rms norm": _row_wise(lambda x, w: ops.rms_norm(x, w, 1e-5, backend="triton"), 1, weights=1),
     "rms norm of images": _rows_of_images,
     "add and rms norm": _row_wise(_add_rms_norm, 2, weights=1),
@@ -133,7 +133,7 @@ CASES = {
     "swiglu": _row_wise(lambda x, up: ops.swiglu(x, up, backend="triton"), 2),
     "geglu": _row_wise(lambda x, up: ops.geglu(x, up, backend="triton"), 2),
     "quick gelu": _row_wise(lambda x: ops.quick_gelu(x, backend="triton"), 1),
-    "bias gelu": _row_wise(lambda x, bias: ops.bias_gelu(x, bias, backend="triton"), 1, weights=1),
+    "bias gelu": _row_wise(lambda x, bias: experimental.bias_gelu(x, bias, backend="triton"), 1, weights=1),
 }
 
 
