@@ -99,7 +99,7 @@ gpu: $(stamp)-dev
 	$(bin)/python -m benchmarks.gpu --out .gpu/out $(ARGS)
 
 docs: $(stamp)-docs
-	$(bin)/python -m zensical build --strict
+	$(bin)/python -m zensical build --clean --strict
 	@echo "open $(CURDIR)/site/index.html"
 
 # The pages are made from sources alone: neither torch nor lmmblocks is installed for them.
@@ -144,7 +144,7 @@ $(bin)/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf build dist site *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site .cache *.egg-info lmmblocks/_C.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 	if [ -f "$(OLDEST_VENV)/pyvenv.cfg" ]; then rm -rf "$(OLDEST_VENV)"; fi
 	if [ -f "$(DEMO)/results.json" ]; then rm -rf "$(DEMO)"; fi

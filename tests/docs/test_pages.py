@@ -193,7 +193,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "_C*"))
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "zensical", "build", "--strict"],
+        [sys.executable, "-m", "zensical", "build", "--clean", "--strict"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
