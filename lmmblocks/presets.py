@@ -11,6 +11,7 @@ from .decoders.transformer import TransformerConfig
 from .encoders.blip2_vit import Blip2ViTConfig
 from .encoders.catalogue import BLIP2_VIT_G, CLIP_L_336, ENCODERS
 from .encoders.clip import CLIPConfig
+from .encoders.qwen_vit import QwenViTConfig
 from .encoders.tiled import TiledConfig
 from .images.preprocess import clip_preprocess
 from .spec import LmmError, closest
@@ -71,6 +72,29 @@ def idefics_9b() -> LMMConfig:
     )
 
 
+def qwen_vl_7b() -> LMMConfig:
+    """Qwen-VL (2023), 9.6 billion parameters: open_clip's ViT-bigG/14 at 448 px, a resampler of 256 queries, Qwen-7B.
+
+    The trained model is read with ``lmmblocks.load("Qwen/Qwen-VL")``; what :func:`lmmblocks.build` makes has random weights unless its parts are
+    swapped for others. It takes conversations of 2,048 positions, up to which it was trained. Source: Bai et al., arXiv 2308.12966; the
+    ``config.json`` of Qwen/Qwen-VL.
+    """
+    encoder = QwenViTConfig()
+    return LMMConfig(
+        encoder=encoder,
+        projector=Block("resampler", {"grid": 16}),
+        decoder=TransformerConfig(vocab=151936, eps=1e-6, max_positions=2048, qkv_bias=True),
+        template="lmmblocks.chat.qwen_vl:QWEN_VL",
+        max_length=2048,
+        preprocess=encoder.default_preprocess(),
+    )
+
+
+def qwen_vl_chat_7b() -> LMMConfig:
+    """Qwen-VL-Chat: as :func:`qwen_vl_7b`, asked in ChatML with numbered pictures."""
+    return replace(qwen_vl_7b(), template="lmmblocks.chat.qwen_vl:QWEN_VL_CHAT")
+
+
 def llava15_tiny() -> LMMConfig:
     """The same model at a size that trains on two CPU cores; its towers ship with ``examples/llava15``.
 
@@ -115,6 +139,8 @@ PRESETS: dict[str, Callable[[], LMMConfig]] = {
     "instructblip-vicuna-7b": instructblip_vicuna_7b,
     "instructblip-vicuna-13b": instructblip_vicuna_13b,
     "idefics-9b": idefics_9b,
+    "qwen-vl-7b": qwen_vl_7b,
+    "qwen-vl-chat-7b": qwen_vl_chat_7b,
 }
 
 

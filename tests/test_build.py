@@ -319,4 +319,6 @@ def test_presets_are_functions_that_return_configs():
         "instructblip-vicuna-7b": 4096,
         "instructblip-vicuna-13b": 5120,
         "idefics-9b": 4096,
+        "qwen-vl-7b": 4096,
+        "qwen-vl-chat-7b": 4096,
     }

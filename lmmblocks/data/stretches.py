@@ -52,7 +52,7 @@ def stretches_of_pieces(pieces: Iterable[Piece]) -> list[Stretch]:
         if piece.kind == "image":
             found.append(Stretch(image=images))
             images += 1
-        else:
+        elif piece.kind != "break":
             text = f"<{piece.kind}>" if piece.kind in ("bos", "eos") else piece.text
             found.append(Stretch(text, learned=piece.train))
     return _joined(found)

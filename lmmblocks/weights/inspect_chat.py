@@ -14,8 +14,13 @@ from .checkpoint import NATIVE_CONFIG, Layout, chat_folders, tokenizer_folder
 from .inspection import Inspection
 from .model_chat import ModelChat, model_chat
 from .systems.idefics import TEMPLATES as IDEFICS_TEMPLATES
+from .systems.qwen_vl import TEMPLATES as QWEN_TEMPLATES
 
-_LAYOUTS = {"instructblip": "InstructBLIP's", **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'")}
+_LAYOUTS = {
+    "instructblip": "InstructBLIP's",
+    **dict.fromkeys(IDEFICS_TEMPLATES.values(), "IDEFICS'"),
+    **dict.fromkeys(QWEN_TEMPLATES.values(), "Qwen-VL's"),
+}
 
 
 def describe_chat(report: Inspection, folder: Path, layout: Layout, config: LMMConfig, base: Path | None) -> None:

@@ -1,6 +1,7 @@
 """A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads as ``LlavaForConditionalGeneration``, with an encoder of tiles as
 ``LlavaNextForConditionalGeneration``, with an instruction-reading Q-Former as ``InstructBlipForConditionalGeneration``; see ``hf_systems.py``),
-or ``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``).
+``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``), or ``qwen_vl`` (also loads with the original Qwen-VL's code and in vLLM;
+see ``systems/qwen_vl.py``).
 
 The first two hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
 tokenizer. ``hf`` adds the configs of transformers and an image token, because transformers marks image rows with an id of the table:
@@ -41,6 +42,7 @@ from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
 from .read_back import check_weights, same, skeleton_of
 from .systems.instructblip import with_tokenizer_inside
 from .systems.llava_original_save import write_llava
+from .systems.qwen_vl import write_qwen_vl
 from .systems.written import system_of
 
 
@@ -58,7 +60,7 @@ def save(
     Args:
         model: what to write.
         path: a new folder, an empty one, or one that holds nothing but a model, which is replaced.
-        format: ``hf``, ``llava`` or ``native``.
+        format: ``hf``, ``llava``, ``qwen_vl`` or ``native``.
         dtype: of the weights in the file; None = as they are.
         shard_bytes: largest weight file.
         **options: of the format; ``llava`` has ``include_vision`` and ``vision_tower``, see ``save_llava.py``.
@@ -173,7 +175,12 @@ def _hf(
     return {system.layout.to_file(key) or key: value for key, value in state.items()}
 
 
-FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {"hf": _hf, "llava": write_llava, "native": _native}
+FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {
+    "hf": _hf,
+    "llava": write_llava,
+    "qwen_vl": write_qwen_vl,
+    "native": _native,
+}
 """Name -> what writes the files beside the weights and returns the weights as that format has them."""
 
 

@@ -4,24 +4,39 @@ There is no twin in transformers. :class:`Original` is what ``modeling_qwen.py``
 positions, for one conversation.
 """
 
+import itertools
 import json
 import math
+import re
 import sys
+import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
 
 import lmmblocks as lb
+from lmmblocks.chat import answer_ends, encode_chat, written
+from lmmblocks.chat.qwen_vl import QWEN_VL, QWEN_VL_CHAT
+from lmmblocks.chat.text_encoder import text_encoder
+from lmmblocks.config import Block
+from lmmblocks.generate.prompts import user_message
 from lmmblocks.plans.host import plan_splice
-from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid
-from lmmblocks.weights.systems.qwen_vl import to_file_names
+from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError
+from lmmblocks.weights.inspect import inspect
+from lmmblocks.weights.systems.qwen_vl import qwen_vl_from_config, qwen_vl_to_config, to_file_names
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import qwen_vocabulary
-from qwen_vocabulary import RANKS, write_tokenizer_files
+from qwen_vocabulary import RANKS, TAGS, write_tokenizer_files
 
 TOLERANCE = 2e-5
 TWIN = "Qwen-VL in plain torch"
@@ -47,7 +62,7 @@ class VisualAttention(nn.Module):
         return self.out_proj((weights @ v).transpose(1, 2).reshape(batch, rows, width))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     def __init__(self, visual):
         super().__init__()
         width, hidden = visual["width"], int(visual["width"] * visual["mlp_ratio"])
@@ -99,7 +114,7 @@ class Visual(nn.Module):
         self.conv1 = nn.Conv2d(3, width, visual["patch_size"], visual["patch_size"], bias=False)
         self.positional_embedding = nn.Parameter(torch.zeros(256, width))
         self.ln_pre, self.ln_post = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(visual) for _ in range(visual["layers"]))})
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(ResidualBlock(visual) for _ in range(visual["layers"]))})
         self.attn_pool, self.proj = Pool(visual), nn.Parameter(torch.zeros(dim, dim))
 
     def forward(self, pixels):
@@ -269,3 +284,209 @@ def test_gradients_equal_those_of_the_original(folder, theirs, samples, record_p
     worst = max(((found[name] - expected[name]).abs().max() / expected[name].abs().max()).item() for name in expected)
     record_parity("Qwen-VL", TWIN, "gradients: largest difference, relative to the largest of its tensor", worst)
     assert worst <= 1e-4 and all(value.abs().max() > 0 for value in expected.values())
+
+
+def test_written_in_the_layout_of_the_original_it_is_what_was_read(ours, theirs, folder, tmp_path):
+    out = ours.save(tmp_path / "out", format="qwen_vl")
+    written, expected = load_file(out / "model.safetensors"), theirs.state_dict()
+    assert {name: value.shape for name, value in written.items()} == {name: value.shape for name, value in expected.items()}
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+    assert (out / "qwen.tiktoken").read_bytes() == (folder / "qwen.tiktoken").read_bytes()
+    values, read = json.loads((out / "config.json").read_text()), CONFIG | {"max_position_embeddings": 8192, "bf16": False, "fp32": True}
+    assert {key: values[key] for key in read if key != "visual"} == {key: value for key, value in read.items() if key != "visual"}
+    assert {**values["visual"], "mlp_ratio": None} == {**VISUAL, "mlp_ratio": None, "image_start_id": theirs.start}
+    assert int(24 * values["visual"]["mlp_ratio"]) == int(24 * VISUAL["mlp_ratio"])
+    assert json.loads((out / "generation_config.json").read_text())["chat_format"] == "chatml"
+
+
+@torch.no_grad()
+def test_read_again_it_is_the_same_model(ours, samples, tmp_path, recwarn):
+    out, expected = ours.save(tmp_path / "out", format="qwen_vl"), ours.logits(our_batch(*samples))
+    for silent in (False, True):
+        if silent:
+            (out / "lmmblocks.json").unlink()
+        again = lb.load(out)
+        assert torch.equal(again.logits(our_batch(*samples)), expected)
+        assert (again.config, again.template) == (replace(ours.config, decoder=again.config.decoder), QWEN_VL_CHAT)
+        assert again.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
+        assert not inspect(out).problems and "qwen_vit" in inspect(out).part("encoder").what
+    native = lb.load(ours.save(tmp_path / "native", format="native"))
+    assert torch.equal(native.logits(our_batch(*samples)), expected) and native.template == QWEN_VL_CHAT
+    said = [str(warning.message) for warning in recwarn]
+    assert all("chat template is written" in text or "top_p" in text for text in said), said
+
+
+def context(messages, system="You are a helpful assistant."):
+    """Ids as ``make_context`` makes them, one for each image: roles, line breaks and contents are encoded apart."""
+    theirs = qwen_vocabulary.original()
+    start, end, shown = (theirs.encode_single_token(token) for token in ("<|im_start|>", "<|im_end|>", "<img>"))
+    line, pictures, ids = theirs.encode("\n"), itertools.count(1), []
+    for number, message in enumerate([{"role": "system", "content": system}, *messages]):
+        text = re.sub("<image>", lambda _: f"Picture {next(pictures)}: <img></img>", message["content"])
+        content = theirs.encode(unicodedata.normalize("NFC", text), allowed_special=set(TAGS), disallowed_special=())
+        content = [each for token in content for each in ((token, IMAGE_TOKEN) if token == shown else (token,))]
+        ids += [*(line if number else []), start, *theirs.encode(message["role"]), *line, *content, end]
+    return [*ids, *line, start, *theirs.encode("assistant"), *line]
+
+
+WORDS = ("<image>", "\n", " ", "What", " is it?", "一只猫", "<ref>", "the dog", "</ref>", "\r\n", "  ")
+CONTENTS = st.lists(st.sampled_from(WORDS), max_size=8).map("".join)
+
+
+@given(asked=CONTENTS, answered=CONTENTS.filter(lambda text: "<image>" not in text), again=CONTENTS, system=st.none() | st.just("Be brief.\n"))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_prompts_are_those_of_the_original(ours, asked, answered, again, system):
+    messages = [{"role": role, "content": text} for role, text in zip(("user", "assistant", "user"), (asked, answered, again))]
+    told = [] if system is None else [{"role": "system", "content": system}]
+    tokens = encode_chat([*told, *messages], QWEN_VL_CHAT, ours.tokenizer, add_generation_prompt=True)
+    expected = context(messages) if system is None else context(messages, system)
+    assert tokens.ids == expected
+    end = ours.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    learned = [label for label in tokens.labels if label != IGNORE_LABEL]
+    said = qwen_vocabulary.original().encode(answered, allowed_special=set(TAGS[:6]), disallowed_special=())
+    assert learned == [*said, end]
+
+
+def test_a_question_with_pictures_is_written_as_from_list_format_does(ours):
+    """``from_list_format([{"image": ...}, {"image": ...}, {"text": ...}])``: each picture on a line of its own."""
+    question = ours.template.render([user_message("What?", 2)], add_generation_prompt=True)
+    assert "Picture 1: <img><image></img>\nPicture 2: <img><image></img>\nWhat?<|im_end|>" in written(question)
+    base = QWEN_VL.render([user_message("<image>Describe the image in English:", 1)], add_generation_prompt=True)
+    assert written(base) == "<img><image></img>Describe the image in English:"
+    answered = [{"role": "user", "content": "<image>What? Answer:"}, {"role": "assistant", "content": "Dogs"}]
+    assert written(QWEN_VL.render(answered), eos="<eos>") == "<img><image></img>What? Answer: Dogs<eos>"
+
+
+@torch.no_grad()
+def test_greedy_answers_are_those_of_the_original(ours, theirs, colour_picture, record_parity):
+    picture, differing = colour_picture(1), 0
+    pixels = ours.encoder.preprocess.batch([picture])[0]
+    ids = context([{"role": "user", "content": "<image>\nWhat is it?"}])
+    said = []
+    for _ in range(8):
+        said.append(their_logits(theirs, [[*ids, *said]], pixels)[-1].argmax().item())
+        if said[-1] in answer_ends(ours.template, ours.tokenizer):
+            break
+    found = ours.generate("What is it?", images=picture, max_new_tokens=8)
+    ends = answer_ends(ours.template, ours.tokenizer)
+    expected = text_encoder(ours.tokenizer).decode([token for token in said if token not in ends])
+    differing = sum(a != b for a, b in zip(found, expected))
+    record_parity("Qwen-VL", TWIN, "greedy tokens that differ", differing)
+    assert len(said) > 2 and found == expected
+
+
+def test_answers_end_with_the_tokens_of_the_original(ours):
+    """``eos_token_id`` of its generation config and ``get_stop_words_ids``."""
+    vocabulary = ours.tokenizer.get_vocab()
+    assert answer_ends(ours.template, ours.tokenizer) == {vocabulary[token] for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
+
+
+def test_pixels_are_those_of_the_original(ours, colour_picture):
+    """Squashed with PIL's bicubic filter, then CLIP's mean and standard deviation."""
+    picture = colour_picture(4, size=(90, 37)).convert("RGB")
+    values = torch.from_numpy(np.array(picture.resize((56, 56), Image.Resampling.BICUBIC))).permute(2, 0, 1) / 255
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    expected = (values - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(ours.encoder.preprocess(picture), expected, atol=1e-6, rtol=0)
+
+
+def released():
+    """Names and shapes of Qwen-VL's 853 tensors, from its ``config.json`` and code."""
+    table = {"transformer.wte": (151936, 4096), "transformer.ln_f": (4096,), "lm_head": (151936, 4096)}
+    for i in range(32):
+        layer = f"transformer.h.{i}"
+        table |= {f"{layer}.ln_1": (4096,), f"{layer}.ln_2": (4096,), f"{layer}.attn.c_attn": (12288, 4096), f"{layer}.attn.c_proj": (4096, 4096)}
+        table |= {f"{layer}.mlp.w1": (11008, 4096), f"{layer}.mlp.w2": (11008, 4096), f"{layer}.mlp.c_proj": (4096, 11008)}
+    weights = {f"{name}.weight": shape for name, shape in table.items()}
+    weights |= {f"transformer.h.{i}.attn.c_attn.bias": (12288,) for i in range(32)}
+    visual = {"conv1.weight": (1664, 3, 14, 14), "positional_embedding": (256, 1664), "proj": (4096, 4096)}
+    both = {"ln_pre": (1664,), "ln_post": (4096,), "attn_pool.ln_q": (4096,), "attn_pool.ln_kv": (4096,), "attn_pool.attn.out_proj": (4096, 4096)}
+    visual |= {"attn_pool.query": (256, 4096), "attn_pool.pos_embed": (256, 4096), "attn_pool.kv_proj.weight": (4096, 1664)}
+    visual |= {"attn_pool.attn.in_proj_weight": (12288, 4096), "attn_pool.attn.in_proj_bias": (12288,)}
+    for i in range(48):
+        block = f"transformer.resblocks.{i}"
+        both |= {f"{block}.ln_1": (1664,), f"{block}.ln_2": (1664,), f"{block}.attn.in_proj": (4992, 1664), f"{block}.attn.out_proj": (1664, 1664)}
+        both |= {f"{block}.mlp.c_fc": (8192, 1664), f"{block}.mlp.c_proj": (1664, 8192)}
+    for name, shape in both.items():
+        visual |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return weights | {f"transformer.visual.{name}": shape for name, shape in visual.items()}
+
+
+@pytest.mark.parametrize("name", ["qwen-vl-7b", "qwen-vl-chat-7b"])
+def test_the_preset_has_the_names_and_shapes_of_the_released_model(name):
+    model = lb.build(name, device="meta")
+    found = {key: tuple(value.shape) for key, value in to_file_names(model.config, model.state_dict()).items()}
+    assert len(found) == 853 and found == released()
+    billions = {part: sum(value.numel() for value in module.parameters()) / 1e9 for part, module in model.parts.items()}
+    assert {part: round(count, 2) for part, count in billions.items()} == {"encoder": 1.84, "projector": 0.09, "decoder": 7.72}
+    assert out_rows(model) == 256
+
+
+def out_rows(model):
+    return model.projector.out_grid(model.encoder.preprocess.grid(640, 480)).rows
+
+
+RELEASED = dict(
+    **dict(model_type="qwen", bf16=True, hidden_size=4096, intermediate_size=22016, kv_channels=128, layer_norm_epsilon=1e-06),
+    **dict(max_position_embeddings=8192, no_bias=True, num_attention_heads=32, num_hidden_layers=32, rotary_emb_base=10000, rotary_pct=1.0),
+    **dict(scale_attn_weights=True, seq_length=2048, tie_word_embeddings=False, use_dynamic_ntk=True, use_logn_attn=True, vocab_size=151936),
+    visual=dict(heads=16, image_size=448, image_start_id=151857, layers=48, mlp_ratio=4.9231, output_dim=4096, patch_size=14, width=1664),
+)
+"""What decides about computation in the ``config.json`` of Qwen/Qwen-VL-Chat."""
+
+
+def test_the_config_of_the_released_model_is_the_preset():
+    assert qwen_vl_from_config(RELEASED) == lb.presets.preset("qwen-vl-7b")
+    written = qwen_vl_to_config(lb.presets.preset("qwen-vl-chat-7b"))
+    expected = {key: value for key, value in RELEASED.items() if key not in ("visual", "bf16")}
+    assert {key: written[key] for key in expected} == expected
+    assert written["visual"] == {**RELEASED["visual"], "n_queries": 256}
+
+
+def test_stretching_begins_behind_seq_length():
+    """The original's ``get_ntk_alpha`` and ``logn_tensor`` are 1 up to there, so a decoder of that many positions computes the same."""
+    alpha = {length: max(2 ** math.ceil(math.log(length / 2048, 2) + 1) - 1, 1) for length in (1, 2, 3, 1024, 2047, 2048, 2049, 4096)}
+    assert [length for length, factor in alpha.items() if factor != 1] == [2049, 4096]
+    assert qwen_vl_from_config(RELEASED).decoder.max_positions == 2048
+    plain = {**RELEASED, "use_dynamic_ntk": False, "use_logn_attn": False}
+    assert qwen_vl_from_config(plain).decoder.max_positions == 8192
+    assert qwen_vl_from_config({**plain, "use_logn_attn": True}).decoder.max_positions == 2048
+
+
+def test_conversations_that_would_be_stretched_are_refused(ours):
+    with pytest.raises(LmmError, match="256"):
+        ours.generate("What? " * 200)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        (dict(no_bias=False), "no_bias=False .expected True"),
+        (dict(scale_attn_weights=False), "scale_attn_weights=False .expected True"),
+        (dict(kv_channels=32), "kv_channels=32 .expected 64"),
+        (dict(hidden_size="wide"), "expected positive numbers.*hidden_size='wide'"),
+        (dict(visual={**VISUAL, "output_dim": 128}), "output_dim=128 .expected 256"),
+        (dict(visual={**VISUAL, "n_queries": 8}), "n_queries=8 .expected 4"),
+    ],
+)
+def test_what_the_blocks_cannot_compute_is_refused(theirs, changes, says, tmp_path):
+    with pytest.raises(LmmError, match=says):
+        lb.load(write(tmp_path, theirs, **changes))
+
+
+def test_another_chat_format_is_refused_and_none_is_the_base_models(theirs, tmp_path):
+    with pytest.raises(LmmError, match="has chat_format 'vicuna', expected one of 'raw', 'chatml'"):
+        lb.load(write(tmp_path, theirs, chat_format="vicuna"))
+    (tmp_path / "generation_config.json").unlink()
+    assert lb.load(tmp_path).template == QWEN_VL
+
+
+def test_what_the_original_has_no_place_for_is_refused(ours, tiny_model, tmp_path):
+    with pytest.raises(LmmError, match="the original Qwen-VL has no place for CLIPConfig .expected QwenViTConfig"):
+        tiny_model.save(tmp_path / "out", format="qwen_vl")
+    decoder = replace(ours.config.decoder, rope_scaling={"method": "linear", "factor": 2.0})
+    padded, projector = replace(ours.config.preprocess, fit="pad"), Block("resampler", {"grid": 3, "heads": 1})
+    other = replace(ours.config, decoder=decoder, preprocess=padded, projector=projector)
+    with pytest.raises(LmmError, match=r"decoder with rope_scaling=.*; projector 'resampler'.*'heads': 1.*; preprocessing .*fit='pad'"):
+        qwen_vl_to_config(other)
+    assert not (tmp_path / "out").exists()

@@ -18,20 +18,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...chat import get_template
+from ...chat.qwen_tokenizer import write_vocabulary
+from ...chat.qwen_vl import START
 from ...config import Block, LMMConfig
 from ...decoders.transformer import TransformerConfig
 from ...encoders.qwen_vit import QwenViTConfig
 from ...spec import LmmError
+from ..files.folder import write_json
 from ..files.maps import KeyMap
-from ..files.tensors import WeightFiles, read_json
+from ..files.tensors import CONFIG, WeightFiles, read_json
 from ..parts.hf_values import Values, check_numbers, refuse, section
 
 MODEL_TYPE = "qwen"
@@ -51,7 +55,7 @@ _DEFAULTS = {
     "max_position_embeddings": 8192,
     "seq_length": 2048,
     "rotary_pct": 1.0,
-    "rotary_emb_base": 10000,
+    "rotary_emb_base": 10000.0,
 }
 _FLAGS = {"scale_attn_weights": True, "no_bias": True, "use_dynamic_ntk": True, "use_logn_attn": True, "tie_word_embeddings": False}
 _VISUAL = {
@@ -64,6 +68,7 @@ _VISUAL = {
     "n_queries": 256,
     "output_dim": 4096,
 }
+_CODE = "Qwen/Qwen-VL-Chat--"  # the repository that holds the original's code, as transformers names it in auto_map
 _TRAINED_SIDE = 16  # patches of a side that the original's table of positions has, whatever the config says
 
 
@@ -234,3 +239,125 @@ def to_file_names(config: LMMConfig, state: Mapping[str, Tensor]) -> dict[str, T
         part = _PARTS.fullmatch(name)
         joined.setdefault(name if part is None else part[1] + part[3], {})[name if part is None else part[2]] = value
     return {name: next(iter(parts.values())) if len(parts) == 1 else torch.cat([parts[each] for each in "qkv"]) for name, parts in joined.items()}
+
+
+def qwen_vl_to_config(config: LMMConfig, image_start: int = 151857) -> dict[str, Any]:
+    """Return the ``config.json`` of a model for the original's code and vLLM, which compute the same up to the positions that the decoder has.
+
+    Args:
+        config: of the model.
+        image_start: id of ``<img>``, which ``</img>`` and ``<imgpad>`` follow.
+
+    Raises:
+        LmmError: a model that the original's code doesn't have; everything that differs is listed.
+    """
+    kinds = ((config.encoder, QwenViTConfig), (config.decoder, TransformerConfig))
+    problems = [f"{type(found).__name__} (expected {kind.__name__})" for found, kind in kinds if type(found) is not kind]
+    if not problems:
+        values = _values(config, image_start)
+        problems = list(_differences(config, qwen_vl_from_config(values)))
+    if problems:
+        raise LmmError(f"the original Qwen-VL has no place for {'; '.join(problems)}: save with format='native'")
+    return values
+
+
+def _values(config: LMMConfig, image_start: int) -> dict[str, Any]:
+    encoder, decoder = config.encoder, config.decoder
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {"AutoConfig": _CODE + "configuration_qwen.QWenConfig", "AutoModelForCausalLM": _CODE + "modeling_qwen.QWenLMHeadModel"},
+        "vocab_size": decoder.vocab,
+        "hidden_size": decoder.dim,
+        "num_hidden_layers": decoder.layers,
+        "num_attention_heads": decoder.heads,
+        "intermediate_size": 2 * decoder.ffn_dim,
+        "kv_channels": decoder.head_width,
+        "layer_norm_epsilon": decoder.eps,
+        "max_position_embeddings": max(decoder.max_positions, _DEFAULTS["max_position_embeddings"]),
+        "seq_length": decoder.max_positions,
+        "rotary_pct": decoder.rotary_fraction,
+        "rotary_emb_base": decoder.rope_theta,
+        **_FLAGS,
+        "tie_word_embeddings": decoder.tied,
+        "attn_dropout_prob": 0.0,
+        "emb_dropout_prob": 0.0,
+        "initializer_range": 0.02,
+        "onnx_safe": None,
+        "tokenizer_type": "QWenTokenizer",
+        "use_cache": True,
+        "use_flash_attn": False,
+        VISUAL: {
+            "image_size": encoder.image_size,
+            "image_start_id": image_start,
+            "patch_size": encoder.patch,
+            "width": encoder.dim,
+            "layers": encoder.layers,
+            "heads": encoder.heads,
+            "mlp_ratio": _ratio(encoder.dim, encoder.mlp_dim),
+            "n_queries": config.projector.options.get("grid", 16) ** 2,
+            "output_dim": decoder.dim,
+        },
+    }
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """Return the ``mlp_ratio`` of which the original makes the hidden width: with four digits where these do, as the released 4.9231."""
+    short = round(hidden / width, 4)
+    return short if int(width * short) == hidden else (hidden + 0.5) / width
+
+
+def _differences(ours: LMMConfig, theirs: LMMConfig) -> Iterator[str]:
+    """Yield what of a model is otherwise in the model that the original's code makes of its ``config.json``."""
+    for role in ("encoder", "decoder"):
+        one, other = getattr(ours, role), getattr(theirs, role)
+        for field in fields(one):
+            value, expected = getattr(one, field.name), getattr(other, field.name)
+            if value != expected and field.name not in ("recompute", "head_dim", "select"):
+                yield f"{role} with {field.name}={value!r} (expected {expected!r})"
+    layers = ours.encoder.layers
+    if [index % (layers + 1) for index in ours.encoder.select] != [layers]:
+        yield f"encoder with select={ours.encoder.select!r} (expected (-1,))"
+    options = {"grid": 16, "heads": None, "post": True}
+    found, expected = ({**options, **each.projector.options} for each in (ours, theirs))
+    if ours.projector.type != theirs.projector.type or found != expected:
+        yield f"projector {ours.projector.type!r} with {dict(ours.projector.options)} (expected {theirs.projector.type!r} with {expected})"
+    if ours.preprocess not in (None, theirs.preprocess):
+        yield f"preprocessing {ours.preprocess!r} (expected {theirs.preprocess!r})"
+    for kind in ("reducers", "hooks"):
+        if getattr(ours, kind):
+            yield f"{kind} {[block.type for block in getattr(ours, kind)]} (expected none)"
+
+
+def write_qwen_vl(
+    model: Any, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
+) -> dict[str, Tensor]:
+    """Write the files beside the weights and return the weights under the original's names; its code is taken from Qwen/Qwen-VL-Chat.
+
+    Args:
+        model: with an encoder ``qwen_vit``, a projector ``resampler`` and a decoder of the first Qwen.
+        config: the model's, as it is saved.
+        state: its weights.
+        folder: where to write.
+        dtype: of the weights in the file; None = as they are.
+        target: the name that ``folder`` will have.
+
+    Raises:
+        LmmError: a model or a tokenizer that the original's code doesn't have; everything that differs is listed.
+    """
+    tokenizer = model.tokenizer
+    values = qwen_vl_to_config(config, *(() if tokenizer is None else (tokenizer.convert_tokens_to_ids(START),)))
+    stored = dtype or model.decoder.table.dtype
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    name = str(stored).removeprefix("torch.")
+    write_json(folder / CONFIG, {**values, **{kind: each == stored for kind, each in kinds.items()}, "torch_dtype": name})
+    chat_format = next((said for said, known in TEMPLATES.items() if get_template(known) == model.template), "raw")
+    end = None if tokenizer is None else tokenizer.eos_token_id
+    ends = {} if end is None else {"eos_token_id": end, "pad_token_id": end}
+    write_json(folder / GENERATION, {"chat_format": chat_format, **ends, "do_sample": False, "max_window_size": config.decoder.max_positions})
+    if tokenizer is not None:
+        write_vocabulary(tokenizer, folder)
+        auto_map = {"AutoTokenizer": [_CODE + "tokenization_qwen.QWenTokenizer", None]}
+        length = config.decoder.max_positions
+        write_json(folder / "tokenizer_config.json", {"model_max_length": length, "tokenizer_class": "QWenTokenizer", "auto_map": auto_map})
+    return to_file_names(config, state)
