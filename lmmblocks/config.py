@@ -202,7 +202,7 @@ def _blocks_to_dict(kind: str, value: Any) -> Any:
 def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
     rest = _object(f"{kind} config", values)
     name = _type_of(kind, rest)
-    config = registry.resolve(kind, name)
+    config: Any = registry.resolve(kind, name)
     if not is_dataclass(config):
         raise LmmError(f"{kind} {name!r} is no config dataclass, which a model config needs: found {config!r}")
     refuse_unknown(f"{kind} config", rest, [f.name for f in fields(config)])
@@ -210,7 +210,8 @@ def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
     if missing:
         raise LmmError(f"{kind} config {name!r} lacks {missing}")
     declared = {f.name: f for f in fields(config)}
-    return config(**{key: _field_value(declared[key], value) for key, value in rest.items()})
+    made: Any = config  # narrowed to an instance above, which is a class
+    return made(**{key: _field_value(declared[key], value) for key, value in rest.items()})
 
 
 def _field_value(declared: Field, value: Any) -> Any:

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn as nn
@@ -33,7 +33,7 @@ from .decoders.hooks import VISION
 from .decoders.vision import VisionContext
 from .decoders.wrapped_ends import spliced, supervised_loss
 from .images.fit import with_choices
-from .spec import Batch, Instruction, LmmError, Segments, SplicePlan
+from .spec import Batch, Decoder, Encoder, Instruction, LmmError, Projector, Segments, SplicePlan, Tokenizer
 from .spec.fields import plain
 
 _READERS = frozenset({"multi_modal_projector", "reducers", "hooks"})
@@ -72,7 +72,7 @@ class LMM(nn.Module):
         reducers: Sequence[nn.Module] = (),
         hooks: Sequence[Any] = (),
         template: Any = "vicuna_v1",
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         config: LMMConfig | None = None,
         max_length: int | None = None,
         tokenize_mode: str = "pieces",
@@ -100,25 +100,26 @@ class LMM(nn.Module):
         return frozenset().union(*parts.needs.values())
 
     @property
-    def encoder(self) -> Any:
+    def encoder(self) -> Encoder:
         """The vision encoder."""
-        return self.vision_tower
+        return cast(Encoder, self.vision_tower)
 
     @property
-    def projector(self) -> Any:
+    def projector(self) -> Projector:
         """The connector."""
-        return self.multi_modal_projector
+        return cast(Projector, self.multi_modal_projector)
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> Decoder:
         """The language model."""
-        return self.language_model
+        return cast(Decoder, self.language_model)
 
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The trainable parts by the names that training stages use; what arranges tiles learns with the projector."""
         arrange = getattr(self, "arrange", None)
-        projector = self.projector if arrange is None else nn.ModuleList([self.projector, arrange])
+        own = self.multi_modal_projector
+        projector = own if arrange is None else nn.ModuleList([own, arrange])
         several = {name: part for name, part in (("reducers", self.reducers), ("hooks", self.hooks)) if len(part)}
         return {"encoder": self.vision_tower, "projector": projector, "decoder": self.language_model, **several}
 
@@ -150,7 +151,7 @@ class LMM(nn.Module):
             max_positions=positions_of(self.decoder),
             tokenize_mode=self.tokenize_mode,
             attention=self.attention,
-            instruct=self.projector.instruct(self.tokenizer) if "instruction" in self.projector.requires else None,
+            instruct=cast(Any, self.projector).instruct(self.tokenizer) if "instruction" in self.projector.requires else None,
             arrangement=self._arrangement,
         )
 
@@ -294,16 +295,17 @@ class LMM(nn.Module):
         new, old = as_tokens(tokens), self.tokenizer
         if new is not None and old is None:
             raise LmmError("the model has no tokenizer to add tokens to: give grow_vocab a tokenizer")
-        tokenizer = copy.deepcopy(old) if new is not None else tokens
-        if new is not None:
+        tokenizer = tokens
+        if new is not None and old is not None:
+            tokenizer = copy.deepcopy(old)
             tokenizer.add_tokens(new)
         elif old is not None:
             check_extends(tokenizer, old)
         known = None if old is None or old is tokenizer else old.get_vocab()
         rows = grow_decoder(self.decoder, tokenizer, known, init=init, multiple_of=multiple_of)
         self.tokenizer = tokenizer
-        if self.config is not None and is_config(getattr(self.decoder, "config", None)):
-            self.config = replace(self.config, decoder=self.decoder.config)
+        if self.config is not None and is_config(grown := getattr(self.decoder, "config", None)):
+            self.config = replace(self.config, decoder=grown)
         return rows
 
     def save(self, path: Any, format: str = "hf", **options: Any) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..chat import template_setting
 from ..chat.templates import ChatTemplate
@@ -11,8 +11,11 @@ from ..config import LMMConfig, is_config
 from ..images.kinds import preprocess_to_dict
 from ..spec import LmmError
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
-def current_config(model: Any) -> LMMConfig | None:
+
+def current_config(model: LMM) -> LMMConfig | None:
     """Return the config with everything that the model owns as it is now; None for a model that was composed without one.
 
     Blocks by name (projector, reducers, hooks) can't be read from modules and stay as they are told, as does a preprocessing that can't be

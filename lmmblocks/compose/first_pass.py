@@ -94,5 +94,5 @@ def _counter(model: LMM) -> InputSpec:
 
 def _multiplications(model: LMM, rows: int) -> int:
     patches = max(rows, model.encoder.spec.grid.rows if model.encoder.spec.grid else rows)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder)]
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.vision_tower, model.language_model)]
     return sizes[0] * patches + sizes[1] * (rows + 1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .questions import Question
 from .scorers import is_short, parse_json, score
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
 FORMATTED = ("short", "letter")
 """Kinds whose format prompt asks for a word, phrase or letter."""
@@ -24,7 +27,7 @@ class Result:
 
 
 def answer_questions(
-    model: Any,
+    model: LMM,
     questions: Sequence[Question],
     *,
     batch_size: int = 32,
@@ -49,7 +52,7 @@ def answer_questions(
     return answers
 
 
-def evaluate(model: Any, questions: Sequence[Question], **options: Any) -> list[Result]:
+def evaluate(model: LMM, questions: Sequence[Question], **options: Any) -> list[Result]:
     """Answer and score; options as for :func:`answer_questions`."""
     answers = answer_questions(model, questions, **options)
     return [Result(q, text, score(q.kind, text, q.answer)) for q, text in zip(questions, answers)]

@@ -16,7 +16,7 @@ from .instruction import Instruction
 from .keywords import ByKeywords
 from .machine import MachineError, machine_failure
 from .plan import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, SplicePlan
-from .protocols import Arrangement, Decoder, Encoder, LayerHook, Projector, Reducer
+from .protocols import Arrangement, Decoder, Encoder, LayerHook, Preprocess, Projector, Reducer, Tokenizer
 from .sample import Sample, as_sample, image_list
 from .segments import Segments, boundaries
 
@@ -36,12 +36,14 @@ __all__ = [
     "LayerHook",
     "LmmError",
     "MachineError",
+    "Preprocess",
     "Projector",
     "Reducer",
     "Sample",
     "Segments",
     "SplicePlan",
     "TileGrid",
+    "Tokenizer",
     "VisionFeatures",
     "as_sample",
     "boundaries",

@@ -14,6 +14,40 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
+class Preprocess(Protocol):
+    """Pictures to what an encoder takes. ``ImagePreprocess``, ``TilePreprocess`` and others of ``lmmblocks.images``; plain values, picklable."""
+
+    def batch(self, images: Sequence[Any]) -> tuple[Any, tuple[Grid, ...]]:
+        """Return the pixels of all images (see :class:`Encoder`), and the grid of each."""
+        ...
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the library asks of a tokenizer; those of transformers have it."""
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        ...
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Return a mapping with ``input_ids``."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of every token."""
+        ...
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the id of every token that was added to the vocabulary."""
+        ...
+
+    def add_tokens(self, new_tokens: Any, **options: Any) -> int:
+        """Add tokens and return how many were new."""
+        ...
+
+
+@runtime_checkable
 class Encoder(Protocol):
     """Images to packed patch features.
 
@@ -22,10 +56,14 @@ class Encoder(Protocol):
     """
 
     spec: FeatureSpec
-    preprocess: Any
+    preprocess: Preprocess
 
     def forward(self, pixels: Any, *, need: frozenset[str] = PATCHES) -> VisionFeatures:
         """Encode pixels into packed features."""
+        ...
+
+    def __call__(self, pixels: Any, *, need: frozenset[str] = PATCHES) -> VisionFeatures:
+        """Call ``forward``, as every module does."""
         ...
 
 
@@ -137,6 +175,10 @@ class Decoder(Protocol):
         hooks: Sequence[LayerHook] = (),
     ) -> Tensor:
         """Run packed ``embeds_TD`` and return ``hidden_TD`` after the final norm."""
+        ...
+
+    def __call__(self, embeds: Tensor, **options: Any) -> Tensor:
+        """Call ``forward``, as every module does."""
         ...
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from torch import Tensor
 
 from ..spec import LmmError, machine_failure
 from .optimizer import trained_parameters
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
 TENSORS, OPTIMIZER, LOSSES, STATE = "trainable.safetensors", "optimizer.pt", "losses.csv", "state.json"
 _WRITING, _STEP = ".writing", "step-"
@@ -82,7 +85,7 @@ class CheckpointStore:
     def save(
         self,
         step: int,
-        model: Any,
+        model: LMM,
         optimizer: torch.optim.Optimizer,
         *,
         fingerprint: Mapping[str, Any],
@@ -136,7 +139,7 @@ class CheckpointStore:
         return [checkpoint for path in self._folders() if (checkpoint := _read(path)) is not None]
 
 
-def load_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.Optimizer) -> None:
+def load_checkpoint(checkpoint: Checkpoint, model: LMM, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors, optimiser state and random generators back, bit for bit.
 
     Raises:
@@ -165,7 +168,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.O
     set_random_state(state["random"])
 
 
-def verify_checkpoint(checkpoint: Checkpoint, model: Any, optimizer: torch.optim.Optimizer) -> None:
+def verify_checkpoint(checkpoint: Checkpoint, model: LMM, optimizer: torch.optim.Optimizer) -> None:
     """Read a checkpoint that was just written and compare every bit with what is in memory.
 
     Raises:
@@ -197,7 +200,7 @@ def _same_bits(ours: Tensor, theirs: Tensor) -> bool:
     return torch.equal(left, right)
 
 
-def trained_tensors(model: Any) -> dict[str, Tensor]:
+def trained_tensors(model: LMM) -> dict[str, Tensor]:
     """Return trained parameters and the saved buffers of trained parts, by their names in the state dict."""
     entries = {name: parameter for _, name, parameter in trained_parameters(model)}
     parts = {name.partition(".")[0] for name in entries}

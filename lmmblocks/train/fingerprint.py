@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,13 +18,16 @@ from ..images.identity import picture_identity
 from ..spec import LmmError, Sample
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
+
 FREE_SETTINGS = frozenset(
     {"name", "workers", "prefetch_steps", "log_every", "checkpoint_every_steps", "keep_checkpoints"}
 )
 """Settings that change no loss: a resumed run may set them anew."""
 
 
-def fingerprint(model: Any, stage: Stage, samples: Sequence[Sample]) -> dict[str, Any]:
+def fingerprint(model: LMM, stage: Stage, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return plain values that are equal when, and only when, a run may go on from a checkpoint of another.
 
     Args:
@@ -46,7 +49,7 @@ def fingerprint(model: Any, stage: Stage, samples: Sequence[Sample]) -> dict[str
     }
 
 
-def _frozen_beside_trained(model: Any, stage: Stage) -> dict[str, str]:
+def _frozen_beside_trained(model: LMM, stage: Stage) -> dict[str, str]:
     """Hashes of what stays frozen inside trained parts, such as the base of adapters; parts that learn as a whole have none."""
     frozen = {name: [(n, p) for n, p in part.named_parameters() if not p.requires_grad] for name, part in model.parts.items()}
     return {f"{name}, beside what is trained": tensors_hash(frozen[name]) for name in stage.train if frozen[name]}
@@ -69,7 +72,7 @@ def refuse_difference(found: Mapping[str, Any], expected: Mapping[str, Any], whe
         )
 
 
-def _model_settings(model: Any) -> dict[str, Any]:
+def _model_settings(model: LMM) -> dict[str, Any]:
     """The model's config without the places its weights came from: what they are counts, not where they were."""
     config = current_config(model)
     if config is None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,9 +33,12 @@ from .stage import Stage
 from .stage_inputs import set_stage_inputs, unchanged_if_refused
 from .step import StepOutcome, Stepper
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
+
 
 def train(
-    model: Any,
+    model: LMM,
     stage: Stage,
     records: Any,
     out_dir: str | Path,
@@ -97,7 +100,7 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
+        model: LMM,
         stage: Stage,
         samples: Sequence[Sample],
         out: Path,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..decoders.hooks import VISION
 from ..spec import LmmError, Sample
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
-def idle_parts(model: Any, stage: Stage, samples: Iterable[Sample]) -> list[str]:
+
+def idle_parts(model: LMM, stage: Stage, samples: Iterable[Sample]) -> list[str]:
     """Return the trained parts that no sample can reach, because only pictures lead to them and there are none.
 
     Raises:
@@ -27,7 +30,7 @@ def idle_parts(model: Any, stage: Stage, samples: Iterable[Sample]) -> list[str]
     return of_images
 
 
-def _needs_images(model: Any, part: str) -> bool:
+def _needs_images(model: LMM, part: str) -> bool:
     if part == "hooks":
         return all(VISION in hook.requires for hook in model.hooks)
     return part in ("encoder", "projector", "reducers")

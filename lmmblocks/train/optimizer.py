@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -18,8 +18,11 @@ from ..compose.dtypes import widen
 from ..spec import LmmError
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
-def prepare_parts(model: Any, stage: Stage, *, bf16: bool = False) -> None:
+
+def prepare_parts(model: LMM, stage: Stage, *, bf16: bool = False) -> None:
     """Freeze the parts the stage doesn't name (no gradient, eval mode), wake the others (train mode).
 
     A named part of which some parameters require a gradient and some don't, such as one with adapters in it, is woken as it is: the others stay
@@ -60,7 +63,7 @@ def _has_chosen(part: nn.Module) -> bool:
 
 
 @contextmanager
-def learning_as_before(model: Any) -> Iterator[None]:
+def learning_as_before(model: LMM) -> Iterator[None]:
     """Give every parameter its ``requires_grad`` back behind the body, so that one stage doesn't forget who learns in the next."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -70,17 +73,17 @@ def learning_as_before(model: Any) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def forget_sources(model: Any, stage: Stage) -> None:
+def forget_sources(model: LMM, stage: Stage) -> None:
     """What is trained is no longer what its source holds, and isn't named after it any more; the tokenizer still is."""
     config = model.config
     if config is None:
         return
     tokenizer = config.tokenizer_source or config.decoder_source
-    trained = {f"{part}_source": None for part in ("encoder", "decoder") if part in stage.train}
+    trained: dict[str, Any] = {f"{part}_source": None for part in ("encoder", "decoder") if part in stage.train}
     model.config = replace(config, **{"tokenizer_source": tokenizer, **trained} if trained else {})
 
 
-def trained_parameters(model: Any) -> Iterator[tuple[str, str, nn.Parameter]]:
+def trained_parameters(model: LMM) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Yield (part, name in the model's state dict, parameter) of everything that has a gradient, each once."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     seen: set[int] = set()
@@ -97,7 +100,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return last != "bias" and not (last == "weight" and parameter.dim() == 1)
 
 
-def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
+def parameter_groups(model: LMM, stage: Stage) -> list[dict[str, Any]]:
     """Return AdamW's groups: part x (decay, no decay), each with its peak learning rate and the names of its parameters."""
     groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for part, name, parameter in trained_parameters(model):
@@ -118,12 +121,12 @@ def parameter_groups(model: Any, stage: Stage) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def build_optimizer(model: Any, stage: Stage) -> torch.optim.AdamW:
+def build_optimizer(model: LMM, stage: Stage) -> torch.optim.AdamW:
     """Return AdamW over the trained parts; one fused kernel, which can also be told on the device to leave a step out."""
     return torch.optim.AdamW(parameter_groups(model, stage), betas=stage.betas, eps=stage.eps, fused=True)
 
 
-def trainable_table(model: Any, stage: Stage | None = None) -> str:
+def trainable_table(model: LMM, stage: Stage | None = None) -> str:
     """Return one line per part: parameters, trained parameters and, for a stage, the learning rate."""
     lines = [f"{'part':<10} {'parameters':>14} {'trained':>14}" + ("  learning rate" if stage else "")]
     for name, part in model.parts.items():
@@ -134,6 +137,6 @@ def trainable_table(model: Any, stage: Stage | None = None) -> str:
     return "\n".join(lines)
 
 
-def print_trainable(model: Any, stage: Stage | None = None) -> None:
+def print_trainable(model: LMM, stage: Stage | None = None) -> None:
     """Print :func:`trainable_table`."""
     print(trainable_table(model, stage))

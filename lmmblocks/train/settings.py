@@ -9,7 +9,7 @@ import platform
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from ..spec import LmmError
 from .optimizer import trainable_table
 from .order import StepOrder
 from .stage import Stage
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
 
 def use_bf16(stage: Stage, device: torch.device) -> bool:
@@ -44,7 +47,7 @@ def use_bf16(stage: Stage, device: torch.device) -> bool:
 
 
 def effective_settings(
-    model: Any, stage: Stage, spec: InputSpec, order: StepOrder, samples: int
+    model: LMM, stage: Stage, spec: InputSpec, order: StepOrder, samples: int
 ) -> dict[str, Any]:
     """Return everything that decides about the run, defaults resolved, as plain values.
 
@@ -82,7 +85,7 @@ def effective_settings(
     }
 
 
-def settings_text(model: Any, stage: Stage, settings: dict[str, Any]) -> str:
+def settings_text(model: LMM, stage: Stage, settings: dict[str, Any]) -> str:
     """Return the settings as lines to print: the stage, what was resolved, the table of parts."""
     chosen = {
         **{key: value for key, value in settings["stage"].items() if key != "name"},

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..images.fit import CHOICES
 from ..spec import LmmError
 from .stage import Stage
 
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
-def set_stage_inputs(model: Any, stage: Stage) -> None:
+
+def set_stage_inputs(model: LMM, stage: Stage) -> None:
     """Make the model read conversations and pictures as the stage says; what the stage leaves open stays the model's.
 
     Raises:
@@ -33,7 +36,7 @@ def set_stage_inputs(model: Any, stage: Stage) -> None:
 
 
 @contextmanager
-def unchanged_if_refused(model: Any, begun: Callable[[], bool]) -> Iterator[None]:
+def unchanged_if_refused(model: LMM, begun: Callable[[], bool]) -> Iterator[None]:
     """Put a model back as it was when the body fails before it has begun to train: its inputs and modes.
 
     Args:

@@ -18,13 +18,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..spec import Batch
 from .micro_batches import StepInput
+
+if TYPE_CHECKING:
+    from ..lmm import LMM
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Stepper:
     """
 
     def __init__(
-        self, model: Any, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False, threads: int = 1
+        self, model: LMM, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False, threads: int = 1
     ) -> None:
         self.model, self.optimizer, self.bf16 = model, optimizer, bf16
         self.most_norm = float("inf") if clip_norm is None else clip_norm

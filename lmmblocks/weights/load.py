@@ -82,7 +82,7 @@ def load(
     dtype = _one_dtype(files) if dtype is None else dtype
     state = read_parameters(files, (NATIVE,), model, dtype=dtype, device=device, stored_rows=rows)
     model.load_state_dict(state, assign=True)
-    for part, shape in ((model.encoder, config.encoder), (model.decoder, config.decoder)):
+    for part, shape in ((model.vision_tower, config.encoder), (model.language_model, config.decoder)):
         compute_buffers(part, shape.build, device)
     # What connects them is made for both of them together; hardly any connector has such buffers.
     copy_buffers(model, lambda: build(config, weights="random"), device)
