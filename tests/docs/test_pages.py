@@ -75,6 +75,12 @@ def test_pages_link_only_inside_the_site(page: str) -> None:
     assert not outside
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_numbered_items_after_a_paragraph_of_an_item_stand_apart(page: str) -> None:
+    """Without an empty line above it, Markdown makes such a number part of the paragraph."""
+    assert not re.findall(r"\n\n {4}\S.*(?:\n {4}.*)*\n(\d+\. .*)", text_of(page))
+
+
 def test_every_page_is_in_the_navigation() -> None:
     named = re.findall(r": ([\w/]+\.md)$", text_of("mkdocs.yml"), re.MULTILINE)
     assert sorted(f"docs/{page}" for page in named) == PAGES
@@ -165,6 +171,17 @@ def api_names() -> list[str]:
 def test_what_the_api_page_lists_exists_and_is_documented() -> None:
     missing = [name for name in api_names() if not resolves(name)]
     assert api_names() and not missing
+
+
+def test_the_api_page_names_no_file_where_it_means_what_is_in_it() -> None:
+    """`ops.splice` is a function and a file: to the page, which is made from sources, it would be the file."""
+    files = [
+        name
+        for name in api_names()
+        if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
+        or (ROOT / name.replace(".", "/")).is_dir()
+    ]
+    assert files == ["lmmblocks.spec.protocols"]
 
 
 def test_the_api_page_lists_every_public_name() -> None:

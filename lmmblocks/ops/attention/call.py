@@ -19,7 +19,7 @@ _OPTIONS = {
 
 
 class AttentionCall(NamedTuple):
-    """One call of :func:`~lmmblocks.ops.attention.reference`, checked, its defaults filled in.
+    """One call of :func:`~lmmblocks.ops.attention`, checked, its defaults filled in.
 
     An implementation is a function of it. It returns ``out_TNE``, zeros in rows that see no key, or with ``return_lse`` the pair
     ``(out_TNE, lse_TN)``. What it doesn't compute, its ``supports`` must refuse: nothing else keeps a mask from being ignored.
@@ -29,7 +29,7 @@ class AttentionCall(NamedTuple):
         k_TKE: keys.
         v_TKE: values.
         segments: whose rows see each other; those behind the last segment are slack, which may hold NaN.
-        causal: see :func:`~lmmblocks.ops.attention.reference`, as for the next four.
+        causal: see :func:`~lmmblocks.ops.attention`, as for the next four.
         kv_end: overrides ``causal``.
         scale: of the scores; never None here.
         window: most keys up to its own place that a query sees.

@@ -36,7 +36,7 @@ def attention_of_transformers(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend with :func:`lmmblocks.ops.attention.reference`.
+    """Attend with :func:`lmmblocks.ops.attention`.
 
     Args:
         module: the attention module that calls.
