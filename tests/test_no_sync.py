@@ -20,7 +20,7 @@ PACKAGE = Path(lmmblocks.__file__).parent
 KERNELS = Path(kernels.__path__[0])
 DEVICE_CODE = sorted(
     [PACKAGE / "lmm.py", PACKAGE / "decoders/transformer.py", PACKAGE / "decoders/layer.py"]
-    + [PACKAGE / "connect.py", *(PACKAGE / f"decoders/{name}.py" for name in ("context", "hooks", "vision"))]
+    + [PACKAGE / "compose/image_rows.py", *(PACKAGE / f"decoders/{name}.py" for name in ("context", "hooks", "vision"))]
     + [path for folder in ("ops", "encoders", "hooks", "projectors", "reducers") for path in (PACKAGE / folder).glob("*.py")]
     + [*KERNELS.glob("*.py")]
 )

@@ -69,9 +69,9 @@ import re, sys
 from pathlib import Path
 import torch
 import safetensors.torch
-from lmmblocks.weights.files import open_weights
-from lmmblocks.weights.fill import read_parameters
-from lmmblocks.weights.maps import KeyMap
+from lmmblocks.weights.files.tensors import open_weights
+from lmmblocks.weights.files.fill import read_parameters
+from lmmblocks.weights.files.maps import KeyMap
 status = Path("/proc/self/status")  # ru_maxrss of a child starts at the size of its parent
 if not status.exists():
     sys.exit(print(-1))
