@@ -23,7 +23,7 @@ def table(
     starts = [tuple(header[:3]), *((op, forced, taken) for op, forced, _, taken, _ in rows)]
     widths = [max(len(start[i]) for start in starts) for i in range(3)]
     margin = " " * (sum(widths) + 6)
-    lines = ["  ".join((*map(str.ljust, starts[0], widths), header[3]))]
+    lines = _wrapped(header[3], "  ".join((*map(str.ljust, starts[0], widths), "")), margin, width)
     for start, (_, _, names, _, refused) in zip(starts[1:], rows):
         first = "  ".join((*map(str.ljust, start, widths), ""))
         lines += _wrapped(" > ".join(names), first, margin, width)

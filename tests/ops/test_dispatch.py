@@ -22,6 +22,7 @@ from lmmblocks.ops.dispatch import (
     select,
     verdicts,
 )
+from lmmblocks.ops.explain import table
 from lmmblocks.spec import LmmError
 
 
@@ -101,6 +102,11 @@ def test_explanation_keeps_to_its_width_and_loses_no_word(width):
     lines = backend.explain(width).splitlines()
     assert max(map(len, lines)) <= width
     assert "torch: rounds once instead of twice below fp32, unlike Llama" in " ".join(" ".join(lines).split())
+
+
+def test_titles_keep_to_the_width_beside_long_names():
+    rows = [("attention_of_cls", "cuda_decode", ("cuda_decode", "reference"), "triton_decode", [("cuda_decode", "no device")])]
+    assert max(map(len, table(rows, 80).splitlines())) <= 80
 
 
 def test_own_implementation_goes_on_top_and_may_refuse():
