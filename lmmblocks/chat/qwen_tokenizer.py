@@ -53,6 +53,15 @@ def _spec(ranks: Mapping[bytes, int], *, images: bool) -> dict[str, Any]:
     return tokenizer_spec(ranks, pattern=PATTERN, normalizer="NFC", added=added)
 
 
+def first_image_id(tokens: int) -> int:
+    """Return the id of ``<img>`` behind a vocabulary of so many tokens.
+
+    >>> first_image_id(151643)
+    151857
+    """
+    return tokens + len(_SPECIAL) + len(_SAID)
+
+
 def ranks_of(tokenizer: Any) -> dict[bytes, int]:
     """Return the vocabulary of a Qwen-VL's tokenizer, in which a rank is an id.
 

@@ -28,6 +28,7 @@ from lmmblocks.chat import answer_ends, encode_chat, written
 from lmmblocks.chat.qwen_vl import QWEN_VL, QWEN_VL_CHAT
 from lmmblocks.chat.text_encoder import text_encoder
 from lmmblocks.config import Block
+from lmmblocks.data.stretches import stretches_of_pieces
 from lmmblocks.generate.prompts import user_message
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError
@@ -40,7 +41,7 @@ from qwen_vocabulary import RANKS, TAGS, write_tokenizer_files
 
 TOLERANCE = 2e-5
 TWIN = "Qwen-VL in plain torch"
-VISUAL = dict(image_size=56, patch_size=2, width=24, layers=3, heads=3, mlp_ratio=1.7, n_queries=9, output_dim=256, image_start_id=151857)
+VISUAL = dict(image_size=56, patch_size=2, width=24, layers=3, heads=3, mlp_ratio=1.7, n_queries=9, output_dim=256)
 CONFIG = dict(
     **dict(model_type="qwen", architectures=["QWenLMHeadModel"], vocab_size=800, hidden_size=256, num_hidden_layers=2, num_attention_heads=4),
     **dict(kv_channels=64, intermediate_size=160, seq_length=256, max_position_embeddings=1024, layer_norm_epsilon=1e-6),
@@ -185,6 +186,7 @@ class Original(nn.Module):
 
 def write(folder, original, *, chat_format="chatml", **changes):
     """A folder as on the hub, its code aside; frequencies that older code wrote are in the file, too."""
+    changes = {"visual": {**VISUAL, "image_start_id": original.start}, **changes}
     state = {name: value.detach().clone() for name, value in original.state_dict().items()}
     write_bins({**state, "transformer.rotary_emb.inv_freq": torch.ones(32)}, folder)
     (folder / "config.json").write_text(json.dumps({**original.config, **changes}))
@@ -256,6 +258,21 @@ def test_every_row_of_logits_equals_the_original(ours, theirs, samples, record_p
     print("largest logit", expected.abs().max().item(), "largest difference", error)
     record_parity("Qwen-VL", TWIN, "logits: largest absolute difference", error)
     assert expected.abs().max() > 1 and error <= TOLERANCE
+
+
+@torch.no_grad()
+def test_every_hidden_state_of_the_tower_equals_the_original(ours, theirs, samples):
+    encoder = replace(ours.config.encoder, select=(0, 1, 2, -1)).build()
+    encoder.load_state_dict(ours.encoder.state_dict())
+    visual, pixels = theirs.transformer["visual"], samples[1]
+    x = visual.ln_pre(visual.conv1(pixels).flatten(2).transpose(1, 2) + stretched(visual.positional_embedding, visual.side))
+    states = [x]
+    for block in visual.transformer["resblocks"]:
+        states.append(block(states[-1]))
+    torch.testing.assert_close(encoder(pixels).patches, torch.cat(states, -1).flatten(0, 1), atol=TOLERANCE, rtol=0)
+    third = visual.transformer["resblocks"][2]
+    keys = third.attn.in_proj(third.ln_1(states[2])).view(3, -1, 3, 3, 8)[:, :, :, 1]  # image, patch, head, then query, key and value
+    torch.testing.assert_close(encoder(pixels, need=frozenset({"keys"})).keys, keys.flatten(0, 1), atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
@@ -350,6 +367,7 @@ def test_prompts_are_those_of_the_original(ours, asked, answered, again, system)
 def test_a_question_with_pictures_is_written_as_from_list_format_does(ours):
     """``from_list_format([{"image": ...}, {"image": ...}, {"text": ...}])``: each picture on a line of its own."""
     question = ours.template.render([user_message("What?", 2)], add_generation_prompt=True)
+    assert all(stretch.text or stretch.image is not None for stretch in stretches_of_pieces(question))
     assert "Picture 1: <img><image></img>\nPicture 2: <img><image></img>\nWhat?<|im_end|>" in written(question)
     base = QWEN_VL.render([user_message("<image>Describe the image in English:", 1)], add_generation_prompt=True)
     assert written(base) == "<img><image></img>Describe the image in English:"
@@ -467,6 +485,7 @@ def test_conversations_that_would_be_stretched_are_refused(ours):
         (dict(hidden_size="wide"), "expected positive numbers.*hidden_size='wide'"),
         (dict(visual={**VISUAL, "output_dim": 128}), "output_dim=128 .expected 256"),
         (dict(visual={**VISUAL, "n_queries": 8}), "n_queries=8 .expected 4"),
+        (dict(visual={**VISUAL, "image_start_id": 151857}), "image_start_id=151857, in qwen.tiktoken <img> has the id [0-9]+: use"),
     ],
 )
 def test_what_the_blocks_cannot_compute_is_refused(theirs, changes, says, tmp_path):

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from ...chat import get_template
-from ...chat.qwen_tokenizer import write_vocabulary
+from ...chat.qwen_tokenizer import VOCABULARY, first_image_id, write_vocabulary
 from ...chat.qwen_vl import START
+from ...chat.tiktoken_convert import read_ranks
 from ...config import Block, LMMConfig
 from ...decoders.transformer import TransformerConfig
 from ...encoders.qwen_vit import QwenViTConfig
@@ -81,12 +82,23 @@ def read_qwen_vl_config(folder: Path, values: Values) -> LMMConfig:
     """Return the model of a folder.
 
     Raises:
-        LmmError: a model that the native blocks can't compute, or a ``chat_format`` that Qwen-VL doesn't have.
+        LmmError: a model that the native blocks can't compute, a ``chat_format`` that Qwen-VL doesn't have, or a vocabulary in which ``<img>`` has
+            another id than the original's code looks for.
     """
+    _check_image_token(folder, values)
     said = read_json(folder / GENERATION).get("chat_format", "raw") if (folder / GENERATION).is_file() else "raw"
     if said not in TEMPLATES:
         raise LmmError(f"{folder / GENERATION} has chat_format {said!r}, expected one of {', '.join(map(repr, TEMPLATES))}")
     return replace(qwen_vl_from_config(values), template=TEMPLATES[said])
+
+
+def _check_image_token(folder: Path, values: Values) -> None:
+    stated = section(values, VISUAL).get("image_start_id")
+    found = first_image_id(len(read_ranks(folder / VOCABULARY))) if (folder / VOCABULARY).is_file() else stated
+    if stated not in (None, found):
+        raise LmmError(
+            f"{folder / CONFIG} has {VISUAL}.image_start_id={stated!r}, in {VOCABULARY} <img> has the id {found}: use files that belong together"
+        )
 
 
 def qwen_vl_from_config(values: Values) -> LMMConfig:
