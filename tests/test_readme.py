@@ -103,7 +103,7 @@ def test_the_readme_names_every_block_that_ships() -> None:
 
 def test_kernels_are_called_missing_only_while_they_are() -> None:
     modules = [path.name for path in (ROOT / "kernels").glob("*.py") if path.name != "verified.py"]
-    sources = [path.name for path in (ROOT / "csrc").glob("*.cu")]
+    sources = [path.name for path in (ROOT / "csrc").rglob("*.cu")]
     assert ("| GPU kernels | not yet" in text_of("README.md")) == (not modules and not sources)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ TURNS = [
     ("human", "Is it asleep?"),
     ("gpt", "No, it is awake."),
 ]
+ROOT = Path(__file__).resolve().parents[2]
+PAGE_BLOCKS = (r"```json\n(.*?)```", r"```bash\n(lmmblocks data show [^\n]*)\n", r"```text\n(.*?)```")
 ANSI = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -154,6 +157,16 @@ def test_control_characters_of_a_record_never_reach_the_terminal(shown, write):
     out = shown(write.record("a\x1b[2Jb", answer="one\x1b[31mtwo\x07\x9b3\u202e\nline"))
     assert not [char for char in out if char != "\n" and not char.isprintable()]
     assert r"one\x1b[31mtwo\x07\x9b3\u202e" in out and "\nline" in out
+
+
+def test_the_page_about_debugging_shows_what_is_printed(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "debugging.md").read_text(encoding="utf-8")
+    record, command, output = (re.search(pattern, page, re.DOTALL)[1] for pattern in PAGE_BLOCKS)
+    (tmp_path / "red.json").write_text(record, encoding="utf-8")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()[1:]) == 0
+    assert capsys.readouterr().out == output
 
 
 class Terminal(io.StringIO):
