@@ -253,6 +253,13 @@ def test_what_none_of_them_can_do_is_refused_before_any_is_called(case, flash_at
         assert reason in entry.supports(call), entry.name
 
 
+def test_xformers_without_its_compiled_part_is_refused(xformers, monkeypatch):
+    call = AttentionCall(*inputs(LENGTHS), causal=True, kv_end=None, scale=1.0)
+    assert external.ATTENTION_XFORMERS.supports(call) is True
+    monkeypatch.setattr(sys.modules["xformers"], "_has_cpp_library", False, raising=False)
+    assert "compiled part does not fit torch" in external.ATTENTION_XFORMERS.supports(call)
+
+
 def test_each_says_what_it_alone_cannot_do(flash_attn, sdpa_flash, xformers, cudnn, monkeypatch):
     def reason(name, lengths=LENGTHS, causal=True, window=None, softcap=None, grad=False):
         q, k, v, segments = inputs(lengths)

@@ -221,6 +221,9 @@ def _xformers_supports(call: AttentionCall) -> bool | str:
     for name in ("xformers.ops", "xformers.ops.fmha.attn_bias"):
         if isinstance(_module(name), str):
             return _module(name)
+    # With a compiled part for another torch, its operators still import, with a warning only, and fail when they are called.
+    if getattr(_module("xformers"), "_has_cpp_library", True) is False:
+        return f"xformers' compiled part does not fit torch {torch.__version__}: install a build for it"
     if call.softcap is not None:
         return "xFormers has no softcap"
     if call.window is not None and not call.causal:
