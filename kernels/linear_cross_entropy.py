@@ -39,7 +39,7 @@ from .cross_entropy import cross_entropy_rows
 
 FLOOR_ROWS = 1024
 LOGITS_BYTES = 256 << 20
-"""Of a chunk, unless the floor or a single chunk asks for more."""
+"""Most bytes of one chunk's logits; exceeded where ``FLOOR_ROWS`` rows, the fewest of a chunk, need more."""
 
 LINE_BYTES = 128
 TILE_ROWS = 128

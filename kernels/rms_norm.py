@@ -45,7 +45,7 @@ from .row_views import row_strides
 from .whole_numbers import cdiv
 
 FORWARD_ELEMENTS, BACKWARD_ELEMENTS = 32, 16
-"""Of a thread."""
+"""Elements of a row per thread: forward, backward."""
 
 RESIDENT = {4: 3, 8: 2, 16: 1}
 """Warps -> programs of a backward that a multiprocessor holds at once: the compiler is told, and no more are launched."""

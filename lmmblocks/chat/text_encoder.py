@@ -61,6 +61,7 @@ class TextEncoder:
     """
 
     def __init__(self, tokenizer: Any, reserved: Collection[str] = ()) -> None:
+        # 1. The backend as JSON, of which the private copy is made.
         backend = tokenizer.backend_tokenizer
         try:
             spec = json.loads(backend.to_str())
@@ -70,26 +71,31 @@ class TextEncoder:
                 "be built-in parts of the tokenizers library"
             ) from error
         _refuse_merges_by_id(tokenizer, spec["model"])
+        # 2. Which tokens are special here: those the tokenizer calls so, its own ends, and what templates write.
         reserved = {*reserved, *filter(None, _own_tokens(tokenizer))}
         for token in spec["added_tokens"]:
             token["special"] = token["special"] or token["content"] in reserved
         self.swallowing = frozenset(
             token["id"] for token in spec["added_tokens"] if token["special"] and token["rstrip"]
         )
+        # 3. What the tokenizer adds and takes off by itself goes; what it would have done stays as a fact.
         self.prefix: Prefix = _remove_prefix(spec)
         _keep_leading_space(spec)
         self.tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)) and spec["model"]["type"] != "BPE"
         spec.update(truncation=None, padding=None, post_processor=None)
         spec["model"].update({"dropout": None} if "dropout" in spec["model"] else {})
+        # 4. The copy, which recognises no special token in text.
         self._backend = type(backend).from_str(json.dumps(spec))
         self._backend.encode_special_tokens = True
         specials = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         specials |= {token: backend.token_to_id(token) for token in reserved}
         self.special_tokens = frozenset(specials)
+        # 5. Special tokens that are no markup were added, maybe in order to be said: texts that spell them are told.
         markup = structure_ids(tokenizer) | {backend.token_to_id(token) for token in (*reserved, IMAGE_MARKER)}
         added = {token["content"]: token["id"] for token in spec["added_tokens"] if token["special"]}
         unread = sorted((token for token, index in added.items() if index not in markup), key=len, reverse=True)
         self._unread = re.compile("|".join(map(re.escape, unread)) or "(?!)")
+        # 6. Models whose vocabulary spells special tokens as ordinary words: such words are cut before they are encoded.
         specials |= _bytes_that_text_spells(spec["model"])
         self._special_ids = frozenset(specials.values())
         self._inside_special = re.compile(

@@ -185,11 +185,11 @@ def _warn_of_random(model: LMM, stage: Stage, *, new: bool) -> None:
 
 def _rehearse_saving(model: LMM, out: Path, format: str) -> None:
     """Save the untrained model once, load it, compare and remove it: what would fail after hours of training fails now."""
-    from ..train.leftovers import no_traces
+    from ..train.leftovers import removing_leftovers
     from ..train.rehearsal import check_saved
 
     folder = out / "model-rehearsal"
-    with no_traces(out):
+    with removing_leftovers(out):
         try:
             out.mkdir(parents=True, exist_ok=True)
             model.save(folder, format=format)

@@ -1,4 +1,4 @@
-"""What a decoder layer, and a hook in front of it, may know about the pass; and how rows leave it.
+"""What a decoder layer, and a hook before it, may know about the pass, and how a hook drops rows.
 
 Motivation: FastV drops image rows in the middle of the decoder, Flamingo and Cambrian look at the vision features from inside it. Elsewhere
 each is a fork of the decoder's loop. How it works: a hook gets the rows and a :class:`LayerContext`. To change rows it returns new ones. To drop
@@ -78,13 +78,16 @@ class LayerContext:
         Raises:
             LmmError: lengths that aren't those of ``keep_T`` or drop text (checked on the CPU), or a pass with both a cache and ``kv_end``.
         """
+        # 1. Which rows stay. A stable sort of the flags lists them in their order; how many there are the host knows, so nothing is asked.
         lengths = tuple(int(n) for n in lengths)
         self._check(keep_T, lengths)
         rows = torch.argsort((~keep_T).to(torch.uint8), stable=True)[: sum(lengths)]
+        # 2. Which rows of the whole pass these are: an earlier hook may have dropped some already.
         old = self.segments.lengths_q
         kept = rows if self.kept_rows is None else self.kept_rows.index_select(0, rows)
         if self.cache is not None:
             self.cache.note_drop(self.layer, self.kept_rows, kept, old, lengths)
+        # 3. Everything that counts rows is counted anew; positions stay what they were.
         changed = replace(
             self,
             positions=self.positions.index_select(0, rows),
@@ -96,6 +99,7 @@ class LayerContext:
             total_rows=self.total_rows or hidden_TD.shape[0],
             **{f.name: _rows_of(getattr(self, f.name), rows) for f in fields(self) if f.name.endswith("_TE")},
         )
+        # 4. Fewer rows of the decoder's own tables are still its own: only a hook's tables have to be followed.
         changed.given_tables = (changed.cos_TE, changed.sin_TE) if self.has_given_tables else None
         return hidden_TD.index_select(0, rows), changed
 

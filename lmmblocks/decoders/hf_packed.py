@@ -199,18 +199,20 @@ class EnterLayer:
         run = kwargs.get(PASS)
         if run is None or not (run.hooks or (run.context.cache is not None and run.context.cache.ragged)):
             return None
+        # 1. What transformers gives this layer, in words of a LayerContext: tables for the rows that are left, hidden states without the batch.
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         given = rest.get("position_embeddings")
         context = replace(run.context, **self._tables(run, given))
         hidden_TD = (args[0] if args else kwargs["hidden_states"])[0]
+        # 2. The hooks.
         hidden_TD, run.context = enter_layer(run.hooks, hidden_TD, context, self.layer)
+        # 3. Back again: every argument that has a row of the pass loses those that were dropped.
         turned = self._turned(run, given)
         # Recomputing a layer needs the context it had, not the one that the pass has by then.
         rest = {**_of_rows(rest, run.context), **turned, PASS: replace(run)}
         if args:
             return (hidden_TD[None], *_of_rows(args[1:], run.context)), rest
         return (), {"hidden_states": hidden_TD[None], **rest}
-
 
     def _tables(self, run: PackedPass, given: Any) -> dict[str, Any]:
         """Return the tables of this layer, for the rows that are left: the model's, or what a hook of an earlier layer put in their place."""

@@ -41,14 +41,18 @@ def enter_layer(
     Raises:
         LmmError: a hook returned something that is neither rows nor rows and a context, or other rows than its context says.
     """
+    # 1. The scores that the layer before was asked for; those of keys in the cache are no rows of this pass.
     scores = context.last_row_scores if context.wants_scores else None
     context = replace(context, layer=layer, last_row_scores=_over_rows(scores, context.segments), wants_scores=False)
+    # 2. Where an earlier pass dropped rows, layers hold different numbers of keys.
     if context.cache is not None and context.cache.ragged:
         segments = context.cache.segments(context.segments.lengths_q, hidden_TD.device, layer=layer)
         context = replace(context, segments=segments)
+    # 3. The hooks of this layer, each on what the one before it returned.
     for hook in hooks:
         if layer in hook.layers:
             hidden_TD, context = _called(hook, hidden_TD, context)
+    # 4. Attention scores cost a pass over the keys: this layer computes them only if a hook of the next one asks.
     if any(layer + 1 in hook.layers and LAST_ROW_SCORES in hook.requires for hook in hooks):
         context = replace(context, wants_scores=True)
     return hidden_TD, context

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 
 class RereadingCache(KVCache):
-    """See the module.
+    """A cache for LongRoPE, which rotates all rows of a sequence anew when it grows beyond the pretrained length.
 
     Args:
         layers: decoder layers.

@@ -139,7 +139,10 @@ class _Rope(torch.autograd.Function):
 
 
 class _RopeInPlace(torch.autograd.Function):
-    """Of one tensor: autograd lets a function of several results write into no view, and queries are views of a projection."""
+    """RoPE in place on one tensor.
+
+    One tensor a call: autograd forbids a function with several outputs to modify a view, and queries are views of the fused projection.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:

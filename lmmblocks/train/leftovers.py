@@ -12,7 +12,7 @@ WRITTEN = ("settings.json", "losses.csv", "tensorboard", "checkpoints")
 
 
 @contextmanager
-def no_traces(out: Path, names: Sequence[str] = (), *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def removing_leftovers(out: Path, names: Sequence[str] = (), *, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Remove at the end, failed or not, what the body added; nothing that was there before, and no folder that holds anything else.
 
     Args:

@@ -17,7 +17,7 @@ from ..spec import LmmError, Sample
 from .blame import cause, refuse_broken_weights, refuse_diverged_weights
 from .checkpoint import Checkpoint, CheckpointStore, load_checkpoint, verify_checkpoint
 from .fingerprint import fingerprint, refuse_difference
-from .leftovers import WRITTEN, no_traces
+from .leftovers import WRITTEN, removing_leftovers
 from .loader import StepDataset, StepLoader
 from .log import StepRow, TrainLog, rows_from_csv, rows_to_csv
 from .micro_batches import StepInput
@@ -75,7 +75,7 @@ def train(
     begun: list[_Run] = []
     with (
         run_conditions(stage, model.device),
-        no_traces(out, WRITTEN, keep=lambda: started() is not None),
+        removing_leftovers(out, WRITTEN, keep=lambda: started() is not None),
         learning_as_before(model),
         dtypes_kept(model),
         unchanged_if_refused(model, lambda: any(run.totals.supervised_tokens for run in begun)),

@@ -130,7 +130,10 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 
 def _aligned(x: Tensor) -> Tensor:
-    """The tensor; a copy where its data doesn't start on 16 bytes, which compiled code doesn't know when it chooses this kernel."""
+    """Return the tensor, or a copy if its data doesn't start on 16 bytes.
+
+    ``supports`` refuses such tensors, but compiled code chose this kernel before it knew their addresses.
+    """
     return x if x.data_ptr() % ALIGNMENT_BYTES == 0 else x.clone(memory_format=torch.contiguous_format)
 
 

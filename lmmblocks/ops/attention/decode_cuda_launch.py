@@ -18,7 +18,7 @@ STEP_KEYS = 16
 """Keys that a warp takes at a time: sizes of pages and parts are multiples of it."""
 
 LEAST_STEPS = 16
-"""Of a part: 64 keys for each of its four warps. Below, writing and adding parts costs more than it saves; not measured."""
+"""Fewest steps of a part: 64 keys for each of its four warps. With fewer, writing and adding parts costs more than it saves; not measured."""
 
 RESIDENT = 2
 """CTAs of a multiprocessor of an A100, whose shared memory they fill; an H100 has room for three."""

@@ -133,11 +133,13 @@ def _pieces(
     ranges: Tensor, first: int, kv_length: int, kept: Tensor | None
 ) -> tuple[list[Piece], int | None]:
     """Cut each sample where a query doesn't see the row before it; return the segments, and the window that they share, if any."""
+    # 1. Refuse what segments can't say: every row must see itself, and the keys it sees must have no gaps.
     starts_BQ, stops_BQ, counts_BQ = ranges
     q_length = starts_BQ.shape[1]
     places = torch.arange(first, first + q_length)
     if bool(((counts_BQ != stops_BQ - starts_BQ) | (starts_BQ > places) | (stops_BQ <= places)).any()):
         raise LmmError(_REFUSAL.format("a row that doesn't see itself, or sees keys with gaps between them"))
+    # 2. A row whose first visible key is itself begins a segment; what lies between two such rows is one.
     pieces: list[Piece] = []
     windows: set[int] = set()
     shortest = 0
@@ -145,11 +147,12 @@ def _pieces(
         cuts = [0, *(row for row in (starts == places).nonzero().squeeze(1).tolist() if row), q_length]
         for low, high in zip(cuts, cuts[1:]):
             begin, end = int(starts[low]), int(places[high - 1]) + 1
-            window, behind = _window(starts[low:high], places[low:high], begin)
+            window, seen = _window(starts[low:high], places[low:high], begin)
             windows |= set() if window is None else {window}
-            shortest = max(shortest, behind)
+            shortest = max(shortest, seen)
             if int(stops[low:high].max()) > end:
                 raise LmmError(_REFUSAL.format("rows that see keys behind the last row of their segment"))
+            # 3. Padding inside a segment isn't visible: its rows and keys are left out.
             real = torch.ones(kv_length, dtype=torch.bool) if kept is None else kept[sample]
             pieces += _without_padding(
                 real,
@@ -158,6 +161,7 @@ def _pieces(
                 stops[low:high],
                 (sample * q_length - first, sample * kv_length),
             )
+    # 4. A call has one window. Segments too short to show theirs agree with any that is at least as wide as what they see.
     if len(windows) > 1 or (windows and shortest > min(windows)):
         raise LmmError(_REFUSAL.format(f"windows of different widths: {sorted(windows)}"))
     if windows and kept is not None and any(_has_holes(row) for row in kept):
@@ -167,12 +171,12 @@ def _pieces(
 
 def _window(starts: Tensor, places: Tensor, begin: int) -> tuple[int | None, int]:
     """Return the window of a segment, None when each of its rows sees its start; and the most keys up to its own that a row sees."""
-    behind = int((places - starts + 1).max())
+    most = int((places - starts + 1).max())
     if bool((starts == begin).all()):
-        return None, behind
-    if not bool((starts == (places - behind + 1).clamp_min(begin)).all()):
+        return None, most
+    if not bool((starts == (places - most + 1).clamp_min(begin)).all()):
         raise LmmError(_REFUSAL.format("rows whose first visible keys are no window"))
-    return behind, behind
+    return most, most
 
 
 def _without_padding(

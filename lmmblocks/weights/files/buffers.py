@@ -11,7 +11,7 @@ import torch.nn as nn
 
 
 def compute_buffers(module: nn.Module, make: Callable[[], nn.Module], device: torch.device | str = "cpu") -> None:
-    """Do what :func:`copy_buffers` does without memory for the parameters of the second module.
+    """Like :func:`copy_buffers`, but build the second module with its parameters on the meta device, where they take no memory.
 
     Args:
         module: built on the meta device and filled since then.
@@ -40,6 +40,7 @@ def copy_buffers(module: nn.Module, make: Callable[[], nn.Module], device: torch
 @contextmanager
 def _parameters_without_memory() -> Iterator[None]:
     """Within the block, a parameter goes to the meta device as soon as a module gets it; everything else is computed as usual."""
+    # For the whole process while the block runs: constructors call this method themselves, there is no other way in.
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: Any) -> None:
