@@ -26,11 +26,14 @@ from lmmblocks.config import Block  # noqa: E402
 from lmmblocks.decoders.catalogue import DECODERS  # noqa: E402
 from lmmblocks.encoders.catalogue import ENCODERS  # noqa: E402
 from lmmblocks.encoders.clip import CLIPConfig  # noqa: E402
+from lmmblocks.encoders.fused import FusedConfig  # noqa: E402
+from lmmblocks.encoders.tiled import TiledConfig  # noqa: E402
 from lmmblocks.presets import PRESETS  # noqa: E402
 from lmmblocks.spec import FeatureSpec, Grid, LmmError, image_count  # noqa: E402
 
 PAGE = Path(__file__).with_name("gallery.md")
 DECODER_WIDTH = 4096
+PICTURES_PX = ((336, 336), (672, 672), (1000, 600), (2000, 500))
 PROJECTORS: dict[str, dict[str, Any]] = {
     "adaptive_pool": {"grid": 12},
     "image_token": {"token": 32000},
@@ -42,8 +45,8 @@ PROJECTORS: dict[str, dict[str, Any]] = {
 SAME_WIDTH = ("identity",)
 """Projectors that need a decoder of the encoder's width."""
 ENCODERS_OWN = {
-    "fused": "towers of its own",
-    "tiled": "the tower's, once a tile",
+    "fused": "towers of its own, below",
+    "tiled": "the tower's, once a tile, below",
     "open_clip": "as its architecture",
     "timm": "as its architecture",
 }
@@ -65,21 +68,8 @@ def main() -> None:
 
 def page() -> str:
     """Return the whole page."""
-    return (
-        "\n".join(
-            [
-                *_head(),
-                *_projectors(),
-                *_reducers(),
-                *_hooks(),
-                *_encoders(),
-                *_decoders(),
-                *_templates(),
-                *_presets(),
-            ]
-        )
-        + "\n"
-    )
+    sections = (_head, _projectors, _reducers, _hooks, _encoders, _encoders_around_others, _decoders, _templates, _presets)
+    return "\n".join(line for section in sections for line in section()) + "\n"
 
 
 def _head() -> Iterator[str]:
@@ -167,6 +157,22 @@ def _encoders() -> Iterator[str]:
     )
     for word, (config, source) in ENCODERS.items():
         yield _row(f"`{word}`", *_of_encoder(config), source)
+
+
+def _encoders_around_others() -> Iterator[str]:
+    clip, dino = (ENCODERS[word][0] for word in ("clip-vit-l-336", "dinov2-large"))
+    fused = _on_meta(FusedConfig((clip, dino)).build)
+    yield from _section(
+        "Several towers, and tiles",
+        "Two examples of encoders around others. Tiles of one image become more rows than the image alone: here with the projector `mlp`.",
+        ("encoder", "image", "rows", "width", "parameters"),
+    )
+    side = _grid(fused.spec)
+    yield _row("`fused`: CLIP-L/14-336 and DINOv2-L side by side", f"{fused.spec.image_size} px", str(side.rows), str(fused.spec.dim), _count(fused))
+    tiled = _on_meta(TiledConfig(clip).build)
+    for width_px, height_px in PICTURES_PX:
+        rows = tiled.arrangement.rows_of(tiled.preprocess.grid(width_px, height_px), lambda grid: grid)
+        yield _row("`tiled`: LLaVA-NeXT's", f"{width_px} x {height_px} px", str(rows), str(tiled.spec.dim), _count(tiled))
 
 
 def _of_encoder(config: Any) -> tuple[str, ...]:

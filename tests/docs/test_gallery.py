@@ -52,3 +52,11 @@ def test_rows_and_parameters_are_those_of_a_model_that_runs(gallery: ModuleType)
         gallery._count(torch.nn.Linear(1000, 1500)) == "1.50 M"
         and gallery._count(torch.nn.Linear(2, 3)) == "9"
     )
+
+
+def test_rows_of_tiles_are_those_counted_by_hand(gallery: ModuleType) -> None:
+    page = gallery.page()
+    overview, square = 24 * 24, 48 * (48 + 1)  # four tiles, a learned row at the end of each line
+    assert f"| 672 x 672 px | {overview + square} |" in page
+    wide = 18 * (72 + 1)  # 2000 x 500 px in three tiles is 1008 x 252 px: 72 x 18 patches, the padding left out
+    assert f"| 2000 x 500 px | {overview + wide} |" in page
