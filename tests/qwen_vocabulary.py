@@ -13,7 +13,8 @@ TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>", "</i
 CORPUS = """\
 Picture 1: <img>a</img>\nWhat is in the picture? It's the dog's ball, isn't it?  I'll say: 12,345.67!\r\n\r\n
 The quick brown fox jumps over the lazy dog. aaaaaaaa abababab mississippi banana banana
-一只猫在垫子上。图中的狗是什么品种？拉布拉多。 你好，世界！ café naïve Ångström 한국어 हिन्दी\tdef f(x):\n        return x\n"""
+一只猫在垫子上。图中的狗是什么品种？拉布拉多。 你好，世界！ café naïve Ångström 한국어 हिन्दी\tdef f(x):\n        return x\n
+one\n\ntwo\n\n\nthree \n\nfour  \n\n"""
 
 
 def learned(corpus, merges):
