@@ -11,9 +11,15 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import batch  # noqa: E402
 import layers  # noqa: E402
+import sample  # noqa: E402
 import walks  # noqa: E402
 
-PICTURES: dict[str, Callable[[], str]] = {**layers.PICTURES, **batch.PICTURES, **walks.PICTURES}
+PICTURES: dict[str, Callable[[], str]] = {
+    **layers.PICTURES,
+    **batch.PICTURES,
+    **walks.PICTURES,
+    **sample.PICTURES,
+}
 
 
 def main() -> None:

@@ -58,5 +58,7 @@ def test_rows_of_tiles_are_those_counted_by_hand(gallery: ModuleType) -> None:
     page = gallery.page()
     overview, square = 24 * 24, 48 * (48 + 1)  # four tiles, a learned row at the end of each line
     assert f"| 672 x 672 px | {overview + square} |" in page
-    wide = 18 * (72 + 1)  # 2000 x 500 px in three tiles is 1008 x 252 px: 72 x 18 patches, the padding left out
+    wide = 18 * (
+        72 + 1
+    )  # 2000 x 500 px in three tiles is 1008 x 252 px: 72 x 18 patches, the padding left out
     assert f"| 2000 x 500 px | {overview + wide} |" in page

@@ -189,7 +189,9 @@ def test_the_api_page_lists_every_public_name() -> None:
     assert not [name for name in lmmblocks.__all__ if name not in {*listed, "__version__", "ops", "presets"}]
 
 
-@pytest.mark.parametrize("name", ["layers.svg", "imports.svg", "source.svg", "walks.svg", "contracts.svg"])
+@pytest.mark.parametrize(
+    "name", ["layers.svg", "imports.svg", "source.svg", "sample.svg", "walks.svg", "contracts.svg"]
+)
 def test_pictures_are_those_that_the_scripts_draw(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("draw_docs", DOCS / "figures" / "draw.py")
     assert spec is not None and spec.loader is not None
