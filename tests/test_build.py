@@ -35,8 +35,7 @@ class Doubling(nn.Module):
         return 2 * grid.rows
 
     def forward(self, features):
-        rows = self.layer(features.patches).repeat_interleave(2, 0) * self.scale
-        return rows, tuple(self.out_grid(grid) for grid in features.grids)
+        return self.layer(features.patches).repeat_interleave(2, 0) * self.scale
 
 
 class Scaled(Doubling):

@@ -89,7 +89,7 @@ def test_every_preset_runs_without_memory(name):
 def test_rows_found_in_the_data_are_tried_with_data_alone():
     swap = {"projector": own_blocks.Routed, "weights": "random"}
     assert lb.build(config(), device="meta", **swap).projector.router.weight.is_meta
-    broken = type("Uneven", (own_blocks.Routed,), {"forward": lambda self, features: (super(type(self), self).forward(features)[0][:-1], (3,))})
+    broken = type("Uneven", (own_blocks.Routed,), {"forward": lambda self, features: super(type(self), self).forward(features)[:-1]})
     with pytest.raises(LmmError, match="says one image of 2x2 becomes 4 rows, but gives 3"):
         lb.build(config(), **{**swap, "projector": broken})
 

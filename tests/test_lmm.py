@@ -12,6 +12,7 @@ import lmmblocks.decoders.wrapped_ends
 from lmmblocks.data.collate import collate
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
+from lmmblocks.encoders.siglip2_naflex import NaFlexConfig
 from lmmblocks.lmm import LMM
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.projectors import MLP, Linear
@@ -41,7 +42,7 @@ def by_hand(model, sample):
     for token, label in zip(encoded.ids, encoded.labels):
         if token == IMAGE_TOKEN:
             features = model.encoder(tokens.pixels[image : image + 1])
-            pieces.append(model.projector(features)[0])
+            pieces.append(model.projector(features))
             labels += [IGNORE_LABEL] * len(pieces[-1])
             image += 1
         else:
@@ -211,7 +212,7 @@ def test_encode_gives_the_projected_patches_of_all_images(tiny_model):
     pixels = torch.randn(3, 3, 28, 28)
     with torch.no_grad():
         rows, counts = tiny_model.encode(pixels)
-        expected = tiny_model.projector(tiny_model.encoder(pixels))[0]
+        expected = tiny_model.projector(tiny_model.encoder(pixels))
         none, no_counts = tiny_model.encode(pixels[:0])
     assert torch.equal(rows, expected) and counts == (4, 4, 4)
     assert none.shape == (0, 24) and no_counts == ()
@@ -236,7 +237,7 @@ class Own(nn.Module):
     def forward(self, features):
         self.seen.append(features)
         rows = self.norm(self.layer(features.patches))
-        return self.give(rows) if self.give else (rows, tuple(grid.rows for grid in features.grids))
+        return self.give(rows) if self.give else rows
 
 
 def compose(projector, *, encoder=ENCODER, decoder=DECODER, **options):
@@ -256,7 +257,7 @@ def test_projector_gets_the_extras_it_requires(tiny_tokenizer, conversations):
     projector = Own(need={"patches", "cls_attn", "keys", "layers", "prefix"})
     model = compose(projector, tokenizer=tiny_tokenizer)
     model(collate(conversations[:1], model))
-    blank, real = projector.seen
+    blank, *_, real = projector.seen
     for features, heads in ((blank, 1), (real, 2)):
         shapes = [features.cls_attn.shape, features.keys.shape, features.prefix.shape, features.layers[-2].shape]
         assert shapes == [(4,), (4, heads, 16 // heads), (1, 1, 16), (4, 16)]
@@ -265,10 +266,13 @@ def test_projector_gets_the_extras_it_requires(tiny_tokenizer, conversations):
 WRONG = {
     "width": (dict(projector=Linear(16, 20)), "'Linear' gives width 20, decoder 'Transformer' takes 24: make the projector with out_dim=24"),
     "input width": (dict(projector=MLP(12, 24)), "'MLP' can't take 2x2 patches of width 16: RuntimeError: "),
-    "count": (dict(projector=Own(rows=lambda grid: 3)), r"says one image of 2x2 becomes 3 rows, but gives 4 \(counts \(4,\)\): make its out_grid"),
-    "counts": (dict(projector=Own(give=lambda rows: (rows, [2, 2]))), r"becomes 4 rows, but gives 4 \(counts \(2, 2\)\)"),
-    "tensor only": (dict(projector=Own(give=lambda rows: rows)), r"returns a tensor \(4, 24\), expected \(rows_MD, rows of each image\)"),
-    "batched": (dict(projector=Own(give=lambda rows: (rows[None], [4]))), r"returns \(a tensor \(1, 4, 24\), list\), expected"),
+    "count": (dict(projector=Own(rows=lambda grid: 3)), r"says one image of 2x2 becomes 3 rows, but gives 4: make its out_grid"),
+    "counts": (dict(projector=Own(give=lambda rows: (rows, [4]))), r"returns \(a tensor \(4, 24\), list\), expected rows_MD alone, a tensor"),
+    "batched": (dict(projector=Own(give=lambda rows: rows[None])), r"returns a tensor \(1, 4, 24\), expected rows_MD alone"),
+    "first image only": (dict(projector=Own(give=lambda rows: rows[:4])), "gives 4 rows for one image of 2x2 and 4 for two: make its out_grid"),
+    "last first": (dict(projector=Own(give=lambda rows: rows.view(-1, 4, 24).flip(0).flatten(0, 1))), "row 0 of image 0 is one of image 1: let"),
+    "woven": (dict(projector=Own(give=lambda rows: rows.view(-1, 4, 24).transpose(0, 1).flatten(0, 1))), "row 1 of image 0 is one of image 1: let"),
+    "one moved": (dict(projector=Own(give=lambda rows: rows[[0, 1, 2, *range(4, len(rows)), 3]])), "row 3 of image 0 is one of image 1: let its"),
     "layer": (dict(projector=Own(give=lambda rows: {-2: rows}[-5])), "KeyError: -5"),
     "need": (dict(projector=Own(need={"patches", "depth"})), r"needs \['depth'\], encoder 'CLIP' offers \['cls_attn', 'keys'"),
     "max_length": (dict(max_length=513), "max_length 513 is above the decoder's max_positions 512: lower max_length"),
@@ -333,8 +337,8 @@ def test_number_of_image_rows_that_differs_from_the_plan_is_refused(tiny_model):
         tiny_model.loss(Batch(torch.zeros(1, 3, 28, 28), (Grid(1, 3),), plan))
 
 
-class Shifted(nn.Module):
-    """Gives the first image a row of the second one's; alone, an image has its own number."""
+class Late(nn.Module):
+    """Loses a row of a batch of three images, which nobody tries before."""
 
     requires = frozenset({"patches"})
 
@@ -346,14 +350,12 @@ class Shifted(nn.Module):
         return grid
 
     def forward(self, features):
-        counts = [grid.rows for grid in features.grids]
-        if len(counts) > 1:
-            counts[0], counts[1] = counts[0] - 1, counts[1] + 1
-        return self.linear(features.patches), tuple(counts)
+        rows = self.linear(features.patches)
+        return rows[1:] if len(features.grids) == 3 else rows
 
 
 class ShiftedRows(nn.Module):
-    """The same of a reducer behind the projector."""
+    """A reducer behind the projector that gives the first image the rows of all."""
 
     requires = frozenset()
 
@@ -365,19 +367,43 @@ class ShiftedRows(nn.Module):
         return rows, (sum(counts), *[0] * (len(counts) - 1))
 
 
-@pytest.mark.parametrize(
-    ("swap", "message"),
-    [
-        ({"projector": Shifted}, r"Shifted gives its images 3, 5 rows, and its out_grid\(\) counts 4, 4: make its out_grid\(\) and what"),
-        ({"reducers": [ShiftedRows]}, r"ShiftedRows gives its images 8, 0 rows, and its out_count\(\) counts 4, 4: make its out_count\(\)"),
-    ],
-)
-def test_rows_that_move_to_the_image_beside_are_refused_though_their_sum_is_right(tiny_model, make_tiny_model, swap, message):
-    model = make_tiny_model(config=replace(tiny_model.config, reducers=()), **swap)
+def test_rows_that_a_reducer_moves_to_the_image_beside_are_refused_though_their_sum_is_right(tiny_model, make_tiny_model):
+    model = make_tiny_model(config=replace(tiny_model.config, reducers=()), reducers=[ShiftedRows])
     one = torch.zeros(1, 3, 28, 28)
     assert model.encode(one)[1] == (4,)
-    with pytest.raises(LmmError, match=message):
+    with pytest.raises(LmmError, match=r"ShiftedRows gives its images 8, 0 rows, and its out_count\(\) counts 4, 4: make its out_count\(\)"):
         model.encode(one.expand(2, -1, -1, -1))
+
+
+def test_rows_that_are_missing_in_a_batch_are_refused_by_the_name_of_the_projector(tiny_model, make_tiny_model):
+    model = make_tiny_model(config=replace(tiny_model.config, reducers=()), projector=Late)
+    assert model.encode(torch.zeros(2, 3, 28, 28))[1] == (4, 4)
+    with pytest.raises(LmmError, match=r"Late gives 11 rows for 3 images, and its out_grid\(\) counts 4, 4, 4: make its out_grid\(\) and what"):
+        model.encode(torch.zeros(3, 3, 28, 28))
+
+
+class Squeezed(Own):
+    """Pairs of a line become a row, those of an odd line too, which out_grid forgets."""
+
+    def __init__(self):
+        super().__init__(rows=lambda grid: Grid(grid.h, grid.w // 2))
+
+    def forward(self, features):
+        lines = [image.view(g.h, g.w, -1) for image, g in zip(features.patches.split([g.rows for g in features.grids]), features.grids)]
+        return torch.cat([self.layer(line[:, ::2]).flatten(0, 1) for line in lines])
+
+
+def test_an_encoder_of_any_size_is_tried_with_uneven_grids_too():
+    """Rows that one image has too many are those that another lacks: their sum may be right."""
+    with pytest.raises(LmmError, match="says one image of 8x5 becomes 16 rows, but gives 24: make its out_grid"):
+        compose(Squeezed(), encoder=NaFlexConfig(dim=16, layers=2, heads=2, mlp_dim=16, positions=16, patch=4))
+
+
+def test_a_batch_norm_in_training_and_dropout_are_no_mixed_images():
+    for part in (nn.BatchNorm1d(24), nn.Dropout(0.5)):
+        projector = Own()
+        projector.norm = part
+        assert compose(projector).projector.training and part.training
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])

@@ -27,10 +27,9 @@ class GatedPair(nn.Module):
         """The only place that counts rows; ``build`` checks it against what ``forward`` gives."""
         return lb.Grid(grid.h, grid.w // 2)
 
-    def forward(self, features: lb.VisionFeatures) -> tuple[torch.Tensor, tuple[int, ...]]:
+    def forward(self, features: lb.VisionFeatures) -> torch.Tensor:
         pairs = features.patches.unflatten(0, (-1, 2)).flatten(1)
-        rows = self.down(nn.functional.silu(self.gate(pairs)) * self.up(pairs))
-        return rows, tuple(self.out_grid(grid).rows for grid in features.grids)
+        return self.down(nn.functional.silu(self.gate(pairs)) * self.up(pairs))
 
 
 def main() -> None:

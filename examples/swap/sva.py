@@ -66,7 +66,7 @@ class SVA(Aggregator):
         seen, queries = self.look(features.towers), self.query.expand(len(features.grids) * self.side**2, -1)
         for sampler in self.samplers:
             queries = sampler(queries, *seen)
-        return self.mlp(queries), (self.side**2,) * len(features.grids)
+        return self.mlp(queries)
 
 
 class SVAInDecoder(Aggregator):

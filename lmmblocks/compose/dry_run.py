@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ..spec import PATCHES, Grid, Instruction, TileGrid, VisionFeatures, image_count
 from .image_rows import as_grid, goes_before, out_grid_of, projected_count
+from .images_apart import images_that_mix, small_enough
 
 OF_THE_MODEL = frozenset({"instruction", "table"})
 """What a projector may require that the model fills in, not the encoder."""
 
 _ANY_SIDE = 8
 """Patches along a side of the empty image of an encoder that takes any size."""
+_UNEVEN = (Grid(6, 8), Grid(8, 5), Grid(3, 7))
+"""Grids that such an encoder may give too."""
 
 
 def row_mismatches(
@@ -50,6 +53,10 @@ def row_mismatches(
         )
         return
     rows = yield from _projector_rows(projector, decoder, given)
+    if rows is not None and not spec.image_size and not before:
+        rows = yield from _other_grids(projector, spec, given, rows)
+    if rows is not None:
+        rows = yield from _several_images(projector, given, rows)
     state = None if rows is None else projected_count(projector.out_grid, seen)
     for reducer in reducers:
         if rows is None or goes_before(reducer):
@@ -104,27 +111,63 @@ def _projector_rows(projector: Any, decoder: Any, given: VisionFeatures) -> Gene
     grid, name = given.grids[0], name_of(projector)
     try:
         expected = image_count(projector.out_grid(grid))
-        result = _run(projector, given)
+        rows = _run(projector, given)
     except (RuntimeError, ValueError, LookupError) as error:
         if needs_data(error, given.patches):
             return None
         yield f"projector {name} can't take {grid} patches of width {given.patches.shape[1]}: {type(error).__name__}: {error}"
         return None
-    if not _is_rows(result):
-        yield f"projector {name} returns {_kind(result)}, expected (rows_MD, rows of each image)"
+    if not isinstance(rows, Tensor) or rows.dim() != 2:
+        yield f"projector {name} returns {_kind(rows)}, expected rows_MD alone, a tensor (rows, {decoder.dim}), which out_grid() counts"
         return None
-    rows, counts = result[0], tuple(result[1])
-    if counts != (expected,) or rows.shape[0] != expected:
-        yield (
-            f"projector {name} says one image of {grid} becomes {expected} rows, but gives {rows.shape[0]} (counts {counts}): "
-            f"make its out_grid() and what its forward() returns agree"
-        )
+    if rows.shape[0] != expected:
+        yield _disagreement(name, grid, expected, rows.shape[0])
     if rows.shape[1] != decoder.dim:
         yield (
             f"projector {name} gives width {rows.shape[1]}, decoder {name_of(decoder)} takes {decoder.dim}: make the projector "
             f"with out_dim={decoder.dim}"
         )
-    return rows if rows.shape == (expected, decoder.dim) and counts == (expected,) else None
+    return rows if rows.shape == (expected, decoder.dim) else None
+
+
+def _disagreement(name: str, grid: Grid, expected: int, found: int) -> str:
+    return (
+        f"projector {name} says one image of {grid} becomes {expected} rows, but gives {found}: make its out_grid() and what its "
+        f"forward() returns agree"
+    )
+
+
+def _other_grids(projector: Any, spec: Any, given: VisionFeatures, rows: Tensor) -> Generator[str, None, Tensor | None]:
+    """Images of an encoder that takes any size: uneven grids too are counted as they come out, each alone."""
+    for grid in _UNEVEN:
+        features = blank_features(spec, grid, given.patches)
+        features.table = given.table
+        try:
+            expected = image_count(projector.out_grid(grid))
+            found = _run(projector, features).shape[0]
+        except (RuntimeError, ValueError, LookupError):
+            continue  # refused aloud, and nobody knows whether the encoder ever gives this one
+        if found != expected:
+            yield _disagreement(name_of(projector), grid, expected, found)
+            return None
+    return rows
+
+
+def _several_images(projector: Any, given: VisionFeatures, rows: Tensor) -> Generator[str, None, Tensor | None]:
+    """Two images at once give the rows that each gives alone, one behind the other."""
+    if not small_enough(projector, given):
+        return rows
+    name = name_of(projector)
+    try:
+        problem = images_that_mix(lambda features: _run(projector, features), projector, given)
+    except (RuntimeError, ValueError, LookupError) as error:
+        if needs_data(error, given.patches):
+            return rows
+        yield f"projector {name} takes one image of {given.grids[0]} patches and can't take two: {type(error).__name__}: {error}"
+        return None
+    if problem:
+        yield f"projector {name} {problem}"
+    return None if problem else rows
 
 
 def _count_mismatches(

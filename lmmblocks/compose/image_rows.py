@@ -109,24 +109,30 @@ def connected(features: VisionFeatures, projector: Any, reducers: Collection[Any
         LmmError: a part gives an image another number of rows than it counts, which the plan goes by: rows would move to the image beside it.
     """
     given = reduced_features(features, reducers)
-    rows_MD, counts = projector(given)
     before = [reducer.out_count for reducer in reducers if goes_before(reducer)]
     state = [projected_count(projector.out_grid, early_count(before, grid)) for grid in features.grids]
-    _check_counts(projector, "out_grid", counts, state)
+    counts = tuple(map(image_count, state))
+    rows_MD = projector(given)
+    if rows_MD.shape[0] != sum(counts):
+        raise LmmError(
+            f"{type(projector).__name__} gives {rows_MD.shape[0]} rows for {len(counts)} images, and its out_grid() counts {_shown(counts)}: make "
+            f"its out_grid() and what its forward() returns agree"
+        )
     for reducer in reducers:
         if not goes_before(reducer):
             rows_MD, counts = reducer(features, rows_MD, tuple(state))
             state = [reducer.out_count(entry) for entry in state]
-            _check_counts(reducer, "out_count", counts, state)
-    return rows_MD, tuple(counts)
+            counts = tuple(counts)
+            _check_counts(reducer, counts, state)
+    return rows_MD, counts
 
 
-def _check_counts(part: Any, counter: str, found: Sequence[int], state: Sequence[GridOrCount]) -> None:
-    expected = tuple(image_count(each) for each in state)
-    if tuple(found) != expected:
+def _check_counts(reducer: Any, found: tuple[int, ...], state: Sequence[GridOrCount]) -> None:
+    expected = tuple(map(image_count, state))
+    if found != expected:
         raise LmmError(
-            f"{type(part).__name__} gives its images {_shown(found)} rows, and its {counter}() counts {_shown(expected)}: make its {counter}() and "
-            f"what its forward() returns agree"
+            f"{type(reducer).__name__} gives its images {_shown(found)} rows, and its out_count() counts {_shown(expected)}: make its out_count() "
+            f"and what its forward() returns agree"
         )
 
 

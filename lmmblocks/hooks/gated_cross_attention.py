@@ -165,7 +165,10 @@ class GatedCrossAttention(nn.Module):
         if key not in vision.memo:
             assert vision.features is not None
             features = vision.features
-            rows_MC, counts = looked_at(features, self.prefix) if self.resampler is None else self.resampler(features)
+            if self.resampler is None:
+                rows_MC, counts = looked_at(features, self.prefix)
+            else:
+                rows_MC, counts = self.resampler(features), tuple(map(self.resampler.out_grid, features.grids))
             ends = list(accumulate(vision.tiles, initial=0))
             vision.memo[key] = rows_MC, tuple(sum(counts[first:last]) for first, last in pairwise(ends))
         return vision.memo[key]

@@ -46,8 +46,8 @@ class PoolTarget:
 
     def pool(self, maps_ICHW: Tensor) -> Tensor:
         """Average maps of one size."""
-        h, w = maps_ICHW.shape[-2:]
-        return F.adaptive_avg_pool2d(maps_ICHW, (min(h, self.grid.h), min(w, self.grid.w)))
+        target = self.of(Grid(*maps_ICHW.shape[-2:])) if maps_ICHW.shape[0] else Grid(1, 1)  # no image is too small
+        return F.adaptive_avg_pool2d(maps_ICHW, (target.h, target.w))
 
 
 class AdaptivePool(MLP):
@@ -85,7 +85,6 @@ class AdaptivePool(MLP):
         """
         return self.target.of(grid)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        counts = tuple(self.out_grid(grid).rows for grid in features.grids)
-        return self.project(by_grid(features.patches, features.grids, channels_first(self.target.pool))), counts
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return self.project(by_grid(features.patches, features.grids, channels_first(self.target.pool)))

@@ -119,10 +119,9 @@ class CAbstractor(nn.Module):
         """
         return self.target.of(grid)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        counts = tuple(self.out_grid(grid).rows for grid in features.grids)
-        return self.readout(by_grid(features.patches, features.grids, channels_first(self._net))), counts
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return self.readout(by_grid(features.patches, features.grids, channels_first(self._net)))
 
     def _net(self, maps_ICHW: Tensor) -> Tensor:
         return self.net(maps_ICHW if self.pos_emb is None else maps_ICHW + self._stretched(self.pos_emb, maps_ICHW))

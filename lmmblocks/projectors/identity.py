@@ -32,6 +32,6 @@ class Identity(nn.Module):
         """One row per patch."""
         return grid
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        return features.patches, tuple(grid.rows for grid in features.grids)
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return features.patches

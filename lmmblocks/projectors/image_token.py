@@ -42,8 +42,8 @@ class ImageToken(nn.Module):
         """One row."""
         return 1
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image.
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image.
 
         Raises:
             LmmError: the table isn't there, or has no such row.
@@ -55,5 +55,4 @@ class ImageToken(nn.Module):
                 f"projector 'image_token' stands for the token {self.token}, the decoder's table has {features.table.shape[0]} rows: correct "
                 f"token, or the decoder's vocab"
             )
-        images = len(features.grids)
-        return features.table[self.token].expand(images, -1), (1,) * images
+        return features.table[self.token].expand(len(features.grids), -1)

@@ -68,7 +68,6 @@ class LDP(nn.Module):
         """Half of each side, rounded up."""
         return Grid(-(-grid.h // 2), -(-grid.w // 2))
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        rows = by_grid(self.model.mlp(features.patches), features.grids, channels_first(self.model.mb_block))
-        return rows, tuple(self.out_grid(grid).rows for grid in features.grids)
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return by_grid(self.model.mlp(features.patches), features.grids, channels_first(self.model.mb_block))

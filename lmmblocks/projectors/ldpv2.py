@@ -58,10 +58,9 @@ class LDPv2(nn.Module):
         """
         return self.target.of(grid)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        counts = tuple(self.out_grid(grid).rows for grid in features.grids)
-        return by_grid(self.mlp.mlp(features.patches), features.grids, channels_first(self._pooled)), counts
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return by_grid(self.mlp.mlp(features.patches), features.grids, channels_first(self._pooled))
 
     def _pooled(self, maps_ICHW: Tensor) -> Tensor:
         pooled = self.target.pool(maps_ICHW)

@@ -44,9 +44,9 @@ class MLP(nn.Module):
         """One row per patch."""
         return grid
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        return self.project(features.patches), tuple(grid.rows for grid in features.grids)
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        return self.project(features.patches)
 
     def project(self, rows: Tensor) -> Tensor:
         """Run the linear layers on ``(M, in_dim)`` rows."""

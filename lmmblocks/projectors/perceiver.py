@@ -108,8 +108,8 @@ class Perceiver(nn.Module):
         """One row per latent."""
         return self.latents.shape[0]
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
         count = self.latents.shape[0]
         patches, lengths = context(features, self.prefix)
         images = len(lengths)
@@ -120,4 +120,4 @@ class Perceiver(nn.Module):
             rows = attention(patches, lengths, rows, segments) + rows
             rows = mlp(rows) + rows
         rows = self.layer_norm(rows)
-        return rows if self.projection is None else self.projection(rows), (count,) * images
+        return rows if self.projection is None else self.projection(rows)

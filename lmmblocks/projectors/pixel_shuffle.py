@@ -53,8 +53,9 @@ class PixelShuffle(MLP):
         """
         return shrunk("pixel_shuffle", grid, self.factor, uneven="take one of these, or odd='pad'" if self.odd == "error" else "")
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        counts = tuple(self.out_grid(grid).rows for grid in features.grids)
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
+        for grid in set(features.grids):
+            self.out_grid(grid)  # refuses what it doesn't count
         rows = regions(features.patches, features.grids, self.factor).flatten(1)
-        return self.project(rows if self.layer_norm is None else self.layer_norm(rows)), counts
+        return self.project(rows if self.layer_norm is None else self.layer_norm(rows))

@@ -48,13 +48,14 @@ class Pool(MLP):
         """
         return shrunk("pool", grid, self.factor, uneven="take one of these, or odd='partial'" if self.odd == "error" else "")
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
-        counts = tuple(self.out_grid(grid).rows for grid in features.grids)
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
         if self.first == "mlp":
-            return self._pooled(self.project(features.patches), features.grids), counts
-        return self.project(self._pooled(features.patches, features.grids)), counts
+            return self._pooled(self.project(features.patches), features.grids)
+        return self.project(self._pooled(features.patches, features.grids))
 
     def _pooled(self, rows: Tensor, grids: tuple[Grid, ...]) -> Tensor:
+        for grid in set(grids):
+            self.out_grid(grid)  # refuses what it doesn't count
         # A square that reaches over the border counts the patches inside only: ceil_mode, and no padding is ever added.
         return by_grid(rows, grids, channels_first(lambda maps: F.avg_pool2d(maps, self.factor, ceil_mode=True)))

@@ -156,8 +156,8 @@ class QFormer(nn.Module):
         """One row per query."""
         return self.query_tokens.shape[1]
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
         count, images = self.query_tokens.shape[1], len(features.grids)
         patches, lengths = context(features, self.prefix)
         within = Segments.uniform(images, count, device=patches.device)
@@ -168,7 +168,7 @@ class QFormer(nn.Module):
             if layer.crossattention is not None:
                 rows = layer.crossattention(rows, patches, across)
             rows = layer.query_mlp(rows)
-        return self.language_projection(rows), (count,) * images
+        return self.language_projection(rows)
 
 
 class InstructQFormer(QFormer):
@@ -231,8 +231,8 @@ class InstructQFormer(QFormer):
         embeddings: Any = self.qformer.embeddings
         return InstructionTokens(chosen, embeddings.word_embeddings.num_embeddings, embeddings.position_embeddings.num_embeddings)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image.
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image.
 
         Raises:
             LmmError: there is not one instruction per image.
@@ -255,7 +255,7 @@ class InstructQFormer(QFormer):
                 rows = layer.crossattention(rows, patches, across)
             rows = layer.query_mlp(rows)
             text = layer.text_mlp(text) if index < last else text
-        return self.language_projection(rows), queries
+        return self.language_projection(rows)
 
 
 def _instruction_of(features: VisionFeatures) -> Instruction:

@@ -114,9 +114,7 @@ class Resampler(nn.Module):
         """One row per query."""
         return Grid(self.attn_pool.grid, self.attn_pool.grid)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image."""
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image."""
         rows = self.attn_pool(features)
-        if self.ln_post is not None:
-            rows = self.ln_post(rows) @ self.proj
-        return rows, (self.attn_pool.grid**2,) * len(features.grids)
+        return rows if self.ln_post is None else self.ln_post(rows) @ self.proj

@@ -149,8 +149,8 @@ class SVA(nn.Module):
         """
         return self._queries(grid, 0)
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image.
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image.
 
         Raises:
             LmmError: another number of towers, or grids whose windows don't give the same grid of queries.
@@ -166,7 +166,7 @@ class SVA(nn.Module):
         queries_QC = self.vision_query.expand(sum(counts), -1)
         for layer in self.vision_sampler_0.layers:
             queries_QC = layer(queries_QC, context_QC, windows, segments)
-        return self.mm_projector(queries_QC), counts
+        return self.mm_projector(queries_QC)
 
     def _counts(self, towers: Sequence[VisionFeatures]) -> tuple[int, ...]:
         if len(towers) != len(self.windows):

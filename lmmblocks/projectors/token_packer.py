@@ -72,8 +72,8 @@ class TokenPacker(nn.Module):
         """
         return shrunk("token_packer", grid, self.factor, uneven="take one of these")
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the rows of each image.
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image.
 
         Raises:
             LmmError: the encoder gives another number of layers, or a grid that isn't divisible.
@@ -83,13 +83,14 @@ class TokenPacker(nn.Module):
                 f"projector 'token_packer' was made for {self.layers} layers, the encoder gives {sorted(features.layers)}: "
                 f"set layers={len(features.layers)}, or select {self.layers} layers in the encoder"
             )
-        counts, grids = tuple(self.out_grid(grid).rows for grid in features.grids), features.grids
+        grids = features.grids
+        count = sum(self.out_grid(grid).rows for grid in grids)
         last = next(reversed(features.layers.values()))
         queries = self.ln_q_1(self.q_proj_1(by_grid(last, grids, channels_first(self._coarser))))
         keys = regions(self.ln_k_1(self.k_proj_1(features.patches)), grids, self.factor).flatten(0, 1)
         values = regions(self.ln_v_1(self.v_proj_1(features.patches)), grids, self.factor).flatten(0, 1)
-        squares = Segments.uniform(sum(counts), 1, self.factor**2, device=queries.device)
-        return self.mlp(self.clip_attn(queries, keys, values, squares)), counts
+        squares = Segments.uniform(count, 1, self.factor**2, device=queries.device)
+        return self.mlp(self.clip_attn(queries, keys, values, squares))
 
     def _coarser(self, maps_ICHW: Tensor) -> Tensor:
         h, w = (max(1, side // self.factor) for side in maps_ICHW.shape[-2:])

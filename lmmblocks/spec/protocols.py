@@ -94,8 +94,8 @@ class Projector(Protocol):
         """Return the grid (or the number of rows) one image of ``grid`` becomes: the only place that counts image tokens."""
         ...
 
-    def forward(self, features: VisionFeatures) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``rows_MD`` and the number of rows of each image."""
+    def forward(self, features: VisionFeatures) -> Tensor:
+        """Return ``rows_MD``, image after image, of each as many as ``out_grid`` says."""
         ...
 
 

@@ -77,7 +77,7 @@ def compare(record_parity):
     def run(projector, twin, features, twin_forward, names, block, twin_name):
         """names: parameter of the projector -> parameter of the twin, all of the twin's."""
         features.patches.requires_grad_(True)
-        rows, _ = projector(features)
+        rows = projector(features)
         pull = torch.randn(rows.shape, generator=torch.Generator().manual_seed(5))
         ours = dict(projector.named_parameters())
         theirs = dict(twin.named_parameters())

@@ -103,8 +103,8 @@ class HalfRows(MLP):
         return grid.rows // 2
 
     def forward(self, features):
-        rows, counts = super().forward(features)
-        return rows[: rows.shape[0] // 2 * 2].view(-1, 2, rows.shape[1]).mean(1), tuple(count // 2 for count in counts)
+        rows = super().forward(features)
+        return rows[: rows.shape[0] // 2 * 2].view(-1, 2, rows.shape[1]).mean(1)
 
 
 class Routed(torch.nn.Module):
@@ -127,7 +127,7 @@ class Routed(torch.nn.Module):
         for index, expert in enumerate(self.experts):
             places = (chosen == index).nonzero()[:, 0]
             rows[places] = expert(features.patches[places])
-        return rows, tuple(grid.rows for grid in features.grids)
+        return rows
 
 
 class Adapted(torch.nn.Module):

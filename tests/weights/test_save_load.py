@@ -30,7 +30,7 @@ class Doubling(torch.nn.Module):
         return grid
 
     def forward(self, features):
-        return self.linear(features.patches) * self.scale, tuple(grid.rows for grid in features.grids)
+        return self.linear(features.patches) * self.scale
 
 
 class WithoutFields:
