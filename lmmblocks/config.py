@@ -11,9 +11,9 @@ from . import registry
 from .images.kinds import preprocess_from_dict, preprocess_to_dict
 from .spec import ByKeywords, LmmError, closest
 from .spec.fields import field_problems, make_plain
+from .spec.tokenizing import MODES, Mode
 
 FORMAT_VERSION = 1
-TOKENIZE_MODES = ("pieces", "llava15")
 ATTENTIONS = ("causal", "images")
 SEVERAL = {"reducers": "visionzip", "hooks": "my_package.my_module:MyHook"}
 """Fields that hold any number of blocks by name, with an example; their kind is the word without its s."""
@@ -66,7 +66,7 @@ class LMMConfig(metaclass=ByKeywords):
     reducers: tuple[Block, ...] = ()
     hooks: tuple[Block, ...] = ()
     template: Mapping[str, Any] | str = "vicuna_v1"
-    tokenize_mode: str = "pieces"
+    tokenize_mode: Mode = "pieces"
     max_length: int | None = None
     attention: str = "causal"
     preprocess: Any = None
@@ -76,7 +76,7 @@ class LMMConfig(metaclass=ByKeywords):
 
     def __post_init__(self) -> None:
         problems = field_problems(self)
-        for name, known in (("tokenize_mode", TOKENIZE_MODES), ("attention", ATTENTIONS)):
+        for name, known in (("tokenize_mode", MODES), ("attention", ATTENTIONS)):
             value = getattr(self, name)
             if value not in known:
                 problems.append(f"{name} {value!r} is none of {known}{closest(str(value), known)}")

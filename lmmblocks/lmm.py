@@ -35,6 +35,7 @@ from .decoders.wrapped_ends import spliced, supervised_loss
 from .images.fit import with_choices
 from .spec import Batch, Decoder, Encoder, Instruction, LmmError, Projector, Segments, SplicePlan, Tokenizer
 from .spec.fields import plain
+from .spec.tokenizing import Mode
 
 _READERS = frozenset({"multi_modal_projector", "reducers", "hooks"})
 """Attributes of a model that hold what reads the encoder's features."""
@@ -75,7 +76,7 @@ class LMM(nn.Module):
         tokenizer: Tokenizer | None = None,
         config: LMMConfig | None = None,
         max_length: int | None = None,
-        tokenize_mode: str = "pieces",
+        tokenize_mode: Mode = "pieces",
         attention: str = "causal",
     ) -> None:
         super().__init__()

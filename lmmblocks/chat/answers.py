@@ -12,11 +12,12 @@ from itertools import groupby
 from typing import Any
 
 from ..spec import IGNORE_LABEL, LmmError
+from ..spec.tokenizing import Mode
 from .lookup import get_template
 from .pieces import IMAGE_MARKER
 from .templates import ChatTemplate
 from .text_encoder import special_ids, text_encoder
-from .tokenize import Mode, Tokens, encode_chat
+from .tokenize import Tokens, encode_chat
 
 _WORD = "x"
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, get_args
+from typing import Any
 
 from ..spec import LmmError
+from ..spec.tokenizing import MODES, Mode
 from .saving import FORMS, template_from_dict, template_to_dict
 from .templates import ChatTemplate
-from .tokenize import Mode
 
 _NOTE = re.compile(r"\{#- lmmblocks: (\{.*?\}) -#\}\n")
 
@@ -31,7 +31,7 @@ def noted(source: str) -> tuple[ChatTemplate, Mode] | None:
     try:
         said: Any = json.loads(found[1])
         template, mode = said["template"], said["tokenize_mode"]
-        if template["type"] not in FORMS or mode not in get_args(Mode):
+        if template["type"] not in FORMS or mode not in MODES:
             return None
         return template_from_dict(template), mode
     except (ValueError, KeyError, TypeError, LmmError):

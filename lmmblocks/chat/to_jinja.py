@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..spec import LmmError
+from ..spec.tokenizing import Mode
 from .jinja_note import note, noted
 from .messages import Message
 from .outline import Fixed, Outline, Single, outline_of
@@ -31,7 +32,7 @@ from .pieces import IMAGE_MARKER
 from .probes import SYSTEM, conversation
 from .templates import ChatTemplate
 from .text_encoder import text_encoder
-from .tokenize import Mode, encode_chat
+from .tokenize import encode_chat
 
 _CONTENT = """\
 {%- set the_word = "a text holds the word <image>, which in a string is an image: write it in another way" -%}

@@ -23,16 +23,15 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, closest
+from ..spec.tokenizing import MODES, Mode
 from .lookup import get_template, missing_tokens
 from .messages import Message, llava15_messages
 from .pieces import Piece
 from .templates import ChatTemplate
 from .text_encoder import TextEncoder, text_encoder
-
-Mode = Literal["pieces", "llava15"]
 
 WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 """What the tokenizers library calls whitespace; Python adds four control characters."""
@@ -79,11 +78,8 @@ def tokenize(
     Source: for "llava15", `tokenizer_image_token` and `preprocess_v1` of LLaVA at c121f04 with transformers
     4.37.2.
     """
-    if mode not in get_args(Mode):
-        modes = get_args(Mode)
-        raise LmmError(
-            f"unknown tokenising mode {mode!r}{closest(str(mode), modes)}; known: {', '.join(modes)}"
-        )
+    if mode not in MODES:
+        raise LmmError(f"unknown tokenising mode {mode!r}{closest(str(mode), MODES)}; known: {', '.join(MODES)}")
     encoder = text_encoder(tokenizer, reserved)
     fresh = _kinds_before_a_prefix(encoder, mode)
     ids: list[int] = []

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..spec import Arrangement, Grid, LmmError, TileGrid, image_count
 from ..spec.fields import is_whole, plain
+from ..spec.tokenizing import Mode
 from .image_rows import RowCount
 
 
@@ -35,7 +36,7 @@ class InputSpec:
     out_grid: Callable[[Grid], Grid | int]
     max_length: int | None = None
     max_positions: int | None = None
-    tokenize_mode: str = "pieces"
+    tokenize_mode: Mode = "pieces"
     attention: str = "causal"
     instruct: Callable[[str], list[int]] | None = None
     arrangement: Arrangement | None = None

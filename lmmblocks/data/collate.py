@@ -153,7 +153,7 @@ def _tokens(sample: Sample, spec: InputSpec, add_generation_prompt: bool, name: 
             sample.messages,
             spec.template,
             spec.tokenizer,
-            mode=spec.tokenize_mode,  # type: ignore[arg-type]
+            mode=spec.tokenize_mode,
             add_generation_prompt=add_generation_prompt,
         )
     except LmmError as error:

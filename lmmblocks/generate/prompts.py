@@ -179,7 +179,7 @@ def question_ids(question: Question, spec: InputSpec) -> list[int]:
             question.messages,
             spec.template,
             spec.tokenizer,
-            mode=spec.tokenize_mode,  # type: ignore[arg-type]
+            mode=spec.tokenize_mode,
             add_generation_prompt=True,
         ).ids
     except LmmError as error:

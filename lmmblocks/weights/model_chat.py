@@ -9,9 +9,9 @@ from typing import Any
 
 from ..chat import IMAGE_MARKER, ChatTemplate, from_jinja, get_template, of_model, with_ends, with_stops
 from ..chat.text_encoder import special_ids
-from ..chat.tokenize import Mode
 from ..config import LMMConfig
 from ..spec import LmmError
+from ..spec.tokenizing import Mode
 from .chat_files import GENERATION, not_followed, stated_ends, stated_stops, stated_template
 from .files.tensors import CONFIG, read_json
 
