@@ -17,8 +17,7 @@ import torch.nn as nn
 from .. import registry
 from ..config import Block, is_config
 from ..spec import FeatureSpec, LmmError, closest
-
-WIDTHS = ("in_dim", "out_dim")
+from ..spec.options import WIDTHS
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from ..decoders.context import LayerContext
 from ..decoders.layer import RMSNorm
 from ..decoders.vision import VisionContext
 from ..projectors.grids import context as looked_at
-from ..projectors.grids import segments_of
 from ..projectors.perceiver import Perceiver
 from ..spec import LmmError, Segments, closest
+from ..spec.options import remembers_options
 from .last_image import LastImage, starts_of
 
 GATES = ("float", "vector")
@@ -91,6 +91,7 @@ def _opened(alpha: Tensor) -> Tensor:
     return alpha.flatten().tanh()
 
 
+@remembers_options
 class GatedCrossAttention(nn.Module):
     """A layer hook.
 
@@ -136,10 +137,6 @@ class GatedCrossAttention(nn.Module):
         if problems:
             raise LmmError(f"hook 'gated_cross_attention': {'; '.join(problems)}")
         self.layers = tuple(layers)
-        self.options = {
-            **{"layers": list(layers), "heads": heads, "ffn_dim": ffn_dim, "qk_norm": qk_norm, "gate": gate, "eps": eps},
-            **{"prefix": prefix, "resampler": None if resampler is None else dict(resampler)},
-        }
         self.prefix = prefix
         self.requires = frozenset({"vision", "prefix"} if prefix else {"vision"})
         self.resampler = None if resampler is None else _resampler(in_dim, prefix, resampler)
@@ -181,7 +178,7 @@ class GatedCrossAttention(nn.Module):
         if known != asked:
             sight, counts = LastImage.of(*asked), self._images(vision)[1]
             device = context.segments.cu_q.device
-            found = sight, segments_of(sight.seeing, [counts[image] for image in sight.shown], device)
+            found = sight, Segments.of(sight.seeing, [counts[image] for image in sight.shown], device=device)
             vision.memo[key] = asked, found
         return found
 

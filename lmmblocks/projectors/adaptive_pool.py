@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures
+from ..spec.options import remembers_options
 from .grids import by_grid, channels_first, one_of, whole
 from .mlp import MLP
 
@@ -50,6 +51,7 @@ class PoolTarget:
         return F.adaptive_avg_pool2d(maps_ICHW, (target.h, target.w))
 
 
+@remembers_options
 class AdaptivePool(MLP):
     """The image is cut into ``grid`` cells of nearly equal size, each becomes the mean of its patches.
 
@@ -75,7 +77,6 @@ class AdaptivePool(MLP):
     ) -> None:
         super().__init__(in_dim, out_dim, depth, bias)
         self.target = PoolTarget("adaptive_pool", grid, small)
-        self.options = {"grid": grid, "small": small, "depth": depth, "bias": bias}
 
     def out_grid(self, grid: Grid) -> Grid:
         """One row per cell.

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, VisionFeatures
+from ..spec.options import remembers_options
 from .adaptive_pool import PoolTarget
 from .convolutions import ChannelNorm, SqueezeExcite
 from .grids import by_grid, channels_first, whole
@@ -61,6 +62,7 @@ class _Pool(nn.Module):
         return self.target.pool(maps_ICHW)
 
 
+@remembers_options
 class CAbstractor(nn.Module):
     """Any image becomes at most ``grid x grid`` rows.
 
@@ -100,10 +102,6 @@ class CAbstractor(nn.Module):
     ) -> None:
         super().__init__()
         whole("c_abstractor", dim=dim, depth=depth, mlp_depth=mlp_depth, positions=positions or 1)
-        self.options = {
-            **{"grid": grid, "dim": dim, "depth": depth, "mlp_depth": mlp_depth},
-            **{"small": small, "positions": positions},
-        }
         self.target, self.positions = PoolTarget("c_abstractor", grid, small), positions
         self.pos_emb = nn.Parameter(torch.randn(1, positions**2, in_dim) * 0.02) if positions else None
         self.net = nn.Sequential(_Stage(in_dim, dim, depth), _Pool(self.target), _Stage(dim, dim, depth))

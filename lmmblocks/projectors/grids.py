@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..spec import Grid, LmmError, Segments, VisionFeatures
+from ..spec import Grid, LmmError, VisionFeatures
 
 
 def by_grid(rows_MC: Tensor, grids: Sequence[Grid], run: Callable[[Tensor], Tensor]) -> Tensor:
@@ -76,14 +76,6 @@ def context(features: VisionFeatures, prefix: bool) -> tuple[Tensor, tuple[int, 
     count = features.prefix.shape[1]
     rows = interleave(features.prefix.flatten(0, 1), [count] * len(lengths), features.patches, lengths)
     return rows, tuple(length + count for length in lengths)
-
-
-def segments_of(lengths_q: Sequence[int], lengths_k: Sequence[int], device: torch.device) -> Segments:
-    """Return attention segments; where all images are alike, as with encoders of a fixed size, nothing is copied from the host."""
-    pairs = set(zip(lengths_q, lengths_k))
-    if len(pairs) == 1:
-        return Segments.uniform(len(lengths_q), *pairs.pop(), device=device)
-    return Segments.of(lengths_q, lengths_k, device=device)
 
 
 def shrunk(name: str, grid: Grid, factor: int, *, uneven: str) -> Grid:

@@ -6,8 +6,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, LmmError, VisionFeatures
+from ..spec.options import remembers_options
 
 
+@remembers_options
 class Identity(nn.Module):
     """Hands the patch features on unchanged.
 

@@ -13,8 +13,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures
+from ..spec.options import remembers_options
 
 
+@remembers_options
 class ImageToken(nn.Module):
     """Any image becomes the row of a token.
 
@@ -36,7 +38,7 @@ class ImageToken(nn.Module):
         super().__init__()
         if type(token) is not int or token < 0:
             raise LmmError(f"projector 'image_token': token must be the id of a token, a whole number from 0 on, found {token!r}")
-        self.token, self.options = token, {"token": token}
+        self.token = token
 
     def out_grid(self, grid: Grid) -> int:
         """One row."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, VisionFeatures
+from ..spec.options import remembers_options
 from .convolutions import ChannelNorm, SqueezeExcite
 from .grids import by_grid, channels_first
 
@@ -44,6 +45,7 @@ class _Model(nn.Module):
         self.mb_block = nn.Sequential(nn.Identity(), _InvertedResidual(out_dim, 1), _InvertedResidual(out_dim, 2))
 
 
+@remembers_options
 class LDP(nn.Module):
     """Each second patch of each second row becomes a row that has seen its neighbours.
 
@@ -61,7 +63,6 @@ class LDP(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.options: dict[str, object] = {}
         self.model = _Model(in_dim, out_dim)
 
     def out_grid(self, grid: Grid) -> Grid:

@@ -8,6 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, VisionFeatures
+from ..spec.options import remembers_options
 from .adaptive_pool import PoolTarget
 from .grids import by_grid, channels_first
 
@@ -24,6 +25,7 @@ class _Positions(nn.Module):
         self.peg = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
 
 
+@remembers_options
 class LDPv2(nn.Module):
     """Any image becomes at most ``grid x grid`` rows.
 
@@ -46,7 +48,6 @@ class LDPv2(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, grid: int | Sequence[int] = 12, small: str = "keep") -> None:
         super().__init__()
-        self.options = {"grid": grid, "small": small}
         self.target = PoolTarget("ldpv2", grid, small)
         self.mlp, self.peg = _MLP(in_dim, out_dim), _Positions(out_dim)
 

@@ -6,8 +6,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, VisionFeatures
+from ..spec.options import remembers_options
 
 
+@remembers_options
 class Linear(nn.Module):
     """``rows = patches W^T + b``.
 
@@ -21,7 +23,6 @@ class Linear(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.options = {"bias": bias}
         self.linear = nn.Linear(in_dim, out_dim, bias=bias)
 
     def out_grid(self, grid: Grid) -> Grid:

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, LmmError, VisionFeatures
+from ..spec.options import remembers_options
 
 
+@remembers_options
 class MLP(nn.Module):
     """``depth`` linear layers, the exact (erf) GELU between them. Layers are named ``linear_1, linear_2, ...`` as in Hugging Face's LLaVA.
 
@@ -36,7 +38,6 @@ class MLP(nn.Module):
         if depth < 1:
             raise LmmError(f"projector {type(self).__name__!r} needs depth >= 1, found {depth}")
         self.depth = depth
-        self.options: dict[str, object] = {"depth": depth, "bias": bias}
         for index in range(depth):
             self.add_module(f"linear_{index + 1}", nn.Linear(out_dim if index else in_dim, out_dim, bias=bias))
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .. import ops
 from ..spec import Grid, LmmError, Segments, VisionFeatures
-from .grids import context, interleave, one_of, segments_of, whole
+from ..spec.options import remembers_options
+from .grids import context, interleave, one_of, whole
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
@@ -49,6 +50,7 @@ class _MLP(nn.Module):
         return self.c_proj(self.activation(self.fc(self.ln(rows))))
 
 
+@remembers_options
 class Perceiver(nn.Module):
     """Any image becomes ``latents`` rows.
 
@@ -91,10 +93,6 @@ class Perceiver(nn.Module):
         one_of("perceiver", activation=(activation, tuple(_ACTIVATIONS)))
         if not project and in_dim != out_dim:
             raise LmmError(f"projector 'perceiver' with project=False gives the encoder's width {in_dim}, decoder takes {out_dim}: set project=True")
-        self.options = {
-            **{"latents": latents, "depth": depth, "heads": heads, "head_dim": head_dim, "qk_norm": qk_norm},
-            **{"activation": activation, "prefix": prefix, "project": project},
-        }
         self.prefix = prefix
         self.requires = frozenset({"patches", "prefix"} if prefix else {"patches"})
         self.latents = nn.Parameter(torch.randn(latents, in_dim))
@@ -113,7 +111,7 @@ class Perceiver(nn.Module):
         count = self.latents.shape[0]
         patches, lengths = context(features, self.prefix)
         images = len(lengths)
-        segments = segments_of([count] * images, [length + count for length in lengths], patches.device)
+        segments = Segments.of([count] * images, [length + count for length in lengths], device=patches.device)
         rows = self.latents.expand(images, -1, -1).flatten(0, 1)
         blocks: Any = self.blocks
         for attention, mlp in blocks:

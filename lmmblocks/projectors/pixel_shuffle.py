@@ -6,10 +6,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import Grid, VisionFeatures
+from ..spec.options import remembers_options
 from .grids import one_of, regions, shrunk, whole
 from .mlp import MLP
 
 
+@remembers_options
 class PixelShuffle(MLP):
     """Each ``factor x factor`` square of patches becomes one row; its channels are the patches' in reading order.
 
@@ -43,7 +45,6 @@ class PixelShuffle(MLP):
         super().__init__(in_dim * factor**2, out_dim, depth, bias)
         self.factor, self.odd = factor, odd
         self.layer_norm = nn.LayerNorm(in_dim * factor**2) if norm else None
-        self.options = {"factor": factor, "odd": odd, "depth": depth, "norm": norm, "bias": bias}
 
     def out_grid(self, grid: Grid) -> Grid:
         """One row per square.

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import Grid, VisionFeatures
+from ..spec.options import remembers_options
 from .grids import by_grid, channels_first, one_of, shrunk, whole
 from .mlp import MLP
 
 
+@remembers_options
 class Pool(MLP):
     """Each ``factor x factor`` square of patches becomes its mean.
 
@@ -38,7 +40,6 @@ class Pool(MLP):
         one_of("pool", odd=(odd, ("partial", "error")), first=(first, ("pool", "mlp")))
         super().__init__(in_dim, out_dim, depth, bias)
         self.factor, self.odd, self.first = factor, odd, first
-        self.options = {"factor": factor, "odd": odd, "depth": depth, "bias": bias, "first": first}
 
     def out_grid(self, grid: Grid) -> Grid:
         """One row per square.

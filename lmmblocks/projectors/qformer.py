@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import ops
 from ..spec import Grid, Instruction, LmmError, Segments, VisionFeatures
-from .grids import context, interleave, segments_of, whole
+from ..spec.options import remembers_options
+from .grids import context, interleave, whole
 from .instruction_tokens import InstructionTokens
 
 
@@ -96,6 +97,7 @@ class _Bert(nn.Module):
             self.layernorm = layernorm
 
 
+@remembers_options
 class QFormer(nn.Module):
     """BLIP-2's connector: any image becomes ``queries`` rows.
 
@@ -141,10 +143,6 @@ class QFormer(nn.Module):
         whole(name, queries=queries, dim=dim, layers=layers, heads=heads, mlp_dim=mlp_dim, cross_every=cross_every)
         if dim % heads:
             raise LmmError(f"projector {name!r}: dim {dim} is not a multiple of heads {heads}")
-        self.options: dict[str, Any] = {
-            **{"queries": queries, "dim": dim, "layers": layers, "heads": heads, "mlp_dim": mlp_dim},
-            **{"cross_every": cross_every, "eps": eps, "prefix": prefix},
-        }
         self.prefix = prefix
         self.requires = frozenset({"patches", *(["prefix"] if prefix else []), *(["instruction"] if self.text else [])})
         stack = [_Layer(dim, in_dim, heads, mlp_dim, eps, index % cross_every == 0, self.text) for index in range(layers)]
@@ -161,7 +159,7 @@ class QFormer(nn.Module):
         count, images = self.query_tokens.shape[1], len(features.grids)
         patches, lengths = context(features, self.prefix)
         within = Segments.uniform(images, count, device=patches.device)
-        across = segments_of([count] * images, lengths, patches.device)
+        across = Segments.of([count] * images, lengths, device=patches.device)
         rows = self.qformer.layernorm(self.query_tokens).expand(images, -1, -1).flatten(0, 1)
         for layer in self.qformer.encoder.layer:
             rows = layer.attention(rows, rows, within)
@@ -171,6 +169,7 @@ class QFormer(nn.Module):
         return self.language_projection(rows)
 
 
+@remembers_options
 class InstructQFormer(QFormer):
     """InstructBLIP's connector: the queries look at the image and read what is asked about it.
 
@@ -219,7 +218,6 @@ class InstructQFormer(QFormer):
         super().__init__(in_dim, out_dim, queries, dim, layers, heads, mlp_dim, cross_every, eps, prefix)
         self.qformer.embeddings = _TextEmbeddings(vocab, positions, dim, eps)
         self.tokenizer = tokenizer
-        self.options |= {"vocab": vocab, "positions": positions, "tokenizer": tokenizer}
 
     def instruct(self, tokenizer: Any) -> InstructionTokens:
         """Return what turns the text of an instruction into ids; ``tokenizer`` is the model's own.
@@ -242,8 +240,8 @@ class InstructQFormer(QFormer):
         texts, queries = instruction.segments.lengths_q, (count,) * images
         patches, lengths = context(features, self.prefix)
         both_lengths = [count + text for text in texts]
-        within = segments_of(both_lengths, both_lengths, patches.device)
-        across = segments_of(queries, lengths, patches.device)
+        within = Segments.of(both_lengths, both_lengths, device=patches.device)
+        across = Segments.of(queries, lengths, device=patches.device)
         rows = self.qformer.embeddings.layernorm(self.query_tokens).expand(images, -1, -1).flatten(0, 1)
         text = self.qformer.embeddings(instruction)
         last = len(self.qformer.encoder.layer) - 1

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import ops
 from ..spec import PATCHES, Grid, LmmError, Segments, VisionFeatures
-from .grids import by_grid, segments_of, whole
+from ..spec.options import remembers_options
+from .grids import by_grid, whole
 
 _EPS = 1e-6
 
@@ -73,10 +74,11 @@ class _Pool(nn.Module):
         values = self.ln_kv(self.kv_proj(features.patches))
         keys = by_grid(values, grids, lambda maps: (maps + self.positions(Grid(*maps.shape[1:3]))).flatten(1, 2))
         queries = (self.ln_q(self.query) + self.pos_embed).expand(images, -1, -1).flatten(0, 1)
-        segments = segments_of([self.grid**2] * images, [grid.rows for grid in grids], values.device)
+        segments = Segments.of([self.grid**2] * images, [grid.rows for grid in grids], device=values.device)
         return self.attn(queries, keys, values, segments)
 
 
+@remembers_options
 class Resampler(nn.Module):
     """Any image becomes ``grid x grid`` rows, as in Qwen-VL: attention, LayerNorm, a square matrix.
 
@@ -104,7 +106,6 @@ class Resampler(nn.Module):
         whole("resampler", grid=grid, heads=chosen)
         if out_dim % 4 or out_dim % chosen:
             raise LmmError(f"projector 'resampler' needs a width that is a multiple of 4 and of its {chosen} heads, found {out_dim}: set heads=...")
-        self.options = {"grid": grid, "heads": heads, "post": post}
         self.attn_pool = _Pool(in_dim, out_dim, grid, chosen)
         self.ln_post = nn.LayerNorm(out_dim, eps=_EPS) if post else None
         if post:

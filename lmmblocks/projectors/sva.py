@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..spec import FeatureSpec, Grid, LmmError, Segments, VisionFeatures
+from ..spec.options import remembers_options
 from .grids import regions, whole
 
 
@@ -75,6 +76,7 @@ class _Sampler(nn.Module):
         self.layers = nn.ModuleList(layers)
 
 
+@remembers_options
 class SVA(nn.Module):
     """A grid of queries, all alike at first; each sees a window of ``windows[t] x windows[t]`` patches of tower ``t`` and the image's mean.
 
@@ -120,7 +122,6 @@ class SVA(nn.Module):
                 f"projector 'sva': found dims {widths}, windows {sides}, dim {dim} and heads {heads}: dims and windows need one number per tower, "
                 f"dim must be a multiple of heads"
             )
-        self.options = {"dims": dims and list(dims), "windows": list(sides), "dim": dim, "depth": depth, "heads": heads}
         self.windows = sides
         self.requires = frozenset({"patches"} if dims is None else {"towers"})
         for index, width in enumerate(widths):

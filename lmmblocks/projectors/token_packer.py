@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import FeatureSpec, Grid, LmmError, Segments, VisionFeatures
+from ..spec.options import remembers_options
 from .grids import by_grid, channels_first, regions, shrunk, whole
 from .resampler import FusedAttention
 
@@ -19,6 +20,7 @@ def _mlp(in_dim: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
 
+@remembers_options
 class TokenPacker(nn.Module):
     """Each ``factor x factor`` square becomes one row.
 
@@ -51,7 +53,6 @@ class TokenPacker(nn.Module):
             raise LmmError(
                 f"projector 'token_packer': the encoder's width {in_dim} must be a multiple of layers {layers}, and dim {dim} of heads {heads}"
             )
-        self.options = {"layers": layers, "factor": factor, "dim": dim, "heads": heads}
         self.layers, self.factor = layers, factor
         self.q_proj_1 = nn.Linear(in_dim // layers, dim, bias=False)
         self.k_proj_1, self.v_proj_1 = _mlp(in_dim, dim), _mlp(in_dim, dim)

@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import PATCHES, Grid, LmmError, VisionFeatures, closest
+from ..spec.options import remembers_options
 from .equal_runs import equal_runs
 
 MODES = ("average", "max", "bilinear")
 
 
+@remembers_options
 class Pool(nn.Module):
     """``stride x stride`` rows become one; at odd edges, what is left of a window is pooled, so no patch is lost.
 
@@ -32,7 +34,6 @@ class Pool(nn.Module):
         super().__init__()
         if mode not in MODES or stride < 1:
             raise LmmError(f"reducer 'pool': mode {mode!r} must be one of {MODES}{closest(mode, MODES)}, stride {stride} at least 1")
-        self.options = {"stride": stride, "mode": mode, "before_projector": before_projector}
         self.stride, self.mode, self.before_projector = stride, mode, before_projector
         self.requires = PATCHES if before_projector else frozenset()
 

@@ -17,10 +17,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures, image_count
+from ..spec.options import remembers_options
 from . import merging
 from .equal_runs import check_one_row_per_patch, image_segments
 
 
+@remembers_options
 class PruMerge(nn.Module):
     """Keeps a fixed number of patches of every image.
 
@@ -56,7 +58,6 @@ class PruMerge(nn.Module):
                 f"of the paper isn't known before the encoder runs, but batches are planned before; measure it with "
                 f"lmmblocks.reducers.outlier_counts and set keep, such as 32"
             )
-        self.options = dict(keep=keep, spatial=spatial, neighbours=neighbours, rest=rest, before_projector=before_projector)
         self.keep, self.spatial, self.neighbours, self.rest = keep, spatial, neighbours, rest
         self.before_projector = before_projector
 

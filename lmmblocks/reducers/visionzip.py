@@ -12,10 +12,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures, image_count
+from ..spec.options import remembers_options
 from . import merging
 from .equal_runs import check_one_row_per_patch, image_segments
 
 
+@remembers_options
 class VisionZip(nn.Module):
     """Keeps ``dominant`` rows and merges the rest into ``contextual`` rows; the paper's budgets are 54 + 10, 108 + 20 and 162 + 30.
 
@@ -37,7 +39,6 @@ class VisionZip(nn.Module):
             raise LmmError(f"reducer 'visionzip' needs dominant > {int(cls)} and contextual >= 1, found {dominant} and {contextual}")
         if cls and not before_projector:
             raise LmmError("reducer 'visionzip': the CLS token isn't projected: set cls=False or before_projector=True")
-        self.options = dict(dominant=dominant, contextual=contextual, cls=cls, before_projector=before_projector)
         self.dominant, self.contextual, self.cls = dominant - cls, contextual, cls
         self.before_projector = before_projector
         self.requires = frozenset({"patches", "keys", "cls_attn"} | ({"prefix"} if cls else set()))

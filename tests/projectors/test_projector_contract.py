@@ -1,5 +1,7 @@
 """What every projector must hold: rows as out_grid() says, images independent of each other, none at all, gradients, options, dtypes."""
 
+import inspect
+import json
 import re
 
 import pytest
@@ -166,7 +168,8 @@ def test_bf16_is_near_fp32(case):
 
 def test_options_say_how_it_was_made(case):
     projector, features = case
-    again = type(projector)(IN, OUT, **projector.options)
+    again = type(projector)(IN, OUT, **json.loads(json.dumps(projector.options)))
+    assert again.options == projector.options and set(projector.options) == set(inspect.signature(type(projector)).parameters) - {"in_dim", "out_dim"}
     again.load_state_dict(projector.state_dict())
     given_ = features([Grid(6, 6)])
     assert str(again) == str(projector) and again.requires == projector.requires
