@@ -192,7 +192,7 @@ def test_the_hf_format_takes_two_layers_only(make_model, tmp_path):
 
 
 def test_an_unknown_format_gets_the_closest_one(make_model, tmp_path):
-    with pytest.raises(LmmError, match="unknown format 'natve'; did you mean 'native'.; known: hf, llava, native"):
+    with pytest.raises(LmmError, match="unknown format 'natve'; did you mean 'native'.; known: hf, llava, qwen_vl, native"):
         make_model().save(tmp_path / "out", format="natve")
     assert os.listdir(tmp_path) == []
 
