@@ -7,7 +7,7 @@ gradient whole and the images' gradient.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from lmmblocks.kernels.splice_codes import NOWHERE, STATUS_WORDS
 
 from lmmblocks import ops
+from lmmblocks.experimental import DevicePlan
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IMAGE_TOKEN, SplicePlan
 
@@ -53,8 +54,9 @@ def _ours(backend: str, i: Inputs) -> Any:
 def _with_slack(plan: SplicePlan, rows: int) -> SplicePlan:
     """The plan as the device makes it: with room for more rows than it uses."""
     source, order = (F.pad(x, (0, rows), value=empty) for x, empty in ((plan.source, NOWHERE), (plan.token_order, -1)))
-    status = plan.source.new_zeros(STATUS_WORDS)
-    return replace(plan, source=source, token_order=order, total_rows=plan.total_rows + rows, status=status)
+    own = {field.name: getattr(plan, field.name) for field in fields(plan)}
+    own |= {"source": source, "token_order": order, "total_rows": plan.total_rows + rows}
+    return DevicePlan(**own, status=plan.source.new_zeros(STATUS_WORDS))
 
 
 def _check(
