@@ -26,7 +26,7 @@ import lmmblocks as lb
 from lmmblocks.config import LMMConfig
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.encoders.clip import CLIPConfig
-from lmmblocks.weights.files.maps import ORIGINAL
+from lmmblocks.weights.systems.llava_original_names import ORIGINAL
 
 SHARD_BYTES = 400_000_000
 LOAD = r"""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .config import Block, LMMConfig
 from .decoders.catalogue import DECODERS
+from .decoders.hf_config import HFDecoderConfig
 from .decoders.transformer import TransformerConfig
 from .encoders.blip2_vit import Blip2ViTConfig
 from .encoders.catalogue import BLIP2_VIT_G, CLIP_L_336, ENCODERS
@@ -38,6 +39,25 @@ def llava_next_7b() -> LMMConfig:
     return replace(config, encoder=TiledConfig(config.encoder), max_length=4096)
 
 
+def llava_onevision_7b() -> LMMConfig:
+    """LLaVA-OneVision 7B: SigLIP So400m/14-384 sees up to 6 by 6 tiles, of which nine tiles' rows are kept; a two-layer MLP, Qwen2-7B.
+
+    The tower has SigLIP's last layer, whose result is not used: the released model leaves it out. Its projector and newline are new here; the trained
+    model is read with ``lmmblocks.load("llava-hf/llava-onevision-qwen2-7b-ov-hf")``. Source: Li et al., arXiv 2408.03326.
+    """
+    tower, source = ENCODERS["siglip-so400m-384"]
+    sides = range(384, 2305, 384)
+    decoder = DECODERS["qwen2.5-7b"][0]  # Qwen2-7B has the same shape
+    return LMMConfig(
+        encoder=TiledConfig(tower, tuple((height, width) for height in sides for width in sides), most_tiles=9),
+        projector=Block("mlp", {"depth": 2}),
+        decoder=decoder,
+        template="qwen2",
+        encoder_source=source,
+        decoder_source="Qwen/Qwen2-7B-Instruct",
+    )
+
+
 def instructblip_vicuna_7b() -> LMMConfig:
     """InstructBLIP with Vicuna-7B v1.1: BLIP-2's ViT-g/14, a Q-Former that reads the instruction with BERT's tokenizer.
 
@@ -52,6 +72,23 @@ def instructblip_vicuna_13b() -> LMMConfig:
     """InstructBLIP with Vicuna-13B v1.1: as :func:`instructblip_vicuna_7b`."""
     shape = TransformerConfig(dim=5120, layers=40, heads=40, kv_heads=40, ffn_dim=13824, max_positions=2048, eps=1e-6)
     return _instructblip("lmsys/vicuna-13b-v1.1", shape)
+
+
+def blip2_opt_2_7b() -> LMMConfig:
+    """BLIP-2 with OPT-2.7B: BLIP-2's ViT-g/14, 32 queries that see the image alone, OPT as transformers computes it.
+
+    The Q-Former is new, as every projector that :func:`lmmblocks.build` makes; the trained model is read with
+    ``lmmblocks.load("Salesforce/blip2-opt-2.7b")``. Source: Li et al., arXiv 2301.12597; ``blip2_pretrain_opt2.7b.yaml`` of LAVIS.
+    """
+    shape = {"hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32, "ffn_dim": 10240, "vocab_size": 50304}
+    return LMMConfig(
+        encoder=Blip2ViTConfig(),
+        projector=Block("qformer", {"prefix": True}),
+        decoder=HFDecoderConfig({"model_type": "opt", **shape, "word_embed_proj_dim": 2560}),
+        template="lmmblocks.weights.systems.blip2:BLIP2",
+        encoder_source=BLIP2_VIT_G,
+        decoder_source="facebook/opt-2.7b",
+    )
 
 
 def idefics_9b() -> LMMConfig:
@@ -136,8 +173,10 @@ PRESETS: dict[str, Callable[[], LMMConfig]] = {
     "llava15-13b": llava15_13b,
     "llava15-tiny": llava15_tiny,
     "llava-next-7b": llava_next_7b,
+    "llava-onevision-7b": llava_onevision_7b,
     "instructblip-vicuna-7b": instructblip_vicuna_7b,
     "instructblip-vicuna-13b": instructblip_vicuna_13b,
+    "blip2-opt-2.7b": blip2_opt_2_7b,
     "idefics-9b": idefics_9b,
     "qwen-vl-7b": qwen_vl_7b,
     "qwen-vl-chat-7b": qwen_vl_chat_7b,

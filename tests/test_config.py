@@ -178,7 +178,7 @@ def test_own_config_classes_are_named_by_module_and_survive():
 
 
 def test_unknown_presets_are_refused_with_the_closest():
-    with pytest.raises(LmmError, match="unknown preset 'llava-7b'; did you mean 'llava15-7b'.; known: .'idefics-9b'"):
+    with pytest.raises(LmmError, match="unknown preset 'llava-7b'; did you mean 'llava15-7b'.; known: .'blip2-opt-2.7b'"):
         preset("llava-7b")
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("builder", ("builder", "compose.first_pass")),
     (
         "whole models",
-        ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save", "weights.systems.llava_original_save"),
+        ("weights", "weights.inspect", "weights.load", "weights.names", "weights.read_back", "weights.save"),
     ),
     ("use", ("data", "eval", "generate", "train")),
     ("experimental", ("experimental",)),

@@ -7,12 +7,13 @@ How it works: the program is taken apart as a tokenizer's own is (``derive.py``)
 whatever is said, that one is taken, with or without its system prompt. What differs in no conversation that matters is told and not refused:
 
 - whitespace around contents, which many of these programs take off and the library never does;
-- the end of earlier answers, which LLaVA's write as a blank: the token that the model was trained to end them with is the tokenizer's.
+- the end of earlier answers, which LLaVA's write as a blank: the token that the model was trained to end them with is the tokenizer's;
+- a blank at the end of the line in front of earlier answers, which LLaVA-OneVision's writes there and not in front of the one that is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,8 +91,8 @@ def _that_takes_contents(source: str, tokenizer: Any) -> JinjaTemplate:
 def _taken_apart(jinja: JinjaTemplate, name: str, image_token: str) -> tuple[MarkedTemplate, tuple[str, ...]]:
     if jinja.depends_on_date(conversation(2)):
         raise Unfit("what it writes depends on today's date")
+    jinja, notes = _with_one_prompt(jinja)
     template, end = learn(jinja, lend_end=True)
-    notes = []
     if template.ending == "{eos}":
         notes.append(f"earlier answers end with the tokenizer's own token, where it writes {end!r}")
     try:
@@ -101,6 +102,28 @@ def _taken_apart(jinja: JinjaTemplate, name: str, image_token: str) -> tuple[Mar
         notes.append("whitespace around contents is kept, which it takes off")
     template, told = _with_images(jinja, replace(template, name=name), image_token)
     return template, (*notes, *told)
+
+
+class _OnePrompt(JinjaTemplate):
+    """A program that introduces earlier answers as it does the one that is asked for."""
+
+    def __init__(self, jinja: JinjaTemplate, earlier: str, asked: str) -> None:
+        super().__init__(jinja.tokenizer, jinja.source, parts=jinja.parts)
+        self._earlier, self._asked = earlier, asked
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False) -> str:
+        return super().__call__(messages, add_generation_prompt=add_generation_prompt).replace(self._earlier, self._asked)
+
+
+def _with_one_prompt(jinja: JinjaTemplate) -> tuple[JinjaTemplate, list[str]]:
+    """Take off blanks at the ends of lines in front of earlier answers, where a generation prompt is the same without them."""
+    question, answer = conversation(1)
+    earlier = jinja([question, answer]).partition(question["content"])[2].partition(answer["content"])[0]
+    asked = jinja([question], add_generation_prompt=True).partition(question["content"])[2]
+    if earlier == asked or earlier.replace(" \n", "\n") != asked:
+        return jinja, []
+    told = f"earlier answers are introduced by {asked!r}, as the one that is asked for is, where it writes {earlier!r}"
+    return _OnePrompt(jinja, earlier, asked), [told]
 
 
 def _with_images(jinja: JinjaTemplate, template: MarkedTemplate, image_token: str) -> tuple[MarkedTemplate, tuple[str, ...]]:

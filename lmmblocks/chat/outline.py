@@ -112,7 +112,7 @@ def _caption(template: CaptionTemplate) -> Single:
 
 
 def _prompt(template: PromptTemplate) -> Single:
-    return Single(images_first=True, words=True, needs_image=False, lead=_text(template.lead), ending=cut(EOS, ()))
+    return Single(images_first=True, words=True, needs_image=False, lead=_text(template.lead), ending=_text(template.ending) or cut(EOS, ()))
 
 
 def _text(text: str) -> Fixed:

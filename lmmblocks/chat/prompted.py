@@ -1,4 +1,4 @@
-"""The template of models that are prompted and not chatted with: InstructBLIP's."""
+"""The template of models that are prompted and not chatted with: BLIP-2's and InstructBLIP's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class PromptTemplate(metaclass=ByKeywords):
     Args:
         name: the registered name, saved with a model.
         lead: text between the question and the answer, said by the model: the space where tokenizers join it to the next word.
+        ending: text that ends an answer, said by the model; "" = the end-of-sequence token does.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
         stops: strings that end an answer besides, where a model states them.
 
@@ -37,16 +38,17 @@ class PromptTemplate(metaclass=ByKeywords):
 
     name: str
     lead: str = " "
+    ending: str = ""
     ends: tuple[str, ...] = ()
     stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        refuse_wrong_fields(self, texts=("name", "lead"), lists=("ends", "stops"))
+        refuse_wrong_fields(self, texts=("name", "lead", "ending"), lists=("ends", "stops"))
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end an answer: none, the end-of-sequence token does."""
-        return ()
+        """Strings that end an answer: none where the end-of-sequence token does."""
+        return (self.ending,) if self.ending else ()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Piece]:
         """Render one question and, unless `add_generation_prompt`, its answer.
@@ -56,7 +58,7 @@ class PromptTemplate(metaclass=ByKeywords):
             add_generation_prompt: leave the answer to be generated.
 
         Returns:
-            Pieces; the answer and the end-of-sequence token are marked for training.
+            Pieces; the answer and what ends it are marked for training.
 
         Raises:
             LmmError: the conversation is malformed, has more turns, or a system message.
@@ -77,4 +79,5 @@ class PromptTemplate(metaclass=ByKeywords):
 
     def _answer(self, content: str) -> list[Piece]:
         text = content_pieces(f"{self.lead}{content}", "assistant", train=True) if content else []
-        return [*text, Piece("eos", role="assistant", train=True)]
+        end = Piece("text", self.ending, "assistant", train=True) if self.ending else Piece("eos", role="assistant", train=True)
+        return [*text, end]

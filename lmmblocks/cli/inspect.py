@@ -29,11 +29,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LmmError: nothing there, a damaged file, or a base for what needs none.
     """
-    from ..weights.checkpoint import Layout
     from ..weights.inspect import inspect
+    from ..weights.systems.all import SYSTEMS
 
     report = inspect(args.path, base=args.base, vision_tower=args.vision_tower)
-    if args.base is not None and report.layout not in (Layout.PROJECTOR.value, Layout.LORA.value):
+    if args.base is not None and report.layout not in [system.name for system in SYSTEMS if system.over_base]:
         raise LmmError(f"{report.path} ({report.layout}) lies over no base, as a projector or a LoRA adapter does: leave --base {args.base!r} out")
     print(json.dumps(report.to_dict(), indent=2) if args.json else text(report))
     return 1 if report.problems else 0

@@ -84,7 +84,7 @@ def sample_reader(folder: str | os.PathLike[str] | None = None, *, template: Any
     """
     from ..chat import get_template, load_tokenizer
     from ..chat.lookup import AUTO
-    from ..weights.checkpoint import is_lmm
+    from ..weights.systems.all import folder_of
 
     if image_rows < 1:
         raise LmmError(f"image_rows must be at least 1, found {image_rows}")
@@ -95,7 +95,7 @@ def sample_reader(folder: str | os.PathLike[str] | None = None, *, template: Any
     if not os.path.isdir(folder):
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise LmmError(f"tokenizer folder {os.fspath(folder)} {what}: give a local folder of a tokenizer or model")
-    if is_lmm(Path(folder)):
+    if folder_of(Path(folder)).system is not None:
         return _of_model(folder, template, image_rows)
     tokenizer = load_tokenizer(folder)
     return SampleReader(get_template(_DEFAULT if template is None else template, tokenizer), tokenizer, image_rows=image_rows)
@@ -103,12 +103,13 @@ def sample_reader(folder: str | os.PathLike[str] | None = None, *, template: Any
 
 def _of_model(folder: str | os.PathLike[str], template: Any, image_rows: int) -> SampleReader:
     from ..chat import load_tokenizer
-    from ..weights.checkpoint import open_checkpoint
     from ..weights.model_chat import model_chat
+    from ..weights.systems.all import open_model
 
-    checkpoint = open_checkpoint(folder)
-    if checkpoint.tokenizer is None:
+    found, system = open_model(folder)
+    home = system.tokenizer(found)
+    if home is None:
         raise LmmError(f"{os.fspath(folder)} holds no tokenizer: give the folder of one, and --template")
-    tokenizer = load_tokenizer(checkpoint.tokenizer)
-    chat = model_chat(checkpoint.config, checkpoint.chat, tokenizer, template)
-    return SampleReader(chat.template, tokenizer, chat.tokenize_mode or checkpoint.config.tokenize_mode, image_rows)
+    tokenizer, config = load_tokenizer(home), system.config(found)
+    chat = model_chat(config, system.chat(found), tokenizer, template)
+    return SampleReader(chat.template, tokenizer, chat.tokenize_mode or config.tokenize_mode, image_rows)

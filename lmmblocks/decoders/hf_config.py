@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -102,6 +102,10 @@ class HFDecoderConfig(metaclass=ByKeywords):
     def max_positions(self) -> int | None:
         """Longest sequence the weights were trained for; None = the config has no such number."""
         return getattr(self._text, "max_position_embeddings", None)
+
+    def with_vocab(self, rows: int) -> HFDecoderConfig:
+        """Return the same decoder with a table of ``rows`` rows."""
+        return replace(self, hf={**self.hf, "vocab_size": rows})
 
     def build(self) -> HFDecoder:
         """Return the decoder with random weights.

@@ -147,6 +147,10 @@ class TransformerConfig(metaclass=ByKeywords):
         """Return which rotary table a layer reads: 1 for sliding layers with a base of their own, else 0."""
         return int(self.window_theta is not None and self.slides(layer))
 
+    def with_vocab(self, rows: int) -> TransformerConfig:
+        """Return the same decoder with a table of ``rows`` rows."""
+        return replace(self, vocab=rows)
+
     def build(self) -> Transformer:
         """Return the decoder with random weights."""
         return Transformer(self)

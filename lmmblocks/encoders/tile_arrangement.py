@@ -6,6 +6,7 @@ what goes where: slices, views and one concatenation, so nothing waits for the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ OutGrid = Callable[[Grid], "Grid | int"]
 MERGE = ("spatial", "flat")
 GLOBAL_VIEW = ("first", "last", "none")
 
+_TOLERATED = 1.1
+"""A side that is longer than the limit by no more than this is kept (``llava_arch.py`` of LLaVA-NeXT)."""
+
 
 @dataclass(frozen=True)
 class TileArrangement:
@@ -30,6 +34,7 @@ class TileArrangement:
     unpad: bool = True
     newline: bool = True
     global_view: str = "first"
+    most_tiles: int | None = None
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values."""
@@ -38,6 +43,8 @@ class TileArrangement:
                 yield f"{name} {getattr(self, name)!r} is none of {known}"
         if self.unpad and self.merge == "flat":
             yield "unpad cuts whole lines off the picture, which merge='flat' doesn't have: set unpad=False, or merge='spatial'"
+        if self.most_tiles is not None and self.merge == "flat":
+            yield "most_tiles makes the picture smaller as a whole, which merge='flat' doesn't have: set most_tiles=None, or merge='spatial'"
 
     def rows_of(self, layout: TileGrid, out_grid: OutGrid) -> int:
         """Return how many rows one image becomes.
@@ -57,7 +64,8 @@ class TileArrangement:
         if self.merge == "flat":
             return overview + layout.tiles.rows * each.h * (each.w + self.newline)
         _, _, shown = self._shown(layout, each)
-        return overview + shown.h * (shown.w + self.newline)
+        kept = self._kept(shown, each)
+        return overview + kept.h * (kept.w + self.newline)
 
     def build(self, dim: int) -> TileArrange:
         """Return the module, for rows of width ``dim``."""
@@ -67,6 +75,11 @@ class TileArrangement:
         """First row, first column and size of what is kept of the grid of all tiles."""
         canvas = Grid(layout.tiles.h * each.h, layout.tiles.w * each.w)
         return without_padding(canvas, layout.width_px, layout.height_px) if self.unpad else (0, 0, canvas)
+
+    def _kept(self, shown: Grid, each: Grid) -> Grid:
+        """The rows and columns that are left of a picture of more rows than ``most_tiles`` tiles."""
+        ratio = 1.0 if self.most_tiles is None else math.sqrt(shown.rows / (self.most_tiles * each.rows))
+        return shown if ratio <= _TOLERATED else Grid(int(shown.h // ratio), int(shown.w // ratio))
 
     def _refuse_lines(self, rows: int) -> None:
         if self.merge == "spatial" or self.newline:
@@ -125,8 +138,23 @@ class TileArrange(nn.Module):
             split = tiles_MD.unflatten(0, (layout.tiles.h, layout.tiles.w, each.h, each.w))
             canvas_HWD = split.transpose(1, 2).flatten(0, 1).flatten(1, 2)
             top, left, shown = self.rules._shown(layout, each)
+            kept = self.rules._kept(shown, each)
             lines_HWD = canvas_HWD[top : top + shown.h, left : left + shown.w]
+            lines_HWD = lines_HWD if kept == shown else _smaller(lines_HWD, kept)
         if not self.rules.newline:
             return lines_HWD
         newline_H1D = self.image_newline.to(lines_HWD.dtype).expand(lines_HWD.shape[0], 1, -1)
         return torch.cat([lines_HWD, newline_H1D], 1)
+
+
+def _smaller(lines_HWD: Tensor, size: Grid) -> Tensor:
+    """Return rows between the rows of a grid, bilinearly, as ``F.interpolate(mode="bilinear")`` has them, whose backward adds in any order."""
+    down, across = (_between(old, new, lines_HWD.device) for old, new in zip(lines_HWD.shape, (size.h, size.w)))
+    rows_HWD = torch.einsum("hi,iwd->hwd", down, lines_HWD.float())
+    return torch.einsum("wj,hjd->hwd", across, rows_HWD).to(lines_HWD.dtype)
+
+
+def _between(old: int, new: int, device: torch.device) -> Tensor:
+    """Return ``(new, old)``: the share that each old place has in a new one; half a place is the middle of the first, in both."""
+    centre = ((torch.arange(new, device=device) + 0.5) * (old / new) - 0.5).clamp(min=0)[:, None]
+    return (1 - (torch.arange(old, device=device) - centre).abs()).clamp(min=0)

@@ -34,6 +34,8 @@ class TiledConfig(metaclass=ByKeywords):
         unpad: leave out rows of patches that show padding only; ``spatial`` only.
         newline: a learned row at the end of every line of patches.
         global_view: ``first``, ``last`` (behind the tiles) or ``none``: where the rows of the whole picture, squashed to one tile, go.
+        most_tiles: a picture of more rows than so many tiles have is made smaller, row grid and all, before the ends of its lines are added
+            (LLaVA-OneVision's ``anyres_max_9``); ``spatial`` only. None = no limit.
 
     Raises:
         LmmError: values that make no sense, all of them in one message.
@@ -45,6 +47,7 @@ class TiledConfig(metaclass=ByKeywords):
     unpad: bool = True
     newline: bool = True
     global_view: str = "first"
+    most_tiles: int | None = None
 
     def __post_init__(self) -> None:
         problems = field_problems(self) or list(self._problems())
@@ -63,7 +66,7 @@ class TiledConfig(metaclass=ByKeywords):
     @property
     def arrangement(self) -> TileArrangement:
         """What becomes of the projected rows."""
-        return TileArrangement(self.merge, self.unpad, self.newline, self.global_view)
+        return TileArrangement(self.merge, self.unpad, self.newline, self.global_view, self.most_tiles)
 
     def around(self, tower: Any) -> TiledConfig:
         """Return the same tiles for another tower's config."""

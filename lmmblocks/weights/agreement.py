@@ -21,39 +21,26 @@ from pathlib import Path
 from typing import Any
 
 from ..config import LMMConfig
-from ..spec import LmmError
-from .checkpoint import Layout, hf_config
 from .files.tensors import CONFIG, read_json
 from .model_chat import IMAGE_IDS
-from .parts.hf_encoders import HF_ENCODERS, select_strategy
 
 PROCESSOR = "processor_config.json"
-_TOWERS: tuple[Any, ...] = tuple({entry.config for entry in HF_ENCODERS.values()})
 
 
-def disagreements(folder: Path, layout: Layout, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
-    """Yield what a file of a folder says otherwise than the one that counts; both values are named.
+def of_processor(folder: Path, values: Mapping[str, Any], expected: Mapping[str, Any], tokenizer: Any) -> Iterator[str]:
+    """Yield what ``processor_config.json`` says otherwise than ``config.json``, which counts; both values are named.
 
     Args:
-        folder: of a model.
-        layout: what it is; originals and adapters say nothing twice.
-        config: what the file that counts describes.
+        folder: of a model of transformers.
+        values: of ``config.json``.
+        expected: what the processor's keys have to be for the model.
         tokenizer: the model's, None without one.
     """
-    if layout is Layout.HF:
-        yield from _of_processor(folder, config, tokenizer)
-    elif layout is Layout.NATIVE and (folder / CONFIG).is_file():
-        yield from _of_config(folder, config, hf_config(folder))
-
-
-def _of_processor(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[str]:
-    """Yield what ``processor_config.json`` says otherwise than ``config.json``."""
     path = folder / PROCESSOR
     said: Mapping[str, Any] = read_json(path) if path.is_file() else {}
-    for key, value in _expected(config).items():
+    for key, value in expected.items():
         if said.get(key) not in (None, value):
             yield f"{path} says {key}={said[key]!r}, {CONFIG} says {value!r}, which counts"
-    values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     index = next((values[key] for key in IMAGE_IDS if isinstance(values.get(key), int)), None)
     token = said.get("image_token")
     found = tokenizer.get_vocab().get(token) if tokenizer is not None and isinstance(token, str) else None
@@ -62,16 +49,16 @@ def _of_processor(folder: Path, config: LMMConfig, tokenizer: Any) -> Iterator[s
         yield f"{path} says image_token={token!r}, which has the id {found}, {CONFIG} says {index} (token {there!r}), which counts"
 
 
-def _of_config(folder: Path, own: LMMConfig, theirs: LMMConfig) -> Iterator[str]:
+def of_config(folder: Path, own: LMMConfig, theirs: LMMConfig) -> Iterator[str]:
     """Yield what the ``config.json`` of a model that was saved for transformers says otherwise than its ``lmmblocks.json``."""
     for role in ("encoder", "decoder"):
         for name, value, other in _fields_that_differ(getattr(own, role), getattr(theirs, role)):
-            if (role, name) != ("decoder", "vocab"):  # theirs counts rows that only hold the image token
+            if name not in ("vocab", "hf.vocab_size"):  # theirs counts rows that only hold the image token
                 yield f"{folder / CONFIG} says {name}={other!r} of the {role}, lmmblocks.json says {value!r}, which counts: change both"
 
 
 def _fields_that_differ(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield name and both values of each field; of configs in configs, their fields."""
+    """Yield name and both values of each field; of configs in configs, their fields, and of values of transformers what shapes the model in both."""
     if type(one) is not type(other):
         yield prefix.rstrip(".") or "class", type(one).__name__, type(other).__name__
         return
@@ -79,20 +66,8 @@ def _fields_that_differ(one: Any, other: Any, prefix: str = "") -> Iterator[tupl
         value, theirs = getattr(one, field.name), getattr(other, field.name)
         if is_dataclass(value) and is_dataclass(theirs):
             yield from _fields_that_differ(value, theirs, f"{prefix}{field.name}.")
+        elif isinstance(value, Mapping) and isinstance(theirs, Mapping):
+            shared = [key for key in value if key in theirs and not key.endswith("_token_id") and value[key] != theirs[key]]
+            yield from ((f"{prefix}{field.name}.{key}", value[key], theirs[key]) for key in shared)
         elif value != theirs:
             yield f"{prefix}{field.name}", value, theirs
-
-
-def _expected(config: LMMConfig) -> dict[str, Any]:
-    """Return what the processor's keys have to be for a model."""
-    queries = config.projector.options.get("queries")
-    if queries is not None:
-        return {"num_query_tokens": queries}
-    tower = getattr(config.encoder, "tower", config.encoder)
-    if not isinstance(tower, _TOWERS):
-        return {}
-    try:
-        strategy = select_strategy(tower)
-    except LmmError:
-        return {"patch_size": tower.patch}
-    return {"patch_size": tower.patch, "vision_feature_select_strategy": strategy, "num_additional_image_tokens": int(strategy == "default")}

@@ -12,13 +12,14 @@ from ..chat.load import has_tokenizer
 from ..spec import LmmError
 from .describe import describe, describe_preprocess
 from .files.fill import weight_problems
-from .files.maps import LLAMA_LAYOUTS, KeyMap
+from .files.maps import KeyMap
 from .files.tensors import has_weights, open_weights, weight_bytes
 from .inspection import SIZES, Inspection, Part
 from .parts.encoder_shapes import encoder_shape
 from .parts.hf_decoders import decoder_from_hf
 from .parts.hf_encoders import HF_ENCODERS, hf_type
 from .parts.other_encoders import other_encoder
+from .systems.all import DECODER_LAYOUTS
 
 
 def inspect_decoder(folder: Path, values: Mapping[str, Any]) -> Inspection:
@@ -30,7 +31,7 @@ def inspect_decoder(folder: Path, values: Mapping[str, Any]) -> Inspection:
         report.problems.append(str(error))
         return report
     report.parts.append(Part("decoder", describe(config, "decoder")))
-    _alone(report, folder, config, LLAMA_LAYOUTS)
+    _alone(report, folder, config, DECODER_LAYOUTS)
     if has_tokenizer(folder):
         report.settings["tokenizer"] = "inside"
     else:

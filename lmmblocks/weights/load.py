@@ -1,4 +1,25 @@
-"""A whole model from a folder or a hub id: everything it needs is in the files, or where they say."""
+"""A whole model from a folder or a hub id: everything it needs is in the files, or where they say.
+
+The way of the folder, function by function, for a LLaVA of transformers (files below ``lmmblocks/``). What else a folder may be takes the same way
+with the fields of another ``System``, which stand in its file in ``weights/systems/``.
+
+1. ``weights/systems/all.py:open_model``: find it and say what it is
+
+   - ``files/locate.py:locate``: a folder here, or the hub's
+   - ``weights/systems/identify.py:identify``: the first system whose ``reads`` says yes
+
+2. ``weights/systems/llava_hf.py:read_config``, the system's ``config``: ``config.json`` and the image processor's config to ours
+3. ``weights/files/tensors.py:open_weights``, the system's ``files``: names and shapes of the tensors inside
+4. ``chat/load.py:load_tokenizer`` and ``weights/model_chat.py:model_chat``: how it is talked to, as its files say
+5. ``builder.py:build``: the model, without memory
+6. ``weights/systems/system.py:System.weights``: the tensors under the model's names
+
+   - ``weights/files/overlay.py:renamed``: by the layout that fits best of the system's
+
+7. ``weights/files/fill.py:read_parameters``: names and shapes held against the model's, then tensor by tensor
+8. ``weights/files/buffers.py:compute_buffers``: what no file holds
+9. ``compose/first_pass.py:check_runs``: one image and one token
+"""
 
 from __future__ import annotations
 
@@ -14,20 +35,14 @@ from ..chat import load_tokenizer
 from ..compose.dtypes import check_dtype, name_of
 from ..compose.first_pass import check_runs
 from ..lmm import LMM
-from .agreement import disagreements
 from .chat_files import GENERATION, in_words
-from .checkpoint import NATIVE_CONFIG, OWN_TOKENIZER, open_checkpoint
 from .files.buffers import compute_buffers, copy_buffers
 from .files.fill import read_parameters
 from .files.maps import NATIVE
-from .files.stored_dtypes import by_role, decoder_dtype, mixture
+from .files.stored_dtypes import by_role, decoder_dtype, mixture, tables_of
 from .files.tensors import WeightFiles
 from .model_chat import model_chat
-
-__all__ = ["NATIVE_CONFIG", "OWN_TOKENIZER", "TABLES", "load"]
-
-TABLES = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-"""What has one row per token id."""
+from .systems.all import open_model
 
 
 def load(
@@ -64,21 +79,22 @@ def load(
         LmmError: nothing there, a model that the blocks can't compute, files that are damaged or don't fit their config.
     """
     check_dtype(dtype)
-    checkpoint = open_checkpoint(path_or_id, base=base, vision_tower=vision_tower)
-    tokenizer = None if checkpoint.tokenizer is None else load_tokenizer(checkpoint.tokenizer)
-    chat = model_chat(checkpoint.config, checkpoint.chat, tokenizer, template)
+    folder, system = open_model(path_or_id, base=base, vision_tower=vision_tower)
+    config, inside, home = system.config(folder), system.files(folder), system.tokenizer(folder)
+    tokenizer = None if home is None else load_tokenizer(home)
+    chat = model_chat(config, system.chat(folder), tokenizer, template)
     if chat.not_followed:
         warnings.warn(
             f"{GENERATION} of {path_or_id} says {in_words(chat.not_followed)}, which is not computed here: answers are the most likely tokens, or "
             f"drawn as generate(temperature=..., top_p=..., top_k=...) says, and may differ from those of transformers",
             stacklevel=2,
         )
-    config = checkpoint.config if chat.tokenize_mode is None else replace(checkpoint.config, tokenize_mode=chat.tokenize_mode)
-    for said in disagreements(checkpoint.folder, checkpoint.layout, config, tokenizer):
+    config = config if chat.tokenize_mode is None else replace(config, tokenize_mode=chat.tokenize_mode)
+    for said in system.differences(folder, config, tokenizer):
         warnings.warn(said, stacklevel=2)
     model = build(config, template=chat.template, tokenizer=tokenizer, weights="random", device="meta")
-    rows = {} if checkpoint.stored_vocab is None else {name: checkpoint.stored_vocab for name in TABLES}
-    files = checkpoint.weights(set(model.state_dict()), dtype)
+    files, stored = system.weights(folder, inside, set(model.state_dict()), dtype), system.stored_vocab(folder)
+    rows = {} if stored is None else dict.fromkeys(tables_of(model), stored)
     dtype = _one_dtype(files) if dtype is None else dtype
     state = read_parameters(files, (NATIVE,), model, dtype=dtype, device=device, stored_rows=rows)
     model.load_state_dict(state, assign=True)

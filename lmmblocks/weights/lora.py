@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ..spec import LmmError
-from .files.maps import MODEL_LAYOUTS, choose
+from .files.maps import KeyMap, choose
 from .files.tensors import WeightFiles, open_file, read_json, some
 
 CONFIG = "adapter_config.json"
@@ -99,13 +99,14 @@ def refuse_revision(folder: Path, base: str) -> None:
         )
 
 
-def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> WeightFiles:
+def merged(lower: WeightFiles, folder: Path, expected: Collection[str], layouts: Sequence[KeyMap]) -> WeightFiles:
     """Return weights with an adapter in them.
 
     Args:
         lower: the base, in the dtype that the merge shall round to, under the model's names.
         folder: the adapter's.
         expected: names in the model.
+        layouts: how the trained model may have named its tensors.
 
     Raises:
         LmmError: an adapter that is more than LoRA, or factors that don't fit the base; all are listed.
@@ -113,7 +114,7 @@ def merged(lower: WeightFiles, folder: Path, expected: Collection[str]) -> Weigh
     values = read_json(folder / CONFIG)
     refuse_other_maths(folder)
     files = open_adapter(folder)
-    factors, whole, left_over = _sorted(files, values, expected)
+    factors, whole, left_over = _sorted(files, values, expected, layouts)
     problems = [f"no such weight in the model: {some(left_over)}"] if left_over else []
     shapes = {**lower.shapes, **{name: files.shapes[stored] for name, stored in whole.items()}}
     problems += list(_misfits(files, factors, shapes))
@@ -150,7 +151,9 @@ def refuse_other_maths(folder: Path) -> None:
         raise LmmError(f"{folder / CONFIG}: only plain LoRA is merged, found {'; '.join(problems)}: merge it with PEFT and load the result")
 
 
-def _sorted(files: WeightFiles, values: Mapping[str, Any], expected: Collection[str]) -> tuple[dict[str, Factors], dict[str, str], list[str]]:
+def _sorted(
+    files: WeightFiles, values: Mapping[str, Any], expected: Collection[str], layouts: Sequence[KeyMap]
+) -> tuple[dict[str, Factors], dict[str, str], list[str]]:
     """Return ``{weight: factors}``, ``{weight: whole tensor in the file}``, and names that fit nothing in the model."""
     target: dict[str, str] = {}  # name in the file -> name of the weight it changes, as the trained model had it
     kinds: dict[str, tuple[str, str]] = {}  # name in the file -> (kind of factor, module)
@@ -160,7 +163,7 @@ def _sorted(files: WeightFiles, values: Mapping[str, Any], expected: Collection[
         if found:
             kinds[name] = (found["kind"], found["module"])
         target[name] = f"{found['module']}.weight" if found else whole_name(name)
-    layout = choose(MODEL_LAYOUTS, set(target.values()), expected)
+    layout = choose(layouts, set(target.values()), expected)
     pairs: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
     left_over = []

@@ -16,10 +16,12 @@ from ..chat import load_tokenizer
 from ..lmm import LMM
 from ..registry import path_of
 from ..spec import LmmError
-from .checkpoint import NATIVE_CONFIG, Layout, identify, native_config, open_model_weights, tokenizer_folder
-from .files.maps import MODEL_LAYOUTS, ORIGINAL
 from .files.tensors import read_json, some
 from .names import name_problems
+from .systems.all import folder_of
+from .systems.identify import identify
+from .systems.native import own_config
+from .systems.system import NATIVE_CONFIG, tokenizer_inside
 
 _PARTS = ("vision_tower", "multi_modal_projector", "language_model", "arrange")
 
@@ -34,7 +36,7 @@ def skeleton_of(folder: Path, model: LMM) -> LMM:
     if problems:
         raise _refused(problems)
     try:
-        config, home = native_config(folder), tokenizer_folder(folder)
+        config, home = own_config(folder_of(folder)), tokenizer_inside(folder_of(folder))
         tokenizer = None if home is None else load_tokenizer(home)
         skeleton = build(config, tokenizer=tokenizer, weights="random", device="meta")
     except (LmmError, ImportError) as error:
@@ -51,9 +53,11 @@ def check_weights(folder: Path, skeleton: LMM) -> None:
     Raises:
         LmmError: tensors are missing, unexpected or of another shape.
     """
-    layout = identify(folder)
-    layouts = (ORIGINAL,) if layout is Layout.ORIGINAL else MODEL_LAYOUTS
-    problems = name_problems(folder, layout, skeleton, open_model_weights(folder), layouts)
+    written = folder_of(folder)
+    system = identify(written)
+    files = system.files(written)
+    assert files is not None
+    problems = name_problems(written, system, skeleton, files)
     if problems:
         raise _refused(problems)
 

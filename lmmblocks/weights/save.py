@@ -1,23 +1,14 @@
-"""A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads as ``LlavaForConditionalGeneration``, with an encoder of tiles as
-``LlavaNextForConditionalGeneration``, with an instruction-reading Q-Former as ``InstructBlipForConditionalGeneration``; see ``hf_systems.py``),
-``llava`` (also loads with the original LLaVA's code; see ``save_llava.py``), or ``qwen_vl`` (also loads with the original Qwen-VL's code and in vLLM;
-see ``systems/qwen_vl.py``).
+"""A whole model to a folder: ``native`` (any blocks), ``hf`` (also loads with transformers: as the last of ``systems/all.py:RELEASED`` that holds
+the model, see ``systems/of_transformers.py``), ``llava`` (also loads with the original LLaVA's code; see ``systems/llava_original_save.py``), or
+``qwen_vl`` (also loads with the original Qwen-VL's code and in vLLM; see ``systems/qwen_vl.py``).
 
-The first two hold ``lmmblocks.json`` (everything ``load`` needs), safetensors under the hub's names, the image processor's config and the
-tokenizer. ``hf`` adds the configs of transformers and an image token, because transformers marks image rows with an id of the table:
-
-- the tokenizer's ``<image>``, if it has one;
-- else the first id behind the tokenizer's own, if the table has a row to spare there: nothing else changes;
-- else a row is added to table and head in the file: the mean of the others. Its logit is the mean logit, so it is never the largest and its
-  probability is at most ``1 / (V + 1)``. ``load`` leaves the row out again, and the tokenizer without it lies in ``lmmblocks_tokenizer/``.
+All hold ``lmmblocks.json`` (everything ``load`` needs), safetensors and the tokenizer.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chat import IMAGE_MARKER, template_setting, write_tokenizer
+from ..chat import template_setting
 from ..compose.checks import more_ids
 from ..compose.current_config import current_config
 from ..compose.dtypes import check_dtype
@@ -34,16 +25,14 @@ from ..config import LMMConfig
 from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
 from ..spec import LmmError, closest
-from .chat_template import with_chat_template
-from .files.folder import SHARD_BYTES, replaced_folder, write_json, write_weights
-from .files.tensors import CONFIG
-from .generation import token_ids, write_generation_config
-from .load import NATIVE_CONFIG, OWN_TOKENIZER, TABLES
+from .files.folder import SHARD_BYTES, replaced_folder, write_weights
+from .instruction_tokenizer import with_tokenizer_inside
 from .read_back import check_weights, same, skeleton_of
-from .systems.instructblip import with_tokenizer_inside
-from .systems.llava_original_save import write_llava
-from .systems.qwen_vl import write_qwen_vl
-from .systems.written import system_of
+from .systems.all import SYSTEMS
+from .systems.system import NATIVE_CONFIG
+
+FORMATS = tuple(sorted({system.format for system in SYSTEMS if system.format}, key=lambda name: (name == "native", name)))
+"""Names of the formats; each is written by the last system of it that holds the model."""
 
 
 def save(
@@ -63,7 +52,8 @@ def save(
         format: ``hf``, ``llava``, ``qwen_vl`` or ``native``.
         dtype: of the weights in the file; None = as they are.
         shard_bytes: largest weight file.
-        **options: of the format; ``llava`` has ``include_vision`` and ``vision_tower``, see ``save_llava.py``.
+        **options: of the format; ``llava`` has ``include_vision`` and ``vision_tower``, see
+            ``llava_original_save.py``.
 
     Returns:
         The folder that was written, with ``~`` replaced.
@@ -77,7 +67,8 @@ def save(
             f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}"
         )
     check_dtype(dtype)
-    known = [name for name, p in inspect.signature(FORMATS[format]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    write = next(system.write for system in reversed(SYSTEMS) if system.format == format and system.holds(model))
+    known = [name for name, p in inspect.signature(write).parameters.items() if p.kind is p.KEYWORD_ONLY]
     unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
     if unknown:
         raise LmmError(f"format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
@@ -91,7 +82,7 @@ def save(
     with replaced_folder(Path(path)) as folder:
         config = with_tokenizer_inside(model, config, folder)
         (folder / NATIVE_CONFIG).write_text(config.to_json(), encoding="utf-8")
-        state = FORMATS[format](model, config, state, folder, dtype, Path(path).expanduser().absolute(), **options)
+        state = write(model, config, state, folder, dtype, Path(path).expanduser().absolute(), **options)
         skeleton = skeleton_of(folder, model)
         write_weights(folder, state, dtype=dtype, shard_bytes=shard_bytes)
         check_weights(folder, skeleton)
@@ -142,63 +133,3 @@ def _state(model: LMM) -> dict[str, Tensor]:
     own = dict(model.named_parameters())
     shared = {name for name, _ in model.named_parameters(remove_duplicate=False) if name not in own}
     return {name: value for name, value in model.state_dict().items() if name not in shared}
-
-
-def _native(
-    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
-) -> dict[str, Tensor]:
-    if model.tokenizer is not None:
-        write_tokenizer(with_chat_template(model.tokenizer, model), folder)
-    return state
-
-
-def _hf(
-    model: LMM, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
-) -> dict[str, Tensor]:
-    system = system_of(model)
-    system.refuse_others(model)
-    tokenizer, image_token = _with_image_token(model)
-    vocab = max(config.decoder.vocab, image_token + 1)
-    stored = replace(config, decoder=replace(config.decoder, vocab=vocab))
-    name = str(dtype or model.decoder.table.dtype).removeprefix("torch.")
-    ids = token_ids(model)
-    values = system.config(model, stored, image_token)
-    values["text_config"] |= {key: value for key, value in ids.items() if key != "pad_token_id"}
-    write_json(folder / CONFIG, {**values, "pad_token_id": ids["pad_token_id"], "torch_dtype": name})
-    write_generation_config(folder, model)
-    system.write_processor(folder, model, config)
-    if tokenizer is not None:
-        write_tokenizer(with_chat_template(tokenizer, model, images_apart=system.images_apart), folder)
-    if vocab > config.decoder.vocab and tokenizer is not None:
-        write_tokenizer(model.tokenizer, folder / OWN_TOKENIZER)
-    state = {key: _with_mean_rows(value, vocab) if key in TABLES else value for key, value in state.items()}
-    return {system.layout.to_file(key) or key: value for key, value in state.items()}
-
-
-FORMATS: dict[str, Callable[..., dict[str, Tensor]]] = {
-    "hf": _hf,
-    "llava": write_llava,
-    "qwen_vl": write_qwen_vl,
-    "native": _native,
-}
-"""Name -> what writes the files beside the weights and returns the weights as that format has them."""
-
-
-def _with_image_token(model: LMM) -> tuple[Any, int]:
-    """Return a tokenizer that knows ``<image>`` (None without a tokenizer), and its id; the model's own is left as it is."""
-    if model.tokenizer is None:
-        return None, model.decoder.vocab
-    if IMAGE_MARKER in model.tokenizer.get_added_vocab():
-        return model.tokenizer, model.tokenizer.get_added_vocab()[IMAGE_MARKER]
-    tokenizer = copy.deepcopy(model.tokenizer)  # one that has it as an ordinary word wouldn't find it inside a text
-    tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
-    return tokenizer, tokenizer.get_vocab()[IMAGE_MARKER]
-
-
-def _with_mean_rows(table_VD: Tensor, rows: int) -> Tensor:
-    """Append the mean row until the table has ``rows`` rows."""
-    missing = rows - table_VD.shape[0]
-    if not missing:
-        return table_VD
-    mean_1D = table_VD.detach().float().mean(0, keepdim=True).to(table_VD.dtype)
-    return torch.cat([table_VD.detach(), mean_1D.expand(missing, -1)])

@@ -228,7 +228,7 @@ def test_logits_of_a_mixed_batch_equal_transformers(ours, theirs, pixels, token_
 
 
 def test_loss_and_every_gradient_equal_transformers(ours, theirs, pixels, token_samples, record_parity):
-    from lmmblocks.weights.files.maps import LLAVA_NEXT_LAYOUTS
+    from lmmblocks.weights.systems.llava_next import LLAVA_NEXT_LAYOUTS
 
     runtime = LLAVA_NEXT_LAYOUTS[-1]
     ours.encoder.frozen = False

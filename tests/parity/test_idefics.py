@@ -12,8 +12,7 @@ import torch.nn.functional as F
 import lmmblocks as lb
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, Segments
-from lmmblocks.weights.files import maps
-from lmmblocks.weights.systems.idefics import ADDED_ROWS
+from lmmblocks.weights.systems.idefics import ADDED_ROWS, LAYOUT
 
 TOLERANCE = 1e-5
 VOCAB, FAKE_ID, IMAGE_ID, EOS = 400, 400, 401, 2
@@ -163,7 +162,7 @@ def gradients_in_our_names(theirs):
     for table, added in ADDED_ROWS.items():
         if added in found:
             found[table] = torch.cat([found[table], found.pop(added)])
-    return {maps.IDEFICS.to_model(name): value for name, value in found.items()}
+    return {LAYOUT.to_model(name): value for name, value in found.items()}
 
 
 def test_greedy_tokens_of_all_samples_side_by_side_equal_transformers(pair, samples, record_parity):

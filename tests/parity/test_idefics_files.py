@@ -9,8 +9,7 @@ import lmmblocks as lb
 from lmmblocks.chat import written
 from lmmblocks.chat.idefics import END, FAKE, IDEFICS, IDEFICS_BASE
 from lmmblocks.spec import LmmError, Sample
-from lmmblocks.weights.files import maps
-from lmmblocks.weights.systems.idefics import ADDED_ROWS, idefics_from_hf
+from lmmblocks.weights.systems.idefics import ADDED_ROWS, LAYOUT, idefics_from_hf
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +83,7 @@ def test_the_preset_has_the_names_and_shapes_of_the_9b_model():
         theirs[table] = (theirs[table][0] + theirs.pop(added)[0], *theirs[table][1:])
     ours = lb.build("idefics-9b", device="meta")
     assert {name: tuple(value.shape) for name, value in ours.named_parameters()} == {
-        maps.IDEFICS.to_model(name): shape for name, shape in theirs.items()
+        LAYOUT.to_model(name): shape for name, shape in theirs.items()
     }
     assert idefics_from_hf(config.to_dict()).to_dict() == described(lb.presets.preset("idefics-9b"))
     assert round(sum(value.numel() for value in ours.parameters()) / 1e9, 2) == 8.93

@@ -21,8 +21,8 @@ from lmmblocks.encoders.clip import CLIPConfig
 from lmmblocks.presets import preset
 from lmmblocks.projectors.instruction_tokens import Instruction
 from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Sample
-from lmmblocks.weights.files.maps import INSTRUCTBLIP
 from lmmblocks.weights.inspect import inspect
+from lmmblocks.weights.systems.instructblip import LAYOUT as INSTRUCTBLIP
 from lmmblocks.weights.systems.instructblip import instructblip_from_hf, instructblip_to_hf
 
 TOLERANCE = 1e-5

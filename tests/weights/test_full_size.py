@@ -8,8 +8,9 @@ import torch
 from lmmblocks.builder import build
 from lmmblocks.config import LMMConfig
 from lmmblocks.presets import preset
-from lmmblocks.weights.files.maps import FILES_5, HUB, ORIGINAL, RUNTIME_4_52, RUNTIME_5
+from lmmblocks.weights.files.maps import FILES_5, HUB, RUNTIME_4_52, RUNTIME_5
 from lmmblocks.weights.systems.llava_hf import llava_to_hf
+from lmmblocks.weights.systems.llava_original_names import ORIGINAL
 
 # convert_llava_weights_to_hf.py of transformers: replacements of substrings, in this order.
 CONVERTER = [

@@ -10,21 +10,19 @@ from lmmblocks.weights.files.maps import (
     CLIP_LAYOUTS,
     FILES_5,
     HUB,
-    LLAMA_LAYOUTS,
     LLAVA_LAYOUTS,
-    MODEL_LAYOUTS,
     NATIVE,
-    ORIGINAL,
-    PROJECTOR_LAYOUTS,
     RUNTIME_4_52,
     RUNTIME_5,
-    TRAINABLE_LAYOUTS,
     KeyMap,
     choose,
     inside,
     part,
 )
+from lmmblocks.weights.systems.all import DECODER_LAYOUTS, SYSTEMS
+from lmmblocks.weights.systems.llava_original_names import ORIGINAL, PROJECTOR_LAYOUTS, TRAINABLE_LAYOUTS
 
+MODEL_LAYOUTS = tuple(dict.fromkeys(layout for system in SYSTEMS if not system.over_base for layout in system.layouts))
 LLAVA_AND_OURS = (*LLAVA_LAYOUTS, NATIVE, ORIGINAL)  # of the model below; other layouts are of other blocks
 
 CLIP_NAMES = list(CLIPConfig(dim=8, layers=2, heads=2, mlp_dim=8, image_size=28).build().state_dict())
@@ -79,7 +77,7 @@ TABLE = {
 CASES = [
     *((layout, MODEL_NAMES) for layout in LLAVA_AND_OURS),
     *((layout, CLIP_NAMES) for layout in CLIP_LAYOUTS),
-    *((layout, LLAMA_NAMES) for layout in LLAMA_LAYOUTS if layout.name != "LlamaModel"),
+    *((layout, LLAMA_NAMES) for layout in DECODER_LAYOUTS if layout.name != "LlamaModel"),
 ]
 
 
@@ -164,12 +162,12 @@ def test_what_a_lora_run_trained_beside_the_adapter_is_known_with_and_without_pe
 
 def test_a_decoder_inside_an_original_checkpoint_leaves_nothing_over():
     in_file = [ORIGINAL.to_file(name) for name in MODEL_NAMES]
-    layout = choose(LLAMA_LAYOUTS, in_file, set(LLAMA_NAMES))
+    layout = choose(DECODER_LAYOUTS, in_file, set(LLAMA_NAMES))
     assert sorted(filter(None, (layout.to_model(name) for name in in_file if not layout.skips(name)))) == sorted(LLAMA_NAMES)
     alone = [name.removeprefix("language_model.") for name in MODEL_NAMES if name.startswith("language_model.")]
-    assert choose(LLAMA_LAYOUTS, alone, set(LLAMA_NAMES)).name == "LlamaForCausalLM"
+    assert choose(DECODER_LAYOUTS, alone, set(LLAMA_NAMES)).name == "LlamaForCausalLM"
 
 
 def test_a_part_alone_gets_its_names_in_the_whole_model():
-    layouts = [inside(layout, "language_model.") for layout in LLAMA_LAYOUTS]
+    layouts = [inside(layout, "language_model.") for layout in DECODER_LAYOUTS]
     assert {choose(layouts, LLAMA_NAMES, set(MODEL_NAMES)).to_model(name) for name in LLAMA_NAMES} <= set(MODEL_NAMES)

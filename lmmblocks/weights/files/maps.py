@@ -4,7 +4,8 @@ A layout is an ordered list of prefix pairs ``(in the file, in the model)``. The
 layout can be read backwards. Which layout a file has is decided by its names alone (:func:`choose`), never by its path.
 
 The model's own names are those of Hugging Face's hub files: ``vision_tower.vision_model.*``, ``multi_modal_projector.*``,
-``language_model.model.*``, ``language_model.lm_head.weight``. A new layout is one more :class:`KeyMap`; no code changes.
+``language_model.model.*``, ``language_model.lm_head.weight``. Here are the layouts of LLaVA's files, whose names these are, and of parts
+alone; those of another released model are in its file in ``systems/``. A new layout is one more :class:`KeyMap`; no code changes.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ def inside(layout: KeyMap, prefix: str) -> KeyMap:
     return KeyMap(layout.name, tuple((file, prefix + model) for file, model in layout.renames), layout.elsewhere)
 
 
+def behind(layout: KeyMap, prefix: str) -> KeyMap:
+    """Return the layout with a prefix in front of every name in the file, as PEFT's wrapper puts one."""
+    return KeyMap(
+        f"{layout.name}, {prefix}*", tuple((prefix + file, model) for file, model in layout.renames), tuple(prefix + p for p in layout.elsewhere)
+    )
+
+
 def choose(layouts: Sequence[KeyMap], names: Collection[str], expected: Collection[str]) -> KeyMap:
     """Return the layout under which the most of a file's ``names`` become ``expected`` ones and the fewest are left over; the first of equals."""
 
@@ -91,11 +99,11 @@ def choose(layouts: Sequence[KeyMap], names: Collection[str], expected: Collecti
     return max(layouts, key=fit)
 
 
-_TOWER = "vision_tower.vision_model."
+TOWER_NAMES = "vision_tower.vision_model."
 _TOWER_PARTS = ("embeddings.", "pre_layrnorm.", "encoder.", "post_layernorm.", "head.")
 
 
-def _tower(prefix: str, model_prefix: str = _TOWER) -> tuple[tuple[str, str], ...]:
+def _tower(prefix: str, model_prefix: str = TOWER_NAMES) -> tuple[tuple[str, str], ...]:
     """CLIP's vision transformer without its ``vision_model.``, as transformers 5 holds it."""
     return tuple((prefix + name, model_prefix + name) for name in _TOWER_PARTS)
 
@@ -103,7 +111,7 @@ def _tower(prefix: str, model_prefix: str = _TOWER) -> tuple[tuple[str, str], ..
 HUB = KeyMap(
     "hub files (llava-hf), written until transformers 4",
     (
-        (_TOWER, _TOWER),
+        (TOWER_NAMES, TOWER_NAMES),
         ("multi_modal_projector.", "multi_modal_projector."),
         ("language_model.model.", "language_model.model."),
         ("language_model.lm_head.", "language_model.lm_head."),
@@ -115,92 +123,16 @@ _RUNTIME_REST = (
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
 )
-RUNTIME_4_52 = KeyMap("state_dict of transformers 4.52 to 4", (("model." + _TOWER, _TOWER), *_RUNTIME_REST))
+RUNTIME_4_52 = KeyMap("state_dict of transformers 4.52 to 4", (("model." + TOWER_NAMES, TOWER_NAMES), *_RUNTIME_REST))
 RUNTIME_5 = KeyMap("state_dict of transformers 5", _tower("model.vision_tower.") + _RUNTIME_REST)
 NATIVE = KeyMap(
     "lmmblocks",
     tuple((prefix, prefix) for prefix in ("vision_tower.", "multi_modal_projector.", "language_model.", "arrange.", "reducers.", "hooks.")),
 )
 
-_ORIGINAL_DEPTH = 16  # deepest mlpNx_gelu that is looked for
-
-
-def _original_projector(prefix: str) -> tuple[tuple[str, str], ...]:
-    """``nn.Sequential`` of linear layers and activations, so layer k is number 2k; or, in the first LLaVA, one linear layer."""
-    layers = ((f"{prefix}mm_projector.{2 * k}.", f"multi_modal_projector.linear_{k + 1}.") for k in range(_ORIGINAL_DEPTH))
-    return (*layers, (f"{prefix}mm_projector.", "multi_modal_projector.linear."))
-
-
-ORIGINAL = KeyMap(
-    "original LLaVA",
-    (
-        *_original_projector("model."),
-        ("model.vision_tower.vision_tower.", "vision_tower."),
-        ("model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-    ),
-)
-"""``LlavaLlamaForCausalLM``: its tower's wrapper holds another ``vision_tower``. Source: ``llava_arch.py``, ``multimodal_projector/builder.py``."""
-
-PROJECTOR_LAYOUTS = tuple(
-    KeyMap(f"mm_projector.bin ({prefix}mm_projector.*)", _original_projector(prefix)) for prefix in ("model.", "", "base_model.model.model.")
-)
-"""A projector alone, as stage 1 writes it; the original takes what is behind ``mm_projector.`` (``llava_arch.py:92``)."""
-
-
-def behind(layout: KeyMap, prefix: str) -> KeyMap:
-    """Return the layout with a prefix in front of every name in the file, as PEFT's wrapper puts one."""
-    return KeyMap(
-        f"{layout.name}, {prefix}*", tuple((prefix + file, model) for file, model in layout.renames), tuple(prefix + p for p in layout.elsewhere)
-    )
-
-
-TRAINABLE_LAYOUTS = (behind(ORIGINAL, "base_model.model."), behind(ORIGINAL, "base_model."), ORIGINAL)
-"""``non_lora_trainables.bin``: what a LoRA run trained beside the adapter (``builder.py:76``)."""
-
 LLAVA_LAYOUTS = (HUB, FILES_5, RUNTIME_4_52, RUNTIME_5)
 """Layouts of a whole LLaVA as transformers has written it."""
 
-
-
-def _tiled(layout: KeyMap, newline: str) -> KeyMap:
-    """The same for a LLaVA-NeXT: the tower is behind tiles, and the end of a line of patches is learned."""
-    renames = tuple((file, model.replace("vision_tower.", "vision_tower.tower.", 1)) for file, model in layout.renames)
-    return KeyMap(f"LLaVA-NeXT, {layout.name}", (*renames, (newline, "arrange.image_newline")), layout.elsewhere)
-
-
-LLAVA_NEXT_HUB = _tiled(HUB, "image_newline")
-LLAVA_NEXT_LAYOUTS = (
-    LLAVA_NEXT_HUB,
-    _tiled(FILES_5, "image_newline"),
-    *(_tiled(layout, "model.image_newline") for layout in (RUNTIME_4_52, RUNTIME_5)),
-)
-"""Layouts of a whole LLaVA-NeXT as transformers has written it."""
-
-INSTRUCTBLIP = KeyMap(
-    "InstructBlipForConditionalGeneration",
-    (
-        ("vision_model.", _TOWER),
-        *((name, f"multi_modal_projector.{name}") for name in ("query_tokens", "qformer.", "language_projection.")),
-        *HUB.renames[2:],
-    ),
-)
-"""The same in hub files and in the memory of transformers 4 and 5."""
-
-IDEFICS = KeyMap(
-    "IdeficsForVisionText2Text",
-    (
-        ("model.vision_model.", _TOWER),
-        ("model.perceiver_resampler.", "hooks.0.resampler."),
-        ("model.gated_cross_attn_layers.", "hooks.0.gated_cross_attn_layers."),
-        *(("model." + name, "language_model.model." + name) for name in ("embed_tokens.", "layers.", "norm.")),
-        ("lm_head.", "language_model.lm_head."),
-    ),
-)
-"""IDEFICS, its tables made whole (``weights/systems/idefics.py``)."""
-
-MODEL_LAYOUTS = (*LLAVA_LAYOUTS, *LLAVA_NEXT_LAYOUTS, INSTRUCTBLIP, IDEFICS, NATIVE, ORIGINAL)
-"""Layouts that ``load`` reads; the native one has any encoder, projector and decoder."""
 
 CLIP_LAYOUTS = (
     KeyMap(
@@ -209,7 +141,7 @@ CLIP_LAYOUTS = (
         ("text_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias"),
     ),
     KeyMap("CLIPVisionModel of transformers 5", _tower("", "vision_model.")),
-    *(part(layout, "vision_tower.") for layout in (*LLAVA_LAYOUTS, ORIGINAL)),
+    *(part(layout, "vision_tower.") for layout in LLAVA_LAYOUTS),
 )
 """Layouts of files that hold a CLIP or SigLIP vision tower; names in the model are those of the encoder alone."""
 
@@ -246,6 +178,6 @@ DINOV2_LAYOUTS = (
 LLAMA_LAYOUTS = (
     KeyMap("LlamaForCausalLM", (("model.", "model."), ("lm_head.", "lm_head."))),
     KeyMap("LlamaModel", tuple((name, "model." + name) for name in ("embed_tokens.", "layers.", "norm."))),
-    *(part(layout, "language_model.") for layout in (*LLAVA_LAYOUTS, INSTRUCTBLIP, ORIGINAL)),
+    *(part(layout, "language_model.") for layout in LLAVA_LAYOUTS),
 )
-"""Layouts of files that hold a Llama decoder; names in the model are those of the decoder alone."""
+"""Layouts of files that hold a decoder, alone or in a LLaVA; names in the model are those of the decoder alone."""

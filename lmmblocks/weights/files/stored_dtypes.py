@@ -17,6 +17,12 @@ ROLES = {"vision_tower": "encoder", "multi_modal_projector": "projector", "langu
 """First part of a tensor's name in the model -> the part it belongs to."""
 
 
+def tables_of(model: Any) -> tuple[str, ...]:
+    """Return the names of a model's tensors that have one row per token id: its table and its head."""
+    ends = [model.decoder.table, getattr(model.decoder, "head_weight", None)]
+    return tuple(name for name, value in model.named_parameters(remove_duplicate=False) if any(value is end for end in ends))
+
+
 def decoder_dtype(files: WeightFiles) -> torch.dtype | None:
     """Return the floating-point dtype of most of the decoder's weights, under the model's names; None when there are none.
 

@@ -1,4 +1,4 @@
-"""The vision tower that an original LLaVA names in ``mm_vision_tower`` and mostly doesn't hold."""
+"""A vision tower of a folder; also the one that an original LLaVA names in ``mm_vision_tower`` and mostly doesn't hold."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...encoders.catalogue import ENCODERS
 from ...files.locate import locate
 from ...images.fit import with_fit
 from ...images.preprocess import Fit
 from ...spec import LmmError
-from ..files.tensors import CONFIG
+from ..files.fill import read_parameters
+from ..files.tensors import CONFIG, open_weights
 from .encoder_shapes import encoder_shape
+from .hf_encoders import HF_ENCODERS, hf_type
+from .other_encoders import other_encoder
 
 INSIDE = "model.vision_tower."
 """How the names begin when the checkpoint holds the tower."""
@@ -65,3 +71,19 @@ def locate_tower(name: str | os.PathLike[str], model_folder: Path, *, weights: b
             f"{model_folder} names the vision tower {str(name)!r} (mm_vision_tower) and does not hold it: {error}\n"
             f"give its folder with load(..., vision_tower=...)"
         ) from error
+
+
+def read_tower(folder: Path, *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:
+    """Read a tower, alone or out of a model of transformers, as ``sources.load_encoder`` returns it.
+
+    Raises:
+        LmmError: another kind of model, or weights that don't fit the config.
+    """
+    other = other_encoder(folder)
+    if other is not None:
+        state, preprocess = other.read_pretrained()
+        return other, state, preprocess if fit is None else with_fit(preprocess, fit)
+    config, preprocess = encoder_shape(folder, fit=fit)
+    with torch.device("meta"):
+        skeleton = config.build()
+    return config, read_parameters(open_weights(folder), HF_ENCODERS[hf_type(config)].layouts, skeleton), preprocess

@@ -1,6 +1,6 @@
 """IDEFICS of transformers (``idefics``): a Llama that looks at images through gated cross-attention, read into our blocks.
 
-Its files differ from a LLaVA's in two ways. Names: the layout is ``maps.IDEFICS``. Tables: ``IdeficsDecoupledEmbedding`` and
+Its files differ from a LLaVA's in two ways. Names: the layout is ``LAYOUT``. Tables: ``IdeficsDecoupledEmbedding`` and
 ``IdeficsDecoupledLinear`` keep the rows of tokens that were added to Llama's apart, so that these can be trained alone; here they are the last
 rows of one table (:func:`with_added_rows`). Source: ``configuration_idefics.py``, ``modeling_idefics.py`` and
 ``image_processing_idefics.py`` of transformers 5.23.
@@ -22,15 +22,29 @@ from ...chat.pieces import IMAGE_MARKER
 from ...config import Block, LMMConfig
 from ...images.preprocess import ImagePreprocess, clip_preprocess
 from ...spec import LmmError
-from ..files.tensors import WeightFiles
+from ..files.maps import TOWER_NAMES, KeyMap
+from ..files.tensors import WeightFiles, open_weights
 from ..parts.encoder_shapes import image_processor
 from ..parts.hf_decoders import decoder_from_hf
 from ..parts.hf_encoders import clip_from_hf
 from ..parts.hf_values import Values, check_numbers, refuse, section
+from .of_transformers import of_transformers
 
 MODEL_TYPE = "idefics"
 TEMPLATES = {True: "lmmblocks.chat.idefics:IDEFICS", False: "lmmblocks.chat.idefics:IDEFICS_BASE"}
 """Whether the tokens have one that ends a turn -> the template."""
+
+LAYOUT = KeyMap(
+    "IdeficsForVisionText2Text",
+    (
+        ("model.vision_model.", TOWER_NAMES),
+        ("model.perceiver_resampler.", "hooks.0.resampler."),
+        ("model.gated_cross_attn_layers.", "hooks.0.gated_cross_attn_layers."),
+        *(("model." + name, "language_model.model." + name) for name in ("embed_tokens.", "layers.", "norm.")),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+)
+"""Of files whose tables were made whole."""
 
 ADDED_ROWS = {
     "model.embed_tokens.weight": "model.embed_tokens.additional_embedding.weight",
@@ -60,11 +74,6 @@ _VISION = {
 }
 _PERCEIVER = {"resampler_n_latents": 64, "resampler_depth": 6, "resampler_n_heads": 16, "resampler_head_dim": 96}
 _PERCEIVER_FIELDS = dict(zip(_PERCEIVER, ("latents", "depth", "heads", "head_dim")))
-
-
-def is_idefics(values: Mapping[str, Any]) -> bool:
-    """Say whether a ``config.json`` is that of IDEFICS."""
-    return values.get("model_type") == MODEL_TYPE
 
 
 def idefics_from_hf(values: Values, *, vocabulary: Mapping[str, int] | None = None) -> LMMConfig:
@@ -144,10 +153,8 @@ def _read_preprocess(folder: Path, encoder: Any) -> ImagePreprocess | None:
 
 
 def with_added_rows(files: WeightFiles) -> WeightFiles:
-    """Return files in which each table of IDEFICS is whole; other files as they are."""
+    """Return files in which each table is whole."""
     joint = {table: added for table, added in ADDED_ROWS.items() if table in files.shapes and added in files.shapes}
-    if not joint:
-        return files
 
     def read(name: str) -> Tensor:
         return torch.cat([files.read(name), files.read(joint[name])]) if name in joint else files.read(name)
@@ -155,3 +162,13 @@ def with_added_rows(files: WeightFiles) -> WeightFiles:
     shapes = {name: shape for name, shape in files.shapes.items() if name not in joint.values()}
     shapes |= {table: (shapes[table][0] + files.shapes[added][0], *shapes[table][1:]) for table, added in joint.items()}
     return replace(files, shapes=shapes, dtypes={name: files.dtypes[name] for name in shapes}, read=read)
+
+
+IDEFICS = of_transformers(
+    MODEL_TYPE,
+    config=read_idefics_config,
+    layouts=(LAYOUT,),
+    files=lambda folder: with_added_rows(open_weights(folder.path)),
+    templates=tuple(TEMPLATES.values()),
+    whose="IDEFICS'",
+)

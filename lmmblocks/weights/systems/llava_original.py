@@ -1,196 +1,152 @@
-"""The original LLaVA's ``config.json`` to and from our config.
+"""The original LLaVA (haotian-liu/LLaVA): ``config.json`` with ``mm_vision_tower``, the tower inside or where that key says.
 
-It is a Llama config with LLaVA's keys beside Llama's. Keys about what was trained (``tune_mm_mlp_adapter``, ``freeze_mm_mlp_adapter``,
-``mm_projector_lr``, ...) change nothing that is computed and are left alone; what our blocks can't compute is refused by name. The file
-doesn't say how the model was talked to: it gets LLaVA-1.5's template, token ids and length.
-Source: ``llava/model/llava_arch.py``, ``multimodal_encoder/clip_encoder.py``, ``multimodal_projector/builder.py`` and ``train/train.py:922`` of
-haotian-liu/LLaVA at c121f04.
+What its ``config.json`` means is in ``llava_original_config.py``, how its tensors are called in ``llava_original_names.py``, how it is written in
+``llava_original_save.py``; what lies over another model (a projector, an adapter) in ``llava_over_base.py``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from ...config import Block, LMMConfig
-from ...encoders.clip import CLIPConfig
+import torch
+from torch import Tensor
+
+from ...config import LMMConfig
 from ...images.preprocess import Fit
 from ...spec import LmmError
-from ..exact_types import preprocess_problems
-
-Values = Mapping[str, Any]
-
-TOWER = "mm_vision_tower"
-"""The key that only the original layout has."""
-
-DECODER_TYPES = {
-    "llava": "llama",
-    "llava_llama": "llama",
-    "llama": "llama",
-    "llava_mistral": "mistral",
-    "mistral": "mistral",
-    "llava_qwen": "qwen2",
-}
-"""``model_type`` in the file -> that of the language model (``llava`` until transformers took the name)."""
-
-_MLP = re.compile(r"mlp(\d+)x_gelu")
-_FITS: dict[Any, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
-_CLS_PATCH = "'cls_patch' keeps the CLS token as one more image row, which no projector here is given"
-
-
-def is_original(values: Values) -> bool:
-    """Say whether a ``config.json`` is of the original layout."""
-    return TOWER in values
-
-
-def decoder_values(values: Values) -> dict[str, Any]:
-    """Return the part of the config that describes the language model, as transformers would write it for that model alone.
-
-    Raises:
-        LmmError: a language model that the original LLaVA's code has no working class for.
-    """
-    kind = values.get("model_type")
-    if kind not in DECODER_TYPES:
-        raise LmmError(f"config.json has {TOWER!r} and model_type {kind!r}: expected one of {', '.join(map(repr, DECODER_TYPES))}")
-    return {**values, "model_type": DECODER_TYPES[kind]}
-
-
-def fit_of(values: Values) -> Fit:
-    """Return how pictures become square: ``pad``, or ``crop`` for everything that is not ``pad`` or tiles (``mm_utils.py:166``)."""
-    return _FITS[values.get("image_aspect_ratio")]
-
-
-def select_of(values: Values) -> tuple[int, ...]:
-    """Return the hidden state that makes up the features."""
-    return (values["mm_vision_select_layer"],)
-
-
-def check(values: Values) -> None:
-    """Refuse what our blocks can't compute.
-
-    Raises:
-        LmmError: all reasons, each with its key.
-    """
-    problems = [f"{key}={values.get(key)!r}: {reason}" for key, wrong, reason in _RULES if wrong(values.get(key))]
-    if problems:
-        raise LmmError("config.json, original LLaVA: " + "; ".join(problems))
-
-
-def projector_of(values: Values) -> Block:
-    """Return the connector that ``mm_projector_type`` names; the default is one linear layer (``multimodal_projector/builder.py:34``)."""
-    kind = values.get("mm_projector_type") or "linear"
-    mlp = _MLP.fullmatch(kind)
-    return Block("mlp", {"depth": int(mlp[1])}) if mlp else Block(kind)
-
-
-def original_to_config(values: Values, *, encoder: Any, decoder: Any, preprocess: Any) -> LMMConfig:
-    """Return the model a config describes.
-
-    Args:
-        values: the file's.
-        encoder: config of the tower that ``mm_vision_tower`` names.
-        decoder: config of the language model.
-        preprocess: of the tower, with the fit of :func:`fit_of`.
-
-    Raises:
-        LmmError: see :func:`check`; or a tower that is no CLIP.
-    """
-    check(values)
-    if not isinstance(encoder, CLIPConfig):
-        raise LmmError(f"config.json, original LLaVA: {TOWER}={values[TOWER]!r} is a {type(encoder).__name__}, its code runs CLIP towers only")
-    length = values.get("tokenizer_model_max_length") or 2048
-    return LMMConfig(
-        encoder=replace(encoder, select=select_of(values)),
-        decoder=decoder,
-        projector=projector_of(values),
-        template="vicuna_v1",
-        tokenize_mode="llava15",
-        max_length=min(length, getattr(decoder, "max_positions", length)),
-        preprocess=preprocess,
-        encoder_source=values[TOWER],
-    )
-
-
-def original_from_config(config: LMMConfig, decoder: Values, *, tower: str, tower_inside: bool) -> dict[str, Any]:
-    """Return the file for a model.
-
-    Args:
-        config: the model's.
-        decoder: the language model's config as transformers writes it.
-        tower: what ``mm_vision_tower`` shall say.
-        tower_inside: the weights of the tower are in the checkpoint; the original's code then takes them, which it does otherwise not
-            (``clip_encoder.py:19``).
-
-    Raises:
-        LmmError: blocks that the original's code doesn't have; all are listed.
-    """
-    problems = list(_not_original(config, decoder))
-    if problems:
-        raise LmmError(f"the original LLaVA has no place for {'; '.join(problems)}: save with format='native'")
-    family = {"llama": ("llava_llama", "LlavaLlamaForCausalLM"), "mistral": ("llava_mistral", "LlavaMistralForCausalLM")}
-    model_type, architecture = family[decoder["model_type"]]
-    fit = config.preprocess.fit if config.preprocess is not None else "pad"
-    return {
-        **decoder,
-        "model_type": model_type,
-        "architectures": [architecture],
-        TOWER: tower,
-        "mm_hidden_size": config.encoder.dim,
-        "mm_projector_type": _projector_type(config.projector),
-        "mm_vision_select_layer": config.encoder.select[0],
-        "mm_vision_select_feature": "patch",
-        "mm_patch_merge_type": "flat",
-        "image_aspect_ratio": "pad" if fit == "pad" else "square",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "use_mm_proj": True,
-        "tune_mm_mlp_adapter": False,
-        "freeze_mm_mlp_adapter": False,
-        "unfreeze_mm_vision_tower": tower_inside,
-        "mm_resampler_type": None,
-        "tokenizer_padding_side": "right",
-        "tokenizer_model_max_length": config.max_length or decoder.get("max_position_embeddings", 2048),
-    }
-
-
-def _projector_type(projector: Block) -> str:
-    return f"mlp{projector.options.get('depth', 2)}x_gelu" if projector.type == "mlp" else projector.type
-
-
-def _not_original(config: LMMConfig, decoder: Values) -> list[str]:
-    problems = list(preprocess_problems(config.preprocess))
-    if type(config.encoder) is not CLIPConfig:
-        problems.append(f"encoder {type(config.encoder).__name__!r} (expected 'CLIPConfig')")
-    elif len(config.encoder.select) != 1:
-        problems.append(f"features of several layers {config.encoder.select} (expected one)")
-    if config.projector.type not in ("linear", "mlp", "identity"):
-        problems.append(f"projector {config.projector.type!r} (expected 'linear', 'mlp' or 'identity')")
-    if getattr(config.preprocess, "fit", "pad") not in ("pad", "crop"):
-        problems.append(f"pictures that are made square by fit={config.preprocess.fit!r} (expected 'pad' or 'crop')")
-    if config.reducers or config.hooks:
-        problems.append(f"reducers and hooks {[block.type for block in (*config.reducers, *config.hooks)]} (expected none)")
-    if not config.projector.options.get("bias", True):
-        problems.append("a projector without biases")
-    if decoder.get("model_type") not in ("llama", "mistral"):
-        problems.append(f"decoder {decoder.get('model_type')!r} (expected a Llama or a Mistral)")
-    return problems
-
-
-def _known_projector(kind: Any) -> bool:
-    return kind in (None, "linear", "identity") or (isinstance(kind, str) and _MLP.fullmatch(kind) is not None and int(kind[3:-6]) > 0)
-
-
-_RULES = (
-    ("mm_vision_select_layer", lambda v: not isinstance(v, int) or isinstance(v, bool), "expected the number of one hidden state, such as -2"),
-    ("mm_vision_select_feature", lambda v: v == "cls_patch", f"expected 'patch'; {_CLS_PATCH}"),
-    ("mm_vision_select_feature", lambda v: v not in (None, "patch", "cls_patch"), "expected 'patch'"),
-    ("mm_projector_type", lambda v: not _known_projector(v), "expected 'linear', 'identity' or 'mlpNx_gelu'"),
-    ("mm_use_im_start_end", bool, "expected false; such a model wants <im_start> and <im_end> around each image, which no template here writes"),
-    ("mm_patch_merge_type", lambda v: v not in (None, "flat"), "expected 'flat'; tiled images are LLaVA-NeXT's, load its Hugging Face conversion"),
-    ("image_aspect_ratio", lambda v: v not in _FITS, "expected 'pad' or 'square'; tiled images are LLaVA-NeXT's, load its Hugging Face conversion"),
-    ("mm_resampler_type", bool, "expected null"),
-    ("s2", bool, "expected false; several scales of an image through one tower are not read from this layout"),
+from ..files.fill import read_parameters
+from ..files.maps import CLIP_LAYOUTS, part
+from ..files.overlay import in_dtype, of_state, overlaid
+from ..files.stored_dtypes import decoder_dtype
+from ..files.tensors import CONFIG, WeightFiles, open_weights, read_json
+from ..parts.hf_decoders import decoder_from_hf
+from ..parts.tower import INSIDE, locate_tower, read_tower, tower_shape
+from .llava_original_config import (
+    DECODER_TYPES,
+    TOWER,
+    check,
+    decoder_values,
+    fit_of,
+    is_original,
+    original_to_config,
+    projector_of,
+    select_of,
 )
-"""Key, what is wrong about its value, and why."""
+from .llava_original_names import ORIGINAL
+from .llava_original_save import write_llava
+from .native import own_config
+from .system import ModelFolder, System
+
+TOWER_LAYOUTS = (*CLIP_LAYOUTS, part(ORIGINAL, "vision_tower."))
+_PARTS_BESIDE_THE_TOWER = ("multi_modal_projector", "language_model")
+
+
+class TowerElsewhere(LmmError):
+    """Only the hub knows the tower's shape, and it was not to be asked.
+
+    Attributes:
+        decoder: what the file says of the language model.
+        projector: and of the connector.
+    """
+
+    def __init__(self, message: str, decoder: Any, projector: Any) -> None:
+        super().__init__(message)
+        self.decoder, self.projector = decoder, projector
+
+
+def original_config(folder: ModelFolder) -> LMMConfig:
+    """Return the model of an original folder: what ``lmmblocks.json`` says where it is there, else the original's keys and the tower's config.
+
+    Raises:
+        LmmError: a model that the blocks can't compute, or a tower that is nowhere (without ``download``: not on this machine).
+    """
+    if folder.says_itself:
+        return own_config(folder)
+    values = folder.values
+    check(values)
+    name = str(named_tower(folder))
+    shape = tower_shape(name, folder.path, fit=fit_of(values), download=folder.download)
+    decoder = decoder_from_hf(decoder_values(values))
+    if shape is None:
+        raise TowerElsewhere(f"the vision tower {name!r} is not on this machine, so its shape is unknown", decoder, projector_of(values))
+    return original_to_config(values, encoder=shape[0], decoder=decoder, preprocess=shape[1])
+
+
+def named_tower(folder: ModelFolder) -> str | None:
+    """Return the tower that a caller or, if they say nothing, ``config.json`` names."""
+    name = folder.vision_tower or folder.values.get(TOWER)
+    return None if name is None else str(name)
+
+
+def with_tower(folder: ModelFolder, own: WeightFiles | None, expected: Collection[str], dtype: torch.dtype | None) -> WeightFiles:
+    """Put the tower below the weights of a folder that doesn't hold it, and round all parts to one dtype."""
+    assert own is not None
+    return in_one_dtype(own if any(name.startswith(("vision_tower.", INSIDE)) for name in own.shapes) else overlaid(tower_files(folder), own), dtype)
+
+
+def tower_files(folder: ModelFolder) -> WeightFiles:
+    """Return the weights of the tower that a folder names, under the model's names."""
+    tower = locate_tower(str(named_tower(folder)), folder.path)
+    _, state, _ = load_tower(tower)
+    return of_state(tower, state, "vision_tower.", "vision tower")
+
+
+def in_one_dtype(files: WeightFiles, dtype: torch.dtype | None) -> WeightFiles:
+    """Round all parts to one dtype, as the original does: the one asked for, else the language model's."""
+    dtype = dtype or decoder_dtype(files)
+    return files if dtype is None else in_dtype(files, dtype)
+
+
+def load_tower(folder: Path, *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:
+    """Read a tower of a folder as ``sources.load_encoder`` returns it: out of an original LLaVA, or as ``read_tower`` does.
+
+    Raises:
+        LmmError: no such tower, or weights that don't fit its config.
+    """
+    values = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return _load_original_tower(folder, values, fit=fit) if is_original(values) else read_tower(folder, fit=fit)
+
+
+def _load_original_tower(folder: Path, values: Mapping[str, Any], *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:
+    """Read the tower of an original checkpoint: from inside where it is there, else from where its config says."""
+    fit = fit or fit_of(values)
+    files = open_weights(folder)
+    if not holds_tower(files):
+        config, state, preprocess = load_tower(locate_tower(values[TOWER], folder), fit=fit)
+        return replace(config, select=select_of(values)), state, preprocess
+    shape = tower_shape(values[TOWER], folder, fit=fit)
+    assert shape is not None
+    config = replace(shape[0], select=select_of(values))
+    with torch.device("meta"):
+        skeleton = config.build()
+    return config, read_parameters(files, TOWER_LAYOUTS, skeleton), shape[1]
+
+
+def holds_tower(files: WeightFiles) -> bool:
+    """Say whether an original checkpoint holds weights of its vision tower."""
+    return any(name.startswith(INSIDE) for name in files.shapes)
+
+
+def held(files: WeightFiles | None) -> Collection[str] | None:
+    """Say which submodules the weights inside are those of; None = all of them."""
+    return None if files is not None and holds_tower(files) else _PARTS_BESIDE_THE_TOWER
+
+
+_TYPES = ", ".join(map(repr, DECODER_TYPES))
+LLAVA_ORIGINAL = System(
+    name="original LLaVA",
+    reads=lambda folder: is_original(folder.values),
+    config=original_config,
+    layouts=(ORIGINAL,),
+    title=lambda folder: "original LLaVA",
+    known_by=f"of {_TYPES} with {TOWER!r} beside, the original LLaVA's",
+    complete=with_tower,
+    held=held,
+    named_tower=named_tower,
+    format="llava",
+    holds=lambda model: True,
+    write=write_llava,
+)

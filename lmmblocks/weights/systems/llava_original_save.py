@@ -29,15 +29,15 @@ from ...images.fit import with_fit
 from ...lmm import LMM
 from ...spec import LmmError
 from ..chat_template import with_chat_template
-from ..checkpoint import NATIVE_CONFIG
 from ..exact_types import preprocess_problems
 from ..files.folder import write_json, write_weights
-from ..files.maps import ORIGINAL
 from ..files.tensors import CONFIG
 from ..generation import token_ids, write_generation_config
 from ..parts.hf_decoders import decoder_to_hf
 from ..parts.hf_encoders import encoder_to_hf
-from .llava_original import original_from_config
+from .llava_original_config import original_from_config
+from .llava_original_names import ORIGINAL
+from .system import NATIVE_CONFIG
 
 TOWER_FOLDER = "vision_tower"
 _TOWER_PREFIX = "vision_tower."

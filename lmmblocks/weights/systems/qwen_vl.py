@@ -35,9 +35,10 @@ from ...decoders.transformer import TransformerConfig
 from ...encoders.qwen_vit import QwenViTConfig
 from ...spec import LmmError
 from ..files.folder import write_json
-from ..files.maps import KeyMap
-from ..files.tensors import CONFIG, WeightFiles, read_json
+from ..files.maps import NATIVE, KeyMap
+from ..files.tensors import CONFIG, WeightFiles, open_weights, read_json
 from ..parts.hf_values import Values, check_numbers, refuse, section
+from .of_transformers import of_transformers
 
 MODEL_TYPE = "qwen"
 VISUAL = "visual"
@@ -221,9 +222,7 @@ def with_split_attention(files: WeightFiles) -> WeightFiles:
 
 
 def with_model_names(files: WeightFiles) -> WeightFiles:
-    """Return Qwen-VL's files under the model's names; other files as they are."""
-    if not any(name.startswith("transformer.visual.") for name in files.shapes):
-        return files
+    """Return Qwen-VL's files under the model's names."""
     split = with_split_attention(files)
     layout = layout_of(_count(files.shapes, _IN_DECODER), _count(files.shapes, _IN_TOWER))
     place = {layout.to_model(name) or name: name for name in split.shapes}
@@ -373,3 +372,19 @@ def write_qwen_vl(
         length = config.decoder.max_positions
         write_json(folder / "tokenizer_config.json", {"model_max_length": length, "tokenizer_class": "QWenTokenizer", "auto_map": auto_map})
     return to_file_names(config, state)
+
+
+QWEN_VL = of_transformers(
+    MODEL_TYPE,
+    config=read_qwen_vl_config,
+    layouts=(NATIVE,),
+    reads=lambda folder: is_qwen_vl(folder.values),
+    files=lambda folder: with_model_names(open_weights(folder.path)),
+    model_type=None,
+    known_by=f"of {MODEL_TYPE!r} with a section {VISUAL!r}, the original Qwen-VL's",
+    templates=tuple(TEMPLATES.values()),
+    whose="Qwen-VL's",
+    format="qwen_vl",
+    holds=lambda model: True,
+    write=write_qwen_vl,
+)
