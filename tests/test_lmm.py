@@ -16,7 +16,7 @@ from lmmblocks.encoders.siglip2_naflex import NaFlexConfig
 from lmmblocks.lmm import LMM
 from lmmblocks.plans.host import plan_splice
 from lmmblocks.projectors import MLP, Linear
-from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Batch, Grid, LmmError, Segments
+from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, PATCHES, Batch, Grid, LmmError, Segments
 
 TOLERANCE = 2e-5
 ENCODER = CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=24, image_size=28, patch=14)
@@ -267,8 +267,8 @@ WRONG = {
     "width": (dict(projector=Linear(16, 20)), "'Linear' gives width 20, decoder 'Transformer' takes 24: make the projector with out_dim=24"),
     "input width": (dict(projector=MLP(12, 24)), "'MLP' can't take 2x2 patches of width 16: RuntimeError: "),
     "count": (dict(projector=Own(rows=lambda grid: 3)), r"says one image of 2x2 becomes 3 rows, but gives 4: make its out_grid"),
-    "counts": (dict(projector=Own(give=lambda rows: (rows, [4]))), r"returns \(a tensor \(4, 24\), list\), expected rows_MD alone, a tensor"),
-    "batched": (dict(projector=Own(give=lambda rows: rows[None])), r"returns a tensor \(1, 4, 24\), expected rows_MD alone"),
+    "counts": (dict(projector=Own(give=lambda rows: (rows, [4]))), r"returns \(a tensor .*, list\), expected .*: return the rows only, its out_grid"),
+    "batched": (dict(projector=Own(give=lambda rows: rows[None])), r"returns a tensor \(1, 4, 24\), expected a tensor \(rows, 24\)"),
     "first image only": (dict(projector=Own(give=lambda rows: rows[:4])), "gives 4 rows for one image of 2x2 and 4 for two: make its out_grid"),
     "last first": (dict(projector=Own(give=lambda rows: rows.view(-1, 4, 24).flip(0).flatten(0, 1))), "row 0 of image 0 is one of image 1: let"),
     "woven": (dict(projector=Own(give=lambda rows: rows.view(-1, 4, 24).transpose(0, 1).flatten(0, 1))), "row 1 of image 0 is one of image 1: let"),
@@ -354,25 +354,64 @@ class Late(nn.Module):
         return rows[1:] if len(features.grids) == 3 else rows
 
 
-class ShiftedRows(nn.Module):
-    """A reducer behind the projector that gives the first image the rows of all."""
+class Kept(nn.Module):
+    """A reducer that gives what it is told to, in front of the projector or behind it."""
 
-    requires = frozenset()
+    requires = PATCHES
 
-    def out_count(self, state):
-        return state
+    def __init__(self, give, before=False, count=lambda state: state):
+        super().__init__()
+        self.give, self.before_projector, self.out_count = give, before, count
 
     def forward(self, features, rows, state):
-        counts = [each.rows for each in state]
-        return rows, (sum(counts), *[0] * (len(counts) - 1))
+        return self.give(rows)
 
 
-def test_rows_that_a_reducer_moves_to_the_image_beside_are_refused_though_their_sum_is_right(tiny_model, make_tiny_model):
-    model = make_tiny_model(config=replace(tiny_model.config, reducers=()), reducers=[ShiftedRows])
-    one = torch.zeros(1, 3, 28, 28)
-    assert model.encode(one)[1] == (4,)
-    with pytest.raises(LmmError, match=r"ShiftedRows gives its images 8, 0 rows, and its out_count\(\) counts 4, 4: make its out_count\(\)"):
-        model.encode(one.expand(2, -1, -1, -1))
+REDUCED_WRONG = {
+    "counts": (lambda rows: (rows, (4,)), r"returns \(a tensor .*, \(int\)\), expected .*: return the rows only, its out_count"),
+    "count": (lambda rows: rows[1:], r"says one image of 2x2 patches becomes 4 rows, but gives 3: make its out_count\(\)"),
+    "width": (lambda rows: rows[:, 1:], "gives width .* for rows of width .*: let its forward"),
+    "first image only": (lambda rows: rows[:4], r"gives 4 rows for one image of 2x2 and 4 for two: make its out_count\(\)"),
+    "last first": (lambda rows: rows.view(-1, 4, rows.shape[1]).flip(0).flatten(0, 1), "row 0 of image 0 is one of image 1: let"),
+    "one moved": (lambda rows: rows[[0, 1, 2, *range(4, len(rows)), 3]], "row 3 of image 0 is one of image 1: let its"),
+}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("name", REDUCED_WRONG)
+def test_rows_of_a_reducer_that_are_not_those_it_counts_are_refused_by_its_name(name, before):
+    give, message = REDUCED_WRONG[name]
+    with pytest.raises(LmmError, match=f"reducer 'Kept' {message}" if "row" != message[:3] else f"reducer 'Kept' gives two images .*{message}"):
+        compose(Own(), reducers=[Kept(give, before)])
+
+
+class Late3(Kept):
+    """Loses a row of a batch of three images, which nobody tries before."""
+
+    def forward(self, features, rows, state):
+        return rows[1:] if len(state) == 3 else rows
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_rows_that_a_reducer_loses_in_a_batch_are_refused_by_its_name(before):
+    model = compose(Own(), reducers=[Late3(None, before)])
+    assert model.encode(torch.zeros(2, 3, 28, 28))[1] == (4, 4)
+    with pytest.raises(LmmError, match=r"Late3 gives 11 rows for 3 images, and its out_count\(\) counts 4, 4, 4: make its out_count\(\) and what"):
+        model.encode(torch.zeros(3, 3, 28, 28))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_reducer_of_images_of_any_size_is_tried_with_uneven_grids_too(before):
+    class Lines(Kept):
+        """Each second line, which out_count takes for each second column."""
+
+        def forward(self, features, rows, state):
+            parts = rows.split([grid.rows for grid in state])
+            return torch.cat([part.unflatten(0, (grid.h, grid.w))[::2].flatten(0, 1) for part, grid in zip(parts, state)])
+
+    naflex = NaFlexConfig(dim=16, layers=2, heads=2, mlp_dim=16, positions=16, patch=4)
+    with pytest.raises(LmmError, match="reducer 'Lines' says one image of 8x5 patches becomes 24 rows, but gives 20: make its out_count"):
+        compose(Own(), encoder=naflex, reducers=[Lines(None, before, lambda grid: Grid(grid.h, -(-grid.w // 2)))])
 
 
 def test_rows_that_are_missing_in_a_batch_are_refused_by_the_name_of_the_projector(tiny_model, make_tiny_model):

@@ -42,8 +42,7 @@ class Mixing(nn.Module):
 
     def forward(self, features, rows, grids):
         counts = [grid.rows if isinstance(grid, Grid) else grid for grid in grids]
-        kept = [part[:: self.every] for part in rows.split(counts)]
-        return self.mix(torch.cat(kept)), tuple(len(part) for part in kept)
+        return self.mix(torch.cat([part[:: self.every] for part in rows.split(counts)]))
 
 
 class Leaving(nn.Module):

@@ -37,7 +37,7 @@ class PruMerge(nn.Module):
         weight = torch.zeros_like(similar).scatter(2, near, weight.gather(2, near)).scatter(2, kept[..., None], 1.0)
         rest = attention.scatter(1, kept, 0.0)[:, None]
         merged = torch.cat([weight, rest], 1) @ x
-        return merged.flatten(0, 1), (self.keep + 1,) * images
+        return merged.flatten(0, 1)
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ class VisionZip(nn.Module):
         joins[:, targets] = 0  # a target joins nobody
         merged = joins.transpose(1, 2) @ others / joins.sum(1).clamp_min(1)[..., None]
         out = torch.cat([features.prefix[:, :1], dominant, others[:, targets] + merged], 1)
-        return out.flatten(0, 1), (self.dominant + self.contextual,) * images
+        return out.flatten(0, 1)
 
 
 def main() -> None:

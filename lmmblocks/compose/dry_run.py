@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..spec import PATCHES, Grid, Instruction, TileGrid, VisionFeatures, image_count
 from .image_rows import as_grid, goes_before, out_grid_of, projected_count
-from .images_apart import images_that_mix, small_enough
+from .images_apart import Run, drawn_twice, images_that_mix, small_enough
 
 OF_THE_MODEL = frozenset({"instruction", "table"})
 """What a projector may require that the model fills in, not the encoder."""
@@ -53,10 +53,6 @@ def row_mismatches(
         )
         return
     rows = yield from _projector_rows(projector, decoder, given)
-    if rows is not None and not spec.image_size and not before:
-        rows = yield from _other_grids(projector, spec, given, rows)
-    if rows is not None:
-        rows = yield from _several_images(projector, given, rows)
     state = None if rows is None else projected_count(projector.out_grid, seen)
     for reducer in reducers:
         if rows is None or goes_before(reducer):
@@ -65,6 +61,8 @@ def row_mismatches(
         state = None if rows is None else reducer.out_count(state)
     if rows is not None and spec.image_size:
         yield from _count_mismatches(encoder, projector, reducers, grid, rows.shape[0], max_length)
+    elif rows is not None:
+        yield from _uneven_mismatches(spec, projector, reducers, decoder.table, features.patches)
 
 
 def _takes_what_is_left(projector: Any, seen: Any) -> bool:
@@ -84,89 +82,114 @@ def _takes_what_is_left(projector: Any, seen: Any) -> bool:
 
 def _reducer_rows(reducer: Any, features: VisionFeatures, rows: Tensor, state: Any) -> Generator[str, None, Tensor | None]:
     """Yield what is wrong with a reducer; return its rows of a blank image, None if there are none."""
-    name, what = name_of(reducer), f"{state} patches" if isinstance(state, Grid) else f"{state} rows"
+    name, what = f"reducer {name_of(reducer)}", _rows_named(state)
     try:
         expected = image_count(reducer.out_count(state))
-        result = _run(reducer, features, rows, (state,))
+        kept = _run(reducer, features, rows, (state,))
     except (RuntimeError, ValueError, LookupError) as error:
         if needs_data(error, rows):
             return None
-        yield f"reducer {name} can't take {what} of width {rows.shape[1]}: {type(error).__name__}: {error}"
+        yield f"{name} can't take {what} of width {rows.shape[1]}: {type(error).__name__}: {error}"
         return None
-    if not _is_rows(result):
-        yield f"reducer {name} returns {_kind(result)}, expected (rows_MD, rows of each image)"
+    if not _is_rows(kept):
+        yield f"{name} returns {_kind(kept)}, expected a tensor (rows, {rows.shape[1]}): return the rows only, its out_count() counts them"
         return None
-    counts = tuple(result[1])
-    if counts != (expected,) or tuple(result[0].shape) != (expected, rows.shape[1]):
-        yield (
-            f"reducer {name} says one image of {what} becomes {expected} rows of width {rows.shape[1]}, but gives {tuple(result[0].shape)} "
-            f"(counts {counts}): make its out_count() and what its forward() returns agree"
-        )
+    if kept.shape[0] != expected:
+        yield _disagreement(name, what, expected, kept.shape[0], "out_count")
         return None
-    return result[0]
+    if kept.shape[1] != rows.shape[1]:
+        yield f"{name} gives width {kept.shape[1]} for rows of width {rows.shape[1]}: let its forward() keep the width"
+        return None
+    twice = drawn_twice(rows, torch.Generator().manual_seed(1)).unflatten(0, (2, rows.shape[0]))
+
+    def run(some: VisionFeatures, images: Sequence[int]) -> Any:
+        own = some.patches if goes_before(reducer) else twice[list(images)].flatten(0, 1)
+        return _run(reducer, some, own, (state,) * len(images))
+
+    return (yield from _several_images(reducer, name, "out_count", run, features, kept))
 
 
 def _projector_rows(projector: Any, decoder: Any, given: VisionFeatures) -> Generator[str, None, Tensor | None]:
     """Yield what is wrong with the projector; return its rows of a blank image, None if nobody can go on with them."""
-    grid, name = given.grids[0], name_of(projector)
+    grid, name = given.grids[0], f"projector {name_of(projector)}"
     try:
         expected = image_count(projector.out_grid(grid))
         rows = _run(projector, given)
     except (RuntimeError, ValueError, LookupError) as error:
         if needs_data(error, given.patches):
             return None
-        yield f"projector {name} can't take {grid} patches of width {given.patches.shape[1]}: {type(error).__name__}: {error}"
+        yield f"{name} can't take {grid} patches of width {given.patches.shape[1]}: {type(error).__name__}: {error}"
         return None
-    if not isinstance(rows, Tensor) or rows.dim() != 2:
-        yield f"projector {name} returns {_kind(rows)}, expected rows_MD alone, a tensor (rows, {decoder.dim}), which out_grid() counts"
+    if not _is_rows(rows):
+        yield f"{name} returns {_kind(rows)}, expected a tensor (rows, {decoder.dim}): return the rows only, its out_grid() counts them"
         return None
     if rows.shape[0] != expected:
-        yield _disagreement(name, grid, expected, rows.shape[0])
+        yield _disagreement(name, str(grid), expected, rows.shape[0], "out_grid")
     if rows.shape[1] != decoder.dim:
-        yield (
-            f"projector {name} gives width {rows.shape[1]}, decoder {name_of(decoder)} takes {decoder.dim}: make the projector "
-            f"with out_dim={decoder.dim}"
-        )
-    return rows if rows.shape == (expected, decoder.dim) else None
+        yield f"{name} gives width {rows.shape[1]}, decoder {name_of(decoder)} takes {decoder.dim}: make the projector with out_dim={decoder.dim}"
+    if rows.shape != (expected, decoder.dim):
+        return None
+    return (yield from _several_images(projector, name, "out_grid", lambda some, _: _run(projector, some), given, rows))
 
 
-def _disagreement(name: str, grid: Grid, expected: int, found: int) -> str:
-    return (
-        f"projector {name} says one image of {grid} becomes {expected} rows, but gives {found}: make its out_grid() and what its "
-        f"forward() returns agree"
-    )
+def _disagreement(name: str, what: str, expected: int, found: int, counter: str) -> str:
+    return f"{name} says one image of {what} becomes {expected} rows, but gives {found}: make its {counter}() and what its forward() returns agree"
 
 
-def _other_grids(projector: Any, spec: Any, given: VisionFeatures, rows: Tensor) -> Generator[str, None, Tensor | None]:
+def _rows_named(state: Any) -> str:
+    return f"{state} patches" if isinstance(state, Grid) else f"{state} rows"
+
+
+def _uneven_mismatches(
+    spec: Any, projector: Any, reducers: Sequence[Any], table: Tensor, like: Tensor
+) -> Iterator[str]:
     """Images of an encoder that takes any size: uneven grids too are counted as they come out, each alone."""
     for grid in _UNEVEN:
-        features = blank_features(spec, grid, given.patches)
-        features.table = given.table
+        features = blank_features(spec, grid, like)
+        features.table = table
         try:
-            expected = image_count(projector.out_grid(grid))
-            found = _run(projector, features).shape[0]
+            wrong = _first_disagreement(projector, reducers, features)
         except (RuntimeError, ValueError, LookupError):
             continue  # refused aloud, and nobody knows whether the encoder ever gives this one
-        if found != expected:
-            yield _disagreement(name_of(projector), grid, expected, found)
-            return None
-    return rows
+        if wrong is not None:
+            yield wrong
+            return
 
 
-def _several_images(projector: Any, given: VisionFeatures, rows: Tensor) -> Generator[str, None, Tensor | None]:
+def _first_disagreement(projector: Any, reducers: Sequence[Any], features: VisionFeatures) -> str | None:
+    """Return which part of the chain gives one image another number of rows than it counts."""
+    given, seen = features, features.grids[0]
+    for reducer in filter(goes_before, reducers):
+        rows, (grid,), seen = _run(reducer, given, given.patches, given.grids), given.grids, reducer.out_count(given.grids[0])
+        if rows.shape[0] != image_count(seen):
+            return _disagreement(f"reducer {name_of(reducer)}", _rows_named(grid), image_count(seen), rows.shape[0], "out_count")
+        given = VisionFeatures(rows, (as_grid(seen),), instruction=features.instruction, table=features.table)
+    rows, state = _run(projector, given), projected_count(projector.out_grid, seen)
+    if rows.shape[0] != image_count(state):
+        return _disagreement(f"projector {name_of(projector)}", str(given.grids[0]), image_count(state), rows.shape[0], "out_grid")
+    for reducer in reducers:
+        if not goes_before(reducer):
+            rows, what, state = _run(reducer, features, rows, (state,)), _rows_named(state), reducer.out_count(state)
+            if rows.shape[0] != image_count(state):
+                return _disagreement(f"reducer {name_of(reducer)}", what, image_count(state), rows.shape[0], "out_count")
+    return None
+
+
+def _several_images(
+    part: Any, name: str, counter: str, run: Run, given: VisionFeatures, rows: Tensor
+) -> Generator[str, None, Tensor | None]:
     """Two images at once give the rows that each gives alone, one behind the other."""
-    if not small_enough(projector, given):
+    if not small_enough(part, given):
         return rows
-    name = name_of(projector)
     try:
-        problem = images_that_mix(lambda features: _run(projector, features), projector, given)
+        problem = images_that_mix(run, part, counter, given)
     except (RuntimeError, ValueError, LookupError) as error:
         if needs_data(error, given.patches):
             return rows
-        yield f"projector {name} takes one image of {given.grids[0]} patches and can't take two: {type(error).__name__}: {error}"
+        yield f"{name} takes one image of {given.grids[0]} patches and can't take two: {type(error).__name__}: {error}"
         return None
     if problem:
-        yield f"projector {name} {problem}"
+        yield f"{name} {problem}"
     return None if problem else rows
 
 
@@ -199,7 +222,7 @@ def name_of(part: Any) -> str:
 
 
 def _is_rows(result: Any) -> bool:
-    return isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor) and result[0].dim() == 2
+    return isinstance(result, Tensor) and result.dim() == 2
 
 
 def _kind(result: Any) -> str:

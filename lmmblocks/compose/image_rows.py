@@ -96,43 +96,40 @@ def reduced_features(features: VisionFeatures, reducers: Collection[Any]) -> Vis
     """Run the reducers in front of the projector; what comes out has patches only."""
     for reducer in reducers:
         if goes_before(reducer):
-            rows_MC, _ = reducer(features, features.patches, features.grids)
+            rows_MC = reducer(features, features.patches, features.grids)
             grids = tuple(as_grid(reducer.out_count(grid)) for grid in features.grids)
+            _check_sum(reducer, "out_count", rows_MC, grids)
             features = VisionFeatures(rows_MC, grids, instruction=features.instruction, table=features.table)
     return features
 
 
 def connected(features: VisionFeatures, projector: Any, reducers: Collection[Any]) -> tuple[Tensor, tuple[int, ...]]:
-    """Return the rows of each image (or tile), and their numbers.
+    """Return the rows of each image (or tile), and their numbers, as ``out_grid`` and ``out_count`` have them.
 
     Raises:
-        LmmError: a part gives an image another number of rows than it counts, which the plan goes by: rows would move to the image beside it.
+        LmmError: a part gives another number of rows than it counts, which the plan goes by.
     """
     given = reduced_features(features, reducers)
     before = [reducer.out_count for reducer in reducers if goes_before(reducer)]
     state = [projected_count(projector.out_grid, early_count(before, grid)) for grid in features.grids]
-    counts = tuple(map(image_count, state))
     rows_MD = projector(given)
-    if rows_MD.shape[0] != sum(counts):
-        raise LmmError(
-            f"{type(projector).__name__} gives {rows_MD.shape[0]} rows for {len(counts)} images, and its out_grid() counts {_shown(counts)}: make "
-            f"its out_grid() and what its forward() returns agree"
-        )
+    _check_sum(projector, "out_grid", rows_MD, state)
     for reducer in reducers:
         if not goes_before(reducer):
-            rows_MD, counts = reducer(features, rows_MD, tuple(state))
+            rows_MD = reducer(features, rows_MD, tuple(state))
             state = [reducer.out_count(entry) for entry in state]
-            counts = tuple(counts)
-            _check_counts(reducer, counts, state)
-    return rows_MD, counts
+            _check_sum(reducer, "out_count", rows_MD, state)
+    return rows_MD, tuple(map(image_count, state))
 
 
-def _check_counts(reducer: Any, found: tuple[int, ...], state: Sequence[GridOrCount]) -> None:
-    expected = tuple(map(image_count, state))
-    if found != expected:
+def _check_sum(part: Any, counter: str, rows: Any, state: Sequence[GridOrCount]) -> None:
+    name, counts = type(part).__name__, tuple(map(image_count, state))
+    if isinstance(rows, tuple):
+        raise LmmError(f"{name} returns a tuple: return the rows only, its {counter}() counts them")
+    if rows.shape[0] != sum(counts):
         raise LmmError(
-            f"{type(reducer).__name__} gives its images {_shown(found)} rows, and its out_count() counts {_shown(expected)}: make its out_count() "
-            f"and what its forward() returns agree"
+            f"{name} gives {rows.shape[0]} rows for {len(counts)} images, and its {counter}() counts {_shown(counts)}: make its {counter}() and "
+            f"what its forward() returns agree"
         )
 
 

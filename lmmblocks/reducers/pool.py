@@ -47,12 +47,10 @@ class Pool(nn.Module):
             raise LmmError(f"reducer 'pool' needs rows on a grid, found {grid} rows: use a projector whose out_grid is a Grid")
         return Grid(-(-grid.h // self.stride), -(-grid.w // self.stride))
 
-    def forward(
-        self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the pooled rows ``(M, D)`` and the number of each image."""
+    def forward(self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]) -> Tensor:
+        """Return the pooled rows ``(M, D)``."""
         pooled = [self._pooled(part, grid).flatten(0, 1) for grid, (part,) in equal_runs(grids, rows)]
-        return torch.cat([rows[:0], *pooled]), tuple(self.out_count(grid).rows for grid in grids)
+        return torch.cat([rows[:0], *pooled])
 
     def _pooled(self, rows_IPD: Tensor, grid: Grid) -> Tensor:
         maps = rows_IPD.transpose(1, 2).unflatten(2, (grid.h, grid.w))

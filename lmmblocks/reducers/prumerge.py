@@ -73,17 +73,15 @@ class PruMerge(nn.Module):
             )
         return self.keep + self.spatial + self.rest
 
-    def forward(
-        self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return merged rows, those of the largest attention first, and the number of each image.
+    def forward(self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]) -> Tensor:
+        """Return merged rows, those of the largest attention first, image after image.
 
         Raises:
             LmmError: ``rows`` are not one per patch.
         """
         check_one_row_per_patch("prumerge", features, rows)
         assert features.keys is not None and features.cls_attn is not None
-        merged_MD = merging.merge_neighbours(
+        return merging.merge_neighbours(
             rows,
             features.keys.flatten(1),
             features.cls_attn,
@@ -93,7 +91,6 @@ class PruMerge(nn.Module):
             neighbours=self.neighbours,
             rest=self.rest,
         )
-        return merged_MD, tuple(self.out_count(grid) for grid in grids)
 
 
 def outlier_counts(cls_attn: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -56,10 +56,8 @@ class VisionZip(nn.Module):
             )
         return self.cls + self.dominant + self.contextual
 
-    def forward(
-        self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return CLS, dominant rows in the order of the patches, contextual rows, for each image, and the number of each image.
+    def forward(self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]) -> Tensor:
+        """Return CLS, dominant rows in the order of the patches, contextual rows, image after image.
 
         Raises:
             LmmError: ``rows`` are not one per patch.
@@ -78,4 +76,4 @@ class VisionZip(nn.Module):
             assert features.prefix is not None
             merged_ITD = merged_MD.unflatten(0, (len(grids), self.dominant + self.contextual))
             merged_MD = torch.cat([features.prefix[:, :1], merged_ITD], 1).flatten(0, 1)
-        return merged_MD, tuple(self.out_count(grid) for grid in grids)
+        return merged_MD

@@ -114,10 +114,8 @@ class Reducer(Protocol):
         """Return what one image keeps of ``grid``: a grid where rows form one, else their number."""
         ...
 
-    def forward(
-        self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the kept ``rows_MD`` and the number of rows of each image; ``grids`` say what ``rows`` are of each image now."""
+    def forward(self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]) -> Tensor:
+        """Return the kept ``rows_MD``, of each image as many as ``out_count`` says; ``grids`` say what ``rows`` are of each image now."""
         ...
 
 

@@ -28,11 +28,11 @@ def test_merged_rows_are_the_papers(record_parity):
         torch.randn(patches, 8), grids, torch.randn(3, 1, 8), keys=torch.randn(patches, 2, 4), cls_attn=torch.rand(patches)
     )
     for dominant, contextual in ((8, 3), (2, 1), (12, 13)):
-        rows, counts = visionzip.VisionZip(dominant, contextual)(features, features.patches, grids)
+        rows = visionzip.VisionZip(dominant, contextual)(features, features.patches, grids)
         own = zip(features.prefix[:, 0], features.patches.split(25), features.keys.split(25), features.cls_attn.split(25))
         expected = torch.cat([paper(*image, dominant, contextual) for image in own])
         worst = max(worst, (rows - expected).abs().max().item())
-        assert counts == (dominant + contextual,) * 3
+        assert len(rows) == len(expected)
     assert worst < 1e-5
     record_parity("VisionZip (examples/swap)", "the paper's algorithm, patch by patch", "rows, max abs diff", worst)
 
