@@ -103,7 +103,7 @@ def _writes_eos(template: ChatTemplate) -> bool:
     return bool(said) and said[-1].kind == "eos"
 
 
-def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "pieces") -> tuple[str, str]:
+def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: Mode = "pieces") -> tuple[str, str]:
     """Return the text that the model says in front of an answer and behind it, in front of the token that ends it.
 
     Args:
@@ -117,7 +117,7 @@ def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: str = "piece
     """
     messages = [{"role": "user", "content": IMAGE_MARKER}, {"role": "assistant", "content": _WORD}]
     try:
-        tokens = encode_chat(messages, template, tokenizer, mode=mode)  # type: ignore[arg-type]
+        tokens = encode_chat(messages, template, tokenizer, mode=mode)
     except LmmError:
         return " ", ""
     said = supervised_texts(tokens, tokenizer, answer_ends(template, tokenizer))
