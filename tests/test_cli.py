@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import warnings
@@ -81,31 +80,6 @@ def test_version_is_the_packages() -> None:
     assert lmmblocks("version").stdout.startswith(f"lmmblocks {package.__version__}\npython 3.")
 
 
-def test_explain_says_what_each_op_would_run_here_and_why_not_a_faster_one(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from lmmblocks.cli.machine import examine
-
-    monkeypatch.delenv("LMMBLOCKS_BACKEND", raising=False)
-    choices = examine().choices
-    assert cli.main(["explain"]) == 0
-    shown = capsys.readouterr().out
-    assert "nothing has run" in " ".join(shown.split("\n\n")[0].split())
-    for choice in choices:
-        assert re.search(rf"^{re.escape(choice.call)} +auto +{choice.taken} ", shown, re.MULTILINE), choice
-    words = " ".join(shown.split())
-    for choice in choices:
-        before = choice.ladder[: choice.ladder.index(choice.taken)]
-        assert all(" ".join(choice.refused[name].split()) in words for name in before), choice
-
-
-def test_explain_shows_what_is_forced_and_refuses_a_wrong_name(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("LMMBLOCKS_BACKEND", "rms_norm=torch")
-    assert cli.main(["explain"]) == 0
-    assert re.search("^rms_norm +torch ", capsys.readouterr().out, re.MULTILINE)
-    monkeypatch.setenv("LMMBLOCKS_BACKEND", "rms_norm=torhc")
-    assert cli.main(["explain"]) == 2
-    assert "did you mean 'torch'" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
@@ -135,7 +109,7 @@ def test_advice_about_arguments_names_the_options_of_the_command(said: str, show
         (["data"], "'data' is a group of commands: data check"),
         (["data", "chek"], "unknown command 'data chek'; did you mean 'data check'?"),
         (["--bogus"], "unrecognized arguments: --bogus"),
-        (["explain", "--bogus"], "unrecognized arguments: --bogus"),
+        (["doctor", "--bogus"], "unrecognized arguments: --bogus"),
         (["chat"], "required: --model"),
         (["data", "check"], "required: FILE"),
     ],

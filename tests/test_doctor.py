@@ -15,7 +15,7 @@ from lmmblocks.kernels.verified import Verification
 
 from lmmblocks.cli import commands as cli
 from lmmblocks.cli import machine as doctor
-from lmmblocks.cli.doctor import text
+from lmmblocks.cli.doctor import reasons_of_the_machine, text
 from lmmblocks.cli.machine import Choice, examine
 from lmmblocks.ops import cuda_gate
 from lmmblocks.ops.backend import backend
@@ -74,6 +74,45 @@ def test_text_keeps_to_its_width_and_names_every_reason(report, width):
     assert f"torch {torch.__version__}" in flat and "flash_attn not installed" in flat
 
 
+def test_a_reason_of_the_machine_is_said_once(report):
+    """Whatever the op: no device, no extension. Reasons of a call stand where they belong."""
+    shown = " ".join(text(report, 120).split())
+    shared = reasons_of_the_machine(report.choices)
+    assert shared or torch.cuda.is_available()
+    for names, reason in shared:
+        given = {name for choice in report.choices for name, each in choice.refused.items() if each == reason}
+        assert set(names) == given and shown.count(f"{', '.join(names)}: {reason}") == 1
+        assert f": {reason}" not in shown.replace(f"{', '.join(names)}: {reason}", "")
+    made = [Choice("a", "a", ("x", "y"), "auto", "y", {"x": "no device"}), Choice("b", "b", ("x", "y"), "auto", "y", {"x": "no device"})]
+    assert reasons_of_the_machine(made) == [(["x"], "no device")]
+    assert reasons_of_the_machine([*made, Choice("c", "c", ("x",), "auto", "x")]) == []
+    assert reasons_of_the_machine(made[:1]) == []
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_one_op_is_told_with_every_implementation_and_its_reason(report, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for op in ladders():
+        assert cli.main(["doctor", op]) == 0
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= columns
+        flat = " ".join(shown.split())
+        assert f"{op}, fastest first: {' > '.join(ladders()[op])}" in flat
+        for choice in (each for each in report.choices if each.op == op):
+            assert f"{choice.call}: {choice.taken}" in flat and f"{choice.taken} auto takes it" in flat
+            assert all(f"{name} {reason}" in flat for name, reason in choice.refused.items())
+
+
+def test_an_unknown_op_gets_the_closest_and_what_is_forced_is_told(capsys, monkeypatch):
+    assert cli.main(["doctor", "atention"]) == 2
+    assert "there is no op 'atention'; did you mean 'attention'?; ops: " in capsys.readouterr().err
+    monkeypatch.setenv(ENVIRONMENT, "rms_norm=torch")
+    assert cli.main(["doctor", "rms_norm"]) == 0
+    assert ", but set to torch" in capsys.readouterr().out
+    assert cli.main(["doctor", "rms_norm", "--json"]) == 0
+    assert [each["op"] for each in json.loads(capsys.readouterr().out)] == ["rms_norm"]
+
+
 def test_json_holds_everything(capsys, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "rms_norm=reference")
     assert cli.main(["doctor", "--json"]) == 0
@@ -129,7 +168,7 @@ def test_an_extension_that_is_not_built_is_told_with_the_reason_of_the_last_buil
     reason = (recorded or "").strip()
     told = f"was not built when lmmblocks was installed: {reason}. Change that" if reason else "is not built: install lmmblocks from its sources"
     assert f"lmmblocks._C lmmblocks._C {told}" in shown
-    assert f"cuda: lmmblocks._C {told}" in shown  # the refusal of an op
+    assert f"cuda_decode: lmmblocks._C {told}" in shown or f"cuda: lmmblocks._C {told}" in shown  # the refusal of every op
 
 
 def processor_seconds(code):

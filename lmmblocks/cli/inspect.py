@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from typing import TYPE_CHECKING
 
 from ..spec import LmmError
+from .text import wrapped
 
 if TYPE_CHECKING:
     from ..weights.inspection import Inspection, Part
@@ -63,7 +63,7 @@ def _parts(report: Inspection) -> list[str]:
     lines = []
     for name, parameters, disk, what in rows:
         start = f"{name:<{widths[0]}}  {parameters:>{widths[1]}}  {disk:<{widths[2]}}  "
-        lines += textwrap.wrap(what, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start)) or [start.rstrip()]
+        lines += wrapped(what, start, " " * len(start), _WIDTH)
     if len(report.parts) == 1:
         lines.append(f"weight files: {size(report.weight_bytes)}")
     return lines
@@ -80,7 +80,7 @@ def _wrapped(name: str, value: str, width: int) -> list[str]:
     lines: list[str] = []
     for index, line in enumerate(value.splitlines()):
         first = start if index == 0 else " " * (width + 2)
-        lines += textwrap.wrap(line, _WIDTH, initial_indent=first, subsequent_indent=" " * (width + 2), break_on_hyphens=False)
+        lines += wrapped(line, first, " " * (width + 2), _WIDTH)
     return lines
 
 
