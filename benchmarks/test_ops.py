@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.gpu.case import COMPILED, Inputs, Timing
 from benchmarks.gpu.suites_by_name import SUITES, loaded
-from lmmblocks.spec import LmmError
+from lmmblocks.spec import LmmError, first_line
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WITH_COMPILED = os.environ.get("LMMBLOCKS_BENCH_COMPILED") == "1"
@@ -105,7 +105,7 @@ def test_op(benchmark: Any, timing: Timing, provider: str, made: dict[str, Input
         call = timing.providers[provider](made[case])
         call()
     except (LmmError, ImportError, RuntimeError, AssertionError, NotImplementedError) as error:
-        pytest.skip(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        pytest.skip(f"{type(error).__name__}: {first_line(error)}")
 
     def whole() -> Tensor:
         result = call()

@@ -9,12 +9,11 @@ from typing import Any
 
 from . import registry
 from .images.kinds import preprocess_from_dict, preprocess_to_dict
-from .spec import ByKeywords, LmmError, closest
+from .spec import ByKeywords, LmmError, refuse_unknown
 from .spec.fields import field_problems, make_plain
-from .spec.tokenizing import MODES, Mode
+from .spec.words import Attention, Mode
 
 FORMAT_VERSION = 1
-ATTENTIONS = ("causal", "images")
 SEVERAL = {"reducers": "visionzip", "hooks": "my_package.my_module:MyHook"}
 """Fields that hold any number of blocks by name, with an example; their kind is the word without its s."""
 
@@ -68,7 +67,7 @@ class LMMConfig(metaclass=ByKeywords):
     template: Mapping[str, Any] | str = "vicuna_v1"
     tokenize_mode: Mode = "pieces"
     max_length: int | None = None
-    attention: str = "causal"
+    attention: Attention = "causal"
     preprocess: Any = None
     encoder_source: str | None = None
     decoder_source: str | None = None
@@ -76,10 +75,6 @@ class LMMConfig(metaclass=ByKeywords):
 
     def __post_init__(self) -> None:
         problems = field_problems(self)
-        for name, known in (("tokenize_mode", MODES), ("attention", ATTENTIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                problems.append(f"{name} {value!r} is none of {known}{closest(str(value), known)}")
         for kind, example in (("encoder", "CLIPConfig(...)"), ("decoder", "TransformerConfig(...)")):
             if not is_config(getattr(self, kind)):
                 problems.append(f"{kind} needs a config dataclass such as {example}, found {getattr(self, kind)!r}")
@@ -117,7 +112,7 @@ class LMMConfig(metaclass=ByKeywords):
         version = rest.pop("format_version", FORMAT_VERSION)
         if version != FORMAT_VERSION:
             raise LmmError(f"model config has format_version {version}, this library reads {FORMAT_VERSION}: install a version that reads it")
-        refuse_unknown("model config", rest, [f.name for f in fields(cls)])
+        refuse_unknown("model config: unknown keys", rest, [f.name for f in fields(cls)])
         missing = [name for name in ("encoder", "decoder") if name not in rest]
         if missing:
             raise LmmError(f"model config lacks {missing}")
@@ -151,13 +146,6 @@ class LMMConfig(metaclass=ByKeywords):
         if not isinstance(values, dict):
             raise LmmError(f"model config must be a JSON object, found {type(values).__name__}")
         return cls.from_dict(values)
-
-
-def refuse_unknown(what: str, values: Mapping[str, Any], known: list[str]) -> None:
-    """Raise an LmmError that lists keys nobody reads, each with the closest known one."""
-    unknown = [f"{key!r}{closest(str(key), known)}" for key in values if key not in known]
-    if unknown:
-        raise LmmError(f"{what}: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def is_config(value: Any) -> bool:
@@ -205,7 +193,7 @@ def _block_from_dict(kind: str, values: Mapping[str, Any]) -> Any:
     config: Any = registry.resolve(kind, name)
     if not is_dataclass(config):
         raise LmmError(f"{kind} {name!r} is no config dataclass, which a model config needs: found {config!r}")
-    refuse_unknown(f"{kind} config", rest, [f.name for f in fields(config)])
+    refuse_unknown(f"{kind} config: unknown keys", rest, [f.name for f in fields(config)])
     missing = [f.name for f in fields(config) if f.default is f.default_factory is MISSING and f.name not in rest]
     if missing:
         raise LmmError(f"{kind} config {name!r} lacks {missing}")

@@ -35,7 +35,7 @@ from .decoders.wrapped_ends import spliced, supervised_loss
 from .images.fit import with_choices
 from .spec import Batch, Decoder, Encoder, Instruction, LmmError, Projector, Segments, SplicePlan, Tokenizer
 from .spec.fields import plain
-from .spec.tokenizing import Mode
+from .spec.words import Attention, Mode
 
 _READERS = frozenset({"multi_modal_projector", "reducers", "hooks"})
 """Attributes of a model that hold what reads the encoder's features."""
@@ -77,7 +77,7 @@ class LMM(nn.Module):
         config: LMMConfig | None = None,
         max_length: int | None = None,
         tokenize_mode: Mode = "pieces",
-        attention: str = "causal",
+        attention: Attention = "causal",
     ) -> None:
         super().__init__()
         self.vision_tower, self.multi_modal_projector, self.language_model = encoder, projector, decoder

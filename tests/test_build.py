@@ -237,7 +237,7 @@ def test_a_select_of_ones_own_is_kept_when_the_encoder_is_read(make, folders, ti
     [
         ({"projector": "mpl"}, "unknown projector 'mpl'; did you mean 'mlp'"),
         ({"projector": "no_such_module:Class"}, "no module 'no_such_module'"),
-        ({"projector": Block("mlp", {"dept": 3})}, "projector MLP: unknown options 'dept'; did you mean 'depth'.; known: .'depth', 'bias'."),
+        ({"projector": Block("mlp", {"dept": 3})}, "projector MLP: unknown options 'dept'; did you mean 'depth'.; known: depth, bias"),
         ({"projector": Block("mlp", {"a": 1, "b": 2})}, "unknown options 'a', 'b'"),
         ({"projector": Block("their_projectors:Doubling", {"sale": 1})}, "'sale'; did you mean 'scale'"),
         ({"projector": Widthless}, r"Widthless is made as \(in_dim, out_dim, \*\*options\).*takes \(\)"),

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from lmmblocks.config import Block
 from lmmblocks.decoders.transformer import TransformerConfig
 from lmmblocks.generate import Options
 from lmmblocks.spec import LmmError
-from lmmblocks.spec.fields import plain
+from lmmblocks.spec.fields import AtLeast, Filled, Within, field_problems, plain
 from lmmblocks.train import Stage, stage1
 
 WHOLE = (int, np.int8, np.int32, np.int64, np.uint16, lambda n: np.array(n), lambda n: torch.tensor(n))
@@ -97,16 +99,66 @@ def test_what_is_no_rate_is_refused_by_name(value):
 
 @pytest.mark.parametrize("value", WRONG_WHOLE, ids=repr)
 def test_generation_refuses_the_same(value):
-    with pytest.raises(LmmError, match="max_new_tokens is .*, expected an integer"):
+    with pytest.raises(LmmError, match="max_new_tokens must be a whole number above 0, found"):
         Options(max_new_tokens=value)
 
 
 @pytest.mark.parametrize("value", WRONG_REAL, ids=repr)
 def test_temperatures_that_are_none_are_refused(value):
-    with pytest.raises(LmmError, match="temperature is .*, expected a number"):
+    with pytest.raises(LmmError, match="temperature must be a number of at least 0"):
         Options(temperature=value)
 
 
 def test_a_tensor_without_a_value_stays_what_it_is():
     empty = torch.empty((), device="meta")
     assert plain(empty) is empty
+
+
+@dataclass
+class Bounded:
+    """Every word of the vocabulary."""
+
+    count: int = 1
+    seed: Annotated[int, AtLeast(0)] | None = 0
+    share: Annotated[float, Within(0, 1), "1 = all"] = 1
+    chance: Annotated[float, Within(0, 1, above=True, below=True)] = 0.5
+    pair: Annotated[tuple[float, float], Within(0, 1, below=True)] = (0.9, 0.99)
+    name: Annotated[str, Filled] = "x"
+    names: Annotated[tuple[str, ...], Filled] = ()
+    way: Literal["left", "right"] = "left"
+    other: Any = None
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"count": 0}, "count must be a whole number above 0, found 0"),
+        ({"count": None}, "count must be a whole number above 0, found None"),
+        ({"seed": -1}, "seed must be a whole number of at least 0 or None, found -1"),
+        ({"share": 1.01}, "share must be a number from 0 to 1 (1 = all), found 1.01"),
+        ({"chance": 0}, "chance must be a number above 0 and below 1, found 0"),
+        ({"chance": 1}, "chance must be a number above 0 and below 1, found 1"),
+        ({"pair": (0.9,)}, "pair must be two numbers from 0 to below 1, found (0.9,)"),
+        ({"pair": (0.9, 1)}, "pair must be two numbers from 0 to below 1, found (0.9, 1)"),
+        ({"name": ""}, "name must be a non-empty string, found ''"),
+        ({"names": ("a", "")}, "names must be strings that aren't empty, found ('a', '')"),
+        ({"way": "rigth"}, "way must be one of left, right, found 'rigth'; did you mean 'right'?"),
+        ({"way": np.array([2, 3])}, "way must be one of left, right, found array([2, 3])"),
+        ({"way": ["left"]}, "way must be one of left, right, found ['left']; did you mean 'left'?"),
+        ({"seed": None, "share": 0, "other": object, "names": ("a",), "way": "right"}, None),
+    ],
+    ids=str,
+)
+def test_annotations_say_what_a_field_may_hold(values, problem):
+    assert field_problems(Bounded(**values)) == ([problem] if problem else [])
+
+
+def test_annotations_are_read_as_they_are_meant_not_as_they_are_written():
+    Whole = int
+    made = dataclasses.make_dataclass("Renamed", [("a", Whole), ("b", "int"), ("c", Whole | None), ("d", "Annotated[int, AtLeast(0)]")], namespace={})
+    made.__module__ = __name__
+    assert field_problems(made(0, 0, 0, 0)) == [
+        "a must be a whole number above 0, found 0",
+        "b must be a whole number above 0, found 0",
+        "c must be a whole number above 0 or None, found 0",
+    ]

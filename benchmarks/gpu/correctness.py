@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmmblocks.ops.triton_gate import interpreting
-from lmmblocks.spec import LmmError
+from lmmblocks.spec import LmmError, first_line
 
 from .case import Check, Inputs, Outputs
 
@@ -60,7 +60,7 @@ def verdict(check: Check, device: torch.device, toy: bool, dtype: torch.dtype) -
     try:
         return _verdict(check, device, toy, dtype)
     except Exception as error:  # a kernel that can't be compiled or crashes must not hide the others
-        return Verdict(check, dtype, float("nan"), float("nan"), f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}")
+        return Verdict(check, dtype, float("nan"), float("nan"), f"{type(error).__name__}: {first_line(error)[:160]}")
 
 
 def _verdict(check: Check, device: torch.device, toy: bool, dtype: torch.dtype) -> Verdict:

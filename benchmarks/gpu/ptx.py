@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lmmblocks.spec import first_line
+
 SOURCE = Path(__file__).with_name("ptx_kernels.cu")
 CSRC = Path(__file__).parents[2] / "csrc"
 CTAS = 600
@@ -172,7 +174,7 @@ def verdicts(kernels: Kernels) -> Iterator[Verdict]:
         try:
             yield Verdict(name, check(kernels))
         except RuntimeError as error:
-            yield Verdict(name, str(error).splitlines()[0])
+            yield Verdict(name, first_line(error))
 
 
 def compiled(arch: str, folder: Path, nvcc: str = "nvcc") -> Path:

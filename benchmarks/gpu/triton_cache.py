@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from lmmblocks.spec import first_line
+
 from .case import OURS, Suite, is_cuda
 from .correctness import cast
 from .predicted import decides
@@ -120,7 +122,7 @@ def compile_all(arch: int, names: list[str]) -> list[str]:
                 try:
                     launch()
                 except Exception as error:  # what nothing computed may lead astray what follows it
-                    problems.append(f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}")
+                    problems.append(f"{name}: {type(error).__name__}: {first_line(error)[:100]}")
     return problems
 
 

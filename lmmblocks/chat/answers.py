@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from ..spec import IGNORE_LABEL, LmmError
-from ..spec.tokenizing import Mode
+from ..spec.words import Mode
 from .lookup import get_template
 from .pieces import IMAGE_MARKER
 from .templates import ChatTemplate

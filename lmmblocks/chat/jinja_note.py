@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from ..spec import LmmError
-from ..spec.tokenizing import MODES, Mode
+from ..spec.words import MODES, Mode
 from .saving import FORMS, template_from_dict, template_to_dict
 from .templates import ChatTemplate
 

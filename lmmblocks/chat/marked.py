@@ -17,8 +17,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated
 
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import Filled
 from .messages import Message, split_system
 from .pieces import Piece, PieceKind, content_pieces
 from .template_fields import refuse_wrong_fields
@@ -27,7 +29,6 @@ BOS, EOS = "{bos}", "{eos}"
 """Stand in markup for the tokenizer's own tokens; a tokenizer without a `bos` gives none."""
 
 _KINDS: dict[str, PieceKind] = {BOS: "bos", EOS: "eos"}
-_TEXTS = ("name", "opening", "to_answer", "ending", "to_question", "close", "lead", "system")
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,16 @@ class MarkedTemplate(metaclass=ByKeywords):
     to_question: str
     close: str = ""
     around_system: tuple[str, str] | None = None
-    tokens: tuple[str, ...] = ()
+    tokens: Annotated[tuple[str, ...], Filled] = ()
     lead: str = ""
     system: str = ""
     empty_system: bool = True
     image: tuple[str, str] = ("", "")
-    ends: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
+    ends: Annotated[tuple[str, ...], Filled] = ()
+    stops: Annotated[tuple[str, ...], Filled] = ()
 
     def __post_init__(self) -> None:
-        pairs, more = ("around_system", "image"), _problems_of_types(self)
-        refuse_wrong_fields(self, texts=_TEXTS, lists=("tokens", "ends", "stops"), pairs=pairs, optional="around_system", more=more)
+        refuse_wrong_fields(self, more=_own_tokens(self))
         refuse_wrong_fields(self, more=_problems_of_ending(self))
 
     @property
@@ -169,14 +169,9 @@ def cut(markup: str, tokens: tuple[str, ...]) -> tuple[tuple[PieceKind, str], ..
     return tuple((kind, "" if kind in ("bos", "eos") else part) for kind, part in kinds)
 
 
-def _problems_of_types(template: MarkedTemplate) -> list[str]:
-    """What is wrong with the fields that other templates don't have."""
-    problems = []
-    if isinstance(template.tokens, tuple) and (taken := [mark for mark in _KINDS if mark in template.tokens]):
-        problems.append(f"tokens holds {taken[0]!r}, which stands for the tokenizer's own in markup: leave it out")
-    if not isinstance(template.empty_system, bool):
-        problems.append(f"empty_system must be true or false, found {template.empty_system!r}")
-    return problems
+def _own_tokens(template: MarkedTemplate) -> list[str]:
+    taken = [mark for mark in _KINDS if isinstance(template.tokens, tuple) and mark in template.tokens]
+    return [f"tokens holds {taken[0]!r}, which stands for the tokenizer's own in markup: leave it out"] if taken else []
 
 
 def _problems_of_ending(template: MarkedTemplate) -> list[str]:

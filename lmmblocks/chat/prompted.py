@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import Filled
 from .messages import Message, split_system
 from .pieces import Piece, content_pieces, split_markers
 from .template_fields import refuse_wrong_fields
@@ -39,11 +41,11 @@ class PromptTemplate(metaclass=ByKeywords):
     name: str
     lead: str = " "
     ending: str = ""
-    ends: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
+    ends: Annotated[tuple[str, ...], Filled] = ()
+    stops: Annotated[tuple[str, ...], Filled] = ()
 
     def __post_init__(self) -> None:
-        refuse_wrong_fields(self, texts=("name", "lead", "ending"), lists=("ends", "stops"))
+        refuse_wrong_fields(self)
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -3,64 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..spec import LmmError
+from ..spec.fields import field_problems
 from .pieces import IMAGE_MARKER, count_markers
 
 
-def refuse_wrong_fields(
-    template: Any,
-    *,
-    texts: Sequence[str] = (),
-    lists: Sequence[str] = (),
-    pairs: Sequence[str] = (),
-    optional: str = "",
-    more: Sequence[str] = (),
-) -> None:
+def refuse_wrong_fields(template: Any, *, more: Sequence[str] = ()) -> None:
     """Refuse a template with fields that can't be meant; lists, which JSON has, become tuples.
 
     Args:
-        template: a frozen dataclass.
-        texts: fields that are strings. One called `system` places no image: it stands in every conversation.
-        lists: fields that are tuples of strings, none of them empty.
-        pairs: fields that are two strings.
-        optional: the one of these pairs that may be None.
+        template: a frozen dataclass. A string called `system` places no image: it stands in every conversation.
         more: what else is wrong.
 
     Raises:
         LmmError: everything that is wrong.
     """
-    for field in (*lists, *pairs):
-        if isinstance(getattr(template, field), list):
-            object.__setattr__(template, field, tuple(getattr(template, field)))
-    problems = [*_texts(template, texts), *_lists(template, lists), *_pairs(template, pairs, optional), *more]
+    for field in fields(template):
+        if isinstance(getattr(template, field.name), list):
+            object.__setattr__(template, field.name, tuple(getattr(template, field.name)))
+    problems = [*field_problems(template), *_image_in_system(template), *more]
     if problems:
         raise LmmError(f"template {template.name!r}: {'; '.join(problems)}")
 
 
-def _are_strings(values: Any) -> bool:
-    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
-
-
-def _texts(template: Any, names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        value = getattr(template, name)
-        if not isinstance(value, str):
-            yield f"{name} must be a string, found {value!r}"
-        elif name == "system" and count_markers(value):
-            yield f"system holds {IMAGE_MARKER}, which would be an image in every conversation: write \\{IMAGE_MARKER} for the word"
-
-
-def _lists(template: Any, names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        value = getattr(template, name)
-        if not _are_strings(value) or "" in value:
-            yield f"{name} must be strings that aren't empty, found {value!r}"
-
-
-def _pairs(template: Any, names: Sequence[str], optional: str) -> Iterator[str]:
-    for name in names:
-        value = getattr(template, name)
-        if not (_are_strings(value) and len(value) == 2) and not (value is None and name == optional):
-            yield f"{name} must be a pair of strings{' or None' if name == optional else ''}, found {value!r}"
+def _image_in_system(template: Any) -> Iterator[str]:
+    system = getattr(template, "system", None)
+    if isinstance(system, str) and count_markers(system):
+        yield f"system holds {IMAGE_MARKER}, which would be an image in every conversation: write \\{IMAGE_MARKER} for the word"

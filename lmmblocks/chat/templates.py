@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 from ..spec import ByKeywords, LmmError
+from ..spec.fields import Filled
 from .messages import Message, split_system
 from .pieces import IMAGE_MARKER, Piece, content_pieces
 from .template_fields import refuse_wrong_fields
@@ -62,12 +63,12 @@ class Template(metaclass=ByKeywords):
     system: str = ""
     roles: tuple[str, str] = ("USER", "ASSISTANT")
     seps: tuple[str, str] = (" ", "")
-    stop: tuple[str, ...] = ()
-    ends: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], Filled] = ()
+    ends: Annotated[tuple[str, ...], Filled] = ()
+    stops: Annotated[tuple[str, ...], Filled] = ()
 
     def __post_init__(self) -> None:
-        refuse_wrong_fields(self, texts=("name", "system"), lists=("stop", "ends", "stops"), pairs=("roles", "seps"))
+        refuse_wrong_fields(self)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation.
@@ -129,12 +130,12 @@ class CaptionTemplate(metaclass=ByKeywords):
 
     name: str
     end: str = "\n"
-    ends: tuple[str, ...] = ()
-    stops: tuple[str, ...] = ()
+    ends: Annotated[tuple[str, ...], Filled] = ()
+    stops: Annotated[tuple[str, ...], Filled] = ()
 
     def __post_init__(self) -> None:
         nothing = ["end is empty, so a model would never learn to stop: give the text that ends a caption"] if self.end == "" else []
-        refuse_wrong_fields(self, texts=("name", "end"), lists=("ends", "stops"), more=nothing)
+        refuse_wrong_fields(self, more=nothing)
 
     @property
     def stop(self) -> tuple[str, ...]:

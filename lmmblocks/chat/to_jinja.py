@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..spec import LmmError
-from ..spec.tokenizing import Mode
+from ..spec.words import Mode
 from .jinja_note import note, noted
 from .messages import Message
 from .outline import Fixed, Outline, Single, outline_of

@@ -26,7 +26,7 @@ from itertools import groupby
 from typing import Any
 
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, LmmError, closest
-from ..spec.tokenizing import MODES, Mode
+from ..spec.words import MODES, Mode
 from .lookup import get_template, missing_tokens
 from .messages import Message, llava15_messages
 from .pieces import Piece

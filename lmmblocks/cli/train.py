@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spec import LmmError, closest
-from ..train.stage_checks import PARTS
 from .options import add_device, add_dtype, device_of, dtype_of, require_tokenizer
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ SWAPS = ("encoder", "projector", "decoder", "tokenizer")
 
 def add_cli(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    from ..train.stage import Stage
+    from ..train.stage import PARTS, Stage
 
     parser.add_argument("--model", required=True, help="name of a preset, folder of a saved model, or hub id")
     parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA-format JSON or .jsonl")
@@ -77,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise LmmError(f"--out {args.out!r} is a file: give a folder")
-    records = load_records(args.data, args.images, policy=stage.bad_samples)  # type: ignore[arg-type]
+    records = load_records(args.data, args.images, policy=stage.bad_samples)
     model = _model(args)
     set_stage_inputs(model, stage)  # as train() does: what is rehearsed is the model as it will be
     _warn_of_random(model, stage, new=_is_preset(args.model))

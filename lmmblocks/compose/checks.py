@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ATTENTIONS
 from ..decoders.hooks import HOOK_OFFERS
 from ..ops.dispatch import check_environment
 from ..spec import LmmError, closest
 from ..spec.fields import is_whole
+from ..spec.words import ATTENTIONS
 from .dry_run import OF_THE_MODEL, name_of, row_mismatches
 from .dtypes import disagreement
 from .vocabulary import ids_needed

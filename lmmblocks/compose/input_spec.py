@@ -9,7 +9,7 @@ from typing import Any
 
 from ..spec import Arrangement, Grid, LmmError, TileGrid, image_count
 from ..spec.fields import is_whole, plain
-from ..spec.tokenizing import Mode
+from ..spec.words import Attention, Mode
 from .image_rows import RowCount
 
 
@@ -37,7 +37,7 @@ class InputSpec:
     max_length: int | None = None
     max_positions: int | None = None
     tokenize_mode: Mode = "pieces"
-    attention: str = "causal"
+    attention: Attention = "causal"
     instruct: Callable[[str], list[int]] | None = None
     arrangement: Arrangement | None = None
 

@@ -16,7 +16,7 @@ import torch.nn as nn
 
 from .. import registry
 from ..config import Block, is_config
-from ..spec import FeatureSpec, LmmError, closest
+from ..spec import FeatureSpec, LmmError, refuse_unknown
 from ..spec.options import WIDTHS
 
 
@@ -98,9 +98,7 @@ def _called(kind: str, maker: Any, spec: FeatureSpec, out_dim: int, options: Map
     parameters = inspect.signature(maker).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         known = [name for name in parameters if name not in WIDTHS]
-        unknown = [f"{key!r}{closest(key, known)}" for key in options if key not in known]
-        if unknown:
-            raise LmmError(f"{kind} {maker.__name__}: unknown options {', '.join(unknown)}; known: {known}")
+        refuse_unknown(f"{kind} {maker.__name__}: unknown options", options, known)
     if hasattr(maker, "from_spec"):
         _check_call(kind, maker, (spec.dim, out_dim), options, "(in_dim, out_dim, **options)")
         return maker.from_spec(spec, out_dim, **options)

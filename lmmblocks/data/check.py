@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..spec import LmmError, Sample, closest
+from ..spec.fields import is_whole
 from .check_images import Progress
 from .check_report import CheckReport, Finding, Offender, findings_of
 from .find_problems import errors_of, find_problems
@@ -90,7 +91,7 @@ def _add_duplicate_ids(records: Sequence[Any], found: dict[int, list[Problem]]) 
     first_use: dict[Any, int] = {}
     for index, record in enumerate(records):
         name = record.get("id") if isinstance(record, dict) else None
-        if not isinstance(name, (str, int)) or isinstance(name, bool):
+        if not isinstance(name, str) and not is_whole(name):
             continue
         first = first_use.setdefault(name, index)
         if first != index:

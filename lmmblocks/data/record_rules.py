@@ -15,6 +15,7 @@ from unicodedata import category
 
 from ..chat.pieces import IMAGE_MARKER, count_markers, marker_in_a_sentence, split_markers
 from ..images.load import URLS
+from ..spec.fields import is_whole
 from .problems import Problem, named, short
 from .record_form import Form, Turn, form_of
 from .record_keys import key_problems
@@ -75,7 +76,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _id_problem(found: Any) -> list[Problem]:
-    if found is None or (isinstance(found, (str, int)) and not isinstance(found, bool)):
+    if found is None or isinstance(found, str) or is_whole(found):
         return []
     return [Problem("wrong_type", f"id is {named(found)}, expected a string or an integer")]
 

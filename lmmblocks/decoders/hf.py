@@ -24,7 +24,7 @@ from .cache import KVCache
 from .context import LayerContext
 from .ends import is_weight
 from .hf_check import Findings, find_out
-from .hf_config import HFDecoderConfig
+from .hf_config import HFDecoderConfig, Way
 from .hf_packed import IMPLEMENTATION, PackedPass, find_layers, register, run_packed, serve_hooks
 from .hf_padded import SequenceCaches, run_padded
 from .hf_read import OLDEST_TRANSFORMERS, read_causal_lm
@@ -68,7 +68,7 @@ class HFDecoder(nn.Module):
         self._findings()
 
     @classmethod
-    def of(cls, model: Any, *, way: str = "auto", recompute: bool = False) -> HFDecoder:
+    def of(cls, model: Any, *, way: Way = "auto", recompute: bool = False) -> HFDecoder:
         """Wrap a model of transformers, or read one.
 
         Args:

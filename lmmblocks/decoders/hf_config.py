@@ -6,14 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..spec import ByKeywords, LmmError, closest
+from ..spec.fields import field_problems
 
 if TYPE_CHECKING:
     from .hf import HFDecoder
 
-WAYS = ("auto", "packed", "padded")
+Way = Literal["auto", "packed", "padded"]
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
 
 
@@ -37,7 +38,7 @@ class HFDecoderConfig(metaclass=ByKeywords):
     """What is the user's choice and not a property of the weights, and stays when these are read."""
 
     hf: Mapping[str, Any] = field(default_factory=dict)
-    way: str = "auto"
+    way: Way = "auto"
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -46,16 +47,14 @@ class HFDecoderConfig(metaclass=ByKeywords):
         except TypeError as error:
             raise LmmError(f"HFDecoderConfig: hf holds something that JSON can't: {error}") from error
         object.__setattr__(self, "hf", {key: value for key, value in values.items() if key not in _NOT_OF_THE_MODEL})
-        problems = [] if self.way in WAYS else [f"way {self.way!r} is none of {WAYS}{closest(str(self.way), WAYS)}"]
-        if not isinstance(self.recompute, bool):
-            problems.append(f"recompute must be true or false, found {self.recompute!r}")
+        problems = field_problems(self)
         if not isinstance(self.hf.get("model_type"), str):
             problems.append("hf lacks 'model_type', which names the family of the model")
         if problems:
             raise LmmError("HFDecoderConfig: " + "; ".join(problems))
 
     @staticmethod
-    def of(model: Any, *, way: str = "auto", recompute: bool = False) -> HFDecoderConfig:
+    def of(model: Any, *, way: Way = "auto", recompute: bool = False) -> HFDecoderConfig:
         """Return the config of a model of transformers."""
         return HFDecoderConfig({**model.config.to_dict(), "model_type": model.config.model_type}, way, recompute)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn as nn
@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import ops
 from ..images.preprocess import ImagePreprocess
 from ..spec import ByKeywords, LmmError, Segments
-from ..spec.fields import field_problems
+from ..spec.fields import AtLeast, field_problems
 from .vit import MLP, WITH_CLS, ViTEncoder, hidden_states_of_images, shape_problems, stretched_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,9 +28,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Channel standard deviations of ImageNet, RGB in [0, 1]."""
-
-Count = int
-"""A whole number from 0."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class DINOv2Config(metaclass=ByKeywords):
     heads: int = 16
     mlp_ratio: int = 4
     swiglu: bool = False
-    registers: Count = 0
+    registers: Annotated[int, AtLeast(0)] = 0
     image_size: int = 224
     trained_size: int = 518
     patch: int = 14
@@ -81,8 +78,6 @@ class DINOv2Config(metaclass=ByKeywords):
             raise LmmError("DINOv2Config: " + "; ".join(problems))
 
     def _own_problems(self) -> Iterator[str]:
-        if not isinstance(self.registers, int) or isinstance(self.registers, bool) or self.registers < 0:
-            yield f"registers must be a whole number from 0, found {self.registers!r}"
         if self.trained_size < self.patch:
             yield f"trained_size {self.trained_size} px is smaller than patch {self.patch} px"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
-from ..spec import LmmError, closest
-from ..spec.fields import is_whole
+from ..spec import refuse_unknown
+from ..spec.fields import Filled
 from .sampling import Sampling
 
 
@@ -27,7 +27,7 @@ class Options(Sampling):
     """
 
     max_new_tokens: int = 128
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], Filled] = ()
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -41,19 +41,5 @@ class Options(Sampling):
         Raises:
             LmmError: a name that is no option, with the closest one, or a value that makes no sense.
         """
-        known = [field.name for field in fields(cls)]
-        unknown = [f"{name!r}{closest(name, known)}" for name in values if name not in known]
-        if unknown:
-            raise LmmError(
-                f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
-            )
+        refuse_unknown("unknown generation options:", values, sorted(field.name for field in fields(cls)))
         return cls(**values)
-
-    def problems(self) -> Iterator[str]:
-        """Yield what is wrong with the values."""
-        yield from super().problems()
-        most = self.max_new_tokens
-        if not is_whole(most) or most < 1:
-            yield f"max_new_tokens is {most!r}, expected an integer >= 1"
-        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
-            yield f"stop is {self.stop!r}, expected a string or a list of strings, none of them empty"

@@ -6,14 +6,15 @@ answer does not depend on what is decoded beside it, nor on the device that comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from ..spec import ByKeywords, LmmError
-from ..spec.fields import is_number, is_whole, make_plain
+from ..spec.fields import AtLeast, Within, field_problems
 
 _SEEDS = 2**63
 _COLDEST = 1e-30  # a temperature that is 0 in fp32 would divide 0 by 0
@@ -36,14 +37,13 @@ class Sampling(metaclass=ByKeywords):
     False
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
+    temperature: Annotated[float, AtLeast(0), "0 = greedy"] = 0.0
+    top_p: Annotated[float, Within(0, 1, above=True), "1 = all tokens"] = 1.0
+    top_k: Annotated[int, AtLeast(0), "0 = all tokens"] = 0
+    seed: Annotated[int, Within(0, 2**63 - 1)] | None = None
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        problems = list(self.problems())
+        problems = field_problems(self)
         if problems:
             raise LmmError("generation options: " + "; ".join(problems))
 
@@ -51,17 +51,6 @@ class Sampling(metaclass=ByKeywords):
     def greedy(self) -> bool:
         """Whether nothing is drawn."""
         return self.temperature == 0
-
-    def problems(self) -> Iterator[str]:
-        """Yield what is wrong with the values."""
-        if not is_number(self.temperature) or self.temperature < 0:
-            yield f"temperature is {self.temperature!r}, expected a number >= 0 (0 = greedy)"
-        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
-            yield f"top_p is {self.top_p!r}, expected a number above 0 and at most 1 (1 = all tokens)"
-        if not is_whole(self.top_k) or self.top_k < 0:
-            yield f"top_k is {self.top_k!r}, expected an integer >= 0 (0 = all tokens)"
-        if self.seed is not None and (not is_whole(self.seed) or not 0 <= self.seed < _SEEDS):
-            yield f"seed is {self.seed!r}, expected None or an integer from 0 to 2**63 - 1"
 
     def generator(self) -> torch.Generator:
         """Return a new random state for one sequence, on the CPU."""

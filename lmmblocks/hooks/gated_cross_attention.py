@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn as nn
@@ -31,11 +31,12 @@ from ..decoders.layer import RMSNorm
 from ..decoders.vision import VisionContext
 from ..projectors.grids import context as looked_at
 from ..projectors.perceiver import Perceiver
-from ..spec import LmmError, Segments, closest
+from ..spec import LmmError, Segments, refuse_unknown
+from ..spec.fields import problem
 from ..spec.options import remembers_options
 from .last_image import LastImage, starts_of
 
-GATES = ("float", "vector")
+Gate = Literal["float", "vector"]
 
 
 class _CrossAttention(nn.Module):
@@ -198,16 +199,14 @@ class GatedCrossAttention(nn.Module):
 
 def _resampler(in_dim: int, prefix: bool, options: Mapping[str, Any]) -> Perceiver:
     known = [name for name in inspect.signature(Perceiver).parameters if name not in ("in_dim", "out_dim", "prefix", "project")]
-    unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
-    if unknown:
-        raise LmmError(f"hook 'gated_cross_attention': unknown options {', '.join(unknown)} of its resampler; known: {known}")
+    refuse_unknown("hook 'gated_cross_attention': its resampler has no option", options, known)
     return Perceiver(in_dim, in_dim, prefix=prefix, project=False, **options)
 
 
 def _problems(dim: int, layers: Sequence[int], heads: int, ffn_dim: int, gate: str) -> Iterator[str]:
     if len(set(layers)) < max(1, len(layers)):
         yield f"layers must name each layer once and at least one, found {list(layers)}"
-    wrong = [f"{name} must be a whole number above 0, found {n!r}" for name, n in (("heads", heads), ("ffn_dim", ffn_dim)) if n < 1]
+    wrong = [wrong for name, n in (("heads", heads), ("ffn_dim", ffn_dim)) if (wrong := problem(name, n, int))]
     yield from wrong or ([f"heads {heads} don't divide the decoder's width {dim}"] if dim % heads else [])
-    if gate not in GATES:
-        yield f"gate must be one of {GATES}, found {gate!r}{closest(gate, GATES)}"
+    if wrong_gate := problem("gate", gate, Gate):
+        yield wrong_gate

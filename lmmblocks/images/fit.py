@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..spec import LmmError, closest
+from ..spec import LmmError
 from .constants import EXIF, TRANSPARENT
 
 CHOICES = ("image_fit", "exif", "transparent")
@@ -73,12 +73,3 @@ def reading_of(preprocess: Any) -> dict[str, Any]:
         "exif": getattr(preprocess, "exif", EXIF[0]),
         "transparent": getattr(preprocess, "transparent", TRANSPARENT[0]),
     }
-
-
-def check_reading(exif: Any, transparent: Any) -> None:
-    """Refuse unknown ways to read a picture."""
-    for name, value, known in (("exif", exif, EXIF), ("transparent", transparent, TRANSPARENT)):
-        if value not in known:
-            raise LmmError(
-                f"{name}={value!r} is unknown: expected one of {', '.join(known)}{closest(str(value), known)}"
-            )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..spec import LmmError
-from ..spec.fields import is_number
+from ..spec.fields import is_number, is_whole
 from .constants import CLIP_MEAN, CLIP_STD, Fit, Resample
 
 if TYPE_CHECKING:
@@ -140,6 +140,6 @@ def _side(value: Any, key: str) -> int:
     if isinstance(value, Mapping):
         sides = {value[name] for name in ("shortest_edge", "height", "width") if value.get(name) is not None}
         value = sides.pop() if len(sides) == 1 else value
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value) or value < 1:
         raise LmmError(f"image processor {key}: expected the side of a square in pixels, found {value!r}")
     return value

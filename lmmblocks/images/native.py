@@ -16,12 +16,12 @@ from PIL import Image
 
 from ..spec import ByKeywords, Grid, LmmError
 from .constants import Exif, Transparent
-from .fit import check_reading, reading_of
+from .fit import reading_of
 from .hf_processor import refuse_reading, statistic, step_problems
 from .load import ImageSource, load_image
 from .pixels import PatchPixels
 from .preprocess import FILTERS, Resample, normalised_values
-from .statistics import check_numbers
+from .statistics import check_fields
 
 _LARGEST_FACTOR = 100.0
 _PRECISION = 1e-5
@@ -46,17 +46,14 @@ class NativePreprocess(metaclass=ByKeywords):
 
     patch_px: int = 16
     max_patches: int = 256
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: Resample = "bilinear"
     exif: Exif = "ignore"
     transparent: Transparent = "drop"
 
     def __post_init__(self) -> None:
-        check_reading(self.exif, self.transparent)
-        check_numbers(self, "patch_px", "max_patches")
-        if self.resample not in FILTERS:
-            raise LmmError(f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}")
+        check_fields(self)
 
     def batch(self, images: Iterable[ImageSource]) -> tuple[PatchPixels, tuple[Grid, ...]]:
         """Return the packed patches of ``I`` images, and the grid of each.

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..spec import ByKeywords, Grid, LmmError, closest
-from .constants import CLIP_MEAN, CLIP_STD, FILTERS, FITS, Exif, Fit, Resample, Transparent
-from .fit import check_reading, reading_of
+from ..spec import ByKeywords, Grid, LmmError
+from .constants import CLIP_MEAN, CLIP_STD, FILTERS, Exif, Fit, Resample, Transparent
+from .fit import reading_of
 from .hf_processor import read_hf, to_hf
 from .load import ImageSource, load_image
-from .statistics import check_numbers
+from .statistics import check_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,20 +64,13 @@ class ImagePreprocess(metaclass=ByKeywords):
     transparent: Transparent = "drop"
 
     def __post_init__(self) -> None:
-        check_numbers(self, "size_px", "patch_px", "resize_px")
+        check_fields(self)
         if not 1 <= self.patch_px <= self.size_px:
             raise LmmError(
                 f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}"
             )
-        if self.fit not in FITS:
-            raise LmmError(f"image fit {self.fit!r} is unknown: expected 'pad', 'crop' or 'squash'{closest(str(self.fit), FITS)}")
         if self.resize_px is not None and self.resize_px < self.size_px:
             raise LmmError(f"expected resize_px >= size_px, found resize_px={self.resize_px}, size_px={self.size_px}")
-        if self.resample not in FILTERS:
-            raise LmmError(
-                f"image filter {self.resample!r} is unknown: expected one of {', '.join(FILTERS)}"
-            )
-        check_reading(self.exif, self.transparent)
 
     def __call__(self, image: ImageSource) -> Tensor:
         """Return the pixels of one image, float32 ``(3, size_px, size_px)``.

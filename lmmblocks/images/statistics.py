@@ -5,26 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..spec import LmmError
-from ..spec.fields import is_number, is_whole, make_plain, plain
+from ..spec.fields import field_problems, is_number, plain
 
 
-def check_numbers(preprocess: Any, *sizes: str) -> None:
-    """Make the numbers of a preprocessing Python's own, ``mean`` and ``std`` tuples of three, and refuse those that can't be meant.
+def check_fields(preprocess: Any) -> None:
+    """Make the numbers of a preprocessing Python's own, ``mean`` and ``std`` tuples of three, and refuse values that can't be meant.
 
     Args:
         preprocess: a frozen dataclass with ``mean`` and ``std``, per channel of values from 0 to 1.
-        sizes: its fields that are whole numbers above 0, or None.
 
     Raises:
         LmmError: everything that is wrong, in one message.
     """
-    make_plain(preprocess)
-    found = {name: getattr(preprocess, name) for name in sizes}
-    problems = [
-        f"{name} must be a whole number above 0, found {value!r}"
-        for name, value in found.items()
-        if value is not None and not (is_whole(value) and value > 0)
-    ]
+    problems = field_problems(preprocess)
     for name, zero in (("mean", True), ("std", False)):
         values = _values(getattr(preprocess, name))
         if values is None or not all(0 <= value <= 1 and (zero or value) for value in values):

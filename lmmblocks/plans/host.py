@@ -15,8 +15,8 @@ import torch
 
 from ..spec import IGNORE_LABEL, IMAGE_TOKEN, ImageSpan, LmmError, SplicePlan, boundaries, closest
 from ..spec.fields import is_whole
+from ..spec.words import TRUNCATE
 
-TRUNCATE = ("error", "drop", "turn", "right")
 _MOST = 2**31 - 1
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures
+from ..spec.fields import problem
 
 
 def by_grid(rows_MC: Tensor, grids: Sequence[Grid], run: Callable[[Tensor], Tensor]) -> Tensor:
@@ -99,13 +100,13 @@ def shrunk(name: str, grid: Grid, factor: int, *, uneven: str) -> Grid:
 
 def whole(name: str, **values: Any) -> None:
     """Refuse options that aren't whole numbers above 0, all in one message."""
-    wrong = [f"{key} must be a whole number above 0, found {v!r}" for key, v in values.items() if type(v) is not int or v < 1]
+    wrong = [wrong for key, value in values.items() if (wrong := problem(key, value, int))]
     if wrong:
         raise LmmError(f"projector {name!r}: {'; '.join(wrong)}")
 
 
 def one_of(name: str, **choices: tuple[Any, tuple[str, ...]]) -> None:
     """Refuse options that are none of their choices, all in one message."""
-    wrong = [f"{key} must be one of {known}, found {v!r}" for key, (v, known) in choices.items() if v not in known]
+    wrong = [wrong for key, (value, known) in choices.items() if (wrong := problem(key, value, Literal[known]))]
     if wrong:
         raise LmmError(f"projector {name!r}: {'; '.join(wrong)}")

@@ -13,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..spec import Grid, LmmError, VisionFeatures
+from ..spec.fields import is_whole
 from ..spec.options import remembers_options
 
 
@@ -36,7 +37,7 @@ class ImageToken(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, token: int) -> None:
         super().__init__()
-        if type(token) is not int or token < 0:
+        if not is_whole(token) or token < 0:
             raise LmmError(f"projector 'image_token': token must be the id of a token, a whole number from 0 on, found {token!r}")
         self.token = token
 

@@ -9,7 +9,7 @@ Structural typing throughout: a user's class needs no base class, only the attri
 """
 
 from .batch import Batch
-from .errors import LmmError, closest, first_line, some
+from .errors import LmmError, closest, first_line, refuse_unknown, some
 from .features import PATCHES, FeatureSpec, VisionFeatures
 from .grids import Grid, TileGrid, image_count
 from .instruction import Instruction
@@ -52,5 +52,6 @@ __all__ = [
     "image_count",
     "image_list",
     "machine_failure",
+    "refuse_unknown",
     "some",
 ]

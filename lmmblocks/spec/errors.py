@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _NAMED_AT_MOST = 8
 
@@ -39,6 +39,23 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def refuse_unknown(what: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse names that nobody reads, all of them in one message, each with the closest known one.
+
+    Args:
+        what: what they are names of, as the beginning of the message.
+        names: what was written.
+        known: what could have been.
+
+    >>> refuse_unknown("stage: unknown keys", ["sed"], ["seed", "name"])
+    Traceback (most recent call last):
+    lmmblocks.spec.errors.LmmError: stage: unknown keys 'sed'; did you mean 'seed'?; known: seed, name
+    """
+    unknown = [f"{name!r}{closest(str(name), known)}" for name in names if name not in known]
+    if unknown:
+        raise LmmError(f"{what} {', '.join(unknown)}; known: {', '.join(known) or 'none'}")
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from .fields import plain
+
 WIDTHS = ("in_dim", "out_dim")
 """Arguments that follow from the encoder and the decoder; no config holds them."""
 
@@ -44,4 +46,4 @@ def _stored(value: Any) -> Any:
     """Return a copy of lists and mappings as JSON gives them back."""
     if isinstance(value, Mapping):
         return {key: _stored(entry) for key, entry in value.items()}
-    return [_stored(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return [_stored(entry) for entry in value] if isinstance(value, (list, tuple)) else plain(value)

@@ -6,14 +6,16 @@ Every value is checked when the stage is made and all mistakes are reported toge
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ..config import refuse_unknown
-from ..spec import ByKeywords, LmmError
-from ..spec.fields import make_plain
-from .stage_checks import stage_problems
+from ..spec import ByKeywords, LmmError, closest, refuse_unknown
+from ..spec.fields import AtLeast, Filled, Within, field_problems, problem
+from ..spec.words import Exif, Fit, Transparent, Truncate
+
+PARTS = ("encoder", "projector", "decoder", "reducers", "hooks")
+"""Names of ``LMM.parts``; parts a stage doesn't name are frozen and hold no optimiser state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,43 +67,42 @@ class Stage(metaclass=ByKeywords):
     lmmblocks.spec.errors.LmmError: stage 'connector': train names the part 'projecter'; did you mean 'projector'? ...
     """
 
-    name: str
+    name: Annotated[str, Filled]
     train: Mapping[str, float]
     batch_size: int
-    template: str | None = None
+    template: Annotated[str, Filled] | None = None
     epochs: int = 1
     max_steps: int | None = None
     micro_batch_rows: int = 8192
     micro_batch_samples: int | None = None
     micro_batch_threads: int = 1
-    warmup_ratio: float = 0.03
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_ratio: Annotated[float, Within(0, 1)] = 0.03
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    betas: Annotated[tuple[float, float], Within(0, 1, below=True)] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float | None = None
-    seed: int = 42
-    sampler: str = "packed"
-    truncate: str = "error"
+    seed: Annotated[int, AtLeast(0)] = 42
+    sampler: Literal["packed", "modality_length_grouped"] = "packed"
+    truncate: Truncate = "error"
     max_length: int | None = None
-    bad_samples: str = "error"
-    image_fit: str | None = None
-    exif: str | None = None
-    transparent: str | None = None
+    bad_samples: Literal["error", "skip"] = "error"
+    image_fit: Fit | None = None
+    exif: Exif | None = None
+    transparent: Transparent | None = None
     llava15_compat: bool = False
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     deterministic: bool = False
     log_every: int = 1
     checkpoint_every_steps: int = 500
     keep_checkpoints: int = 2
-    workers: int = 0
+    workers: Annotated[int, AtLeast(0)] = 0
     prefetch_steps: int = 2
 
     def __post_init__(self) -> None:
-        make_plain(self)
         if isinstance(self.betas, list):
             object.__setattr__(self, "betas", tuple(self.betas))
-        problems = list(stage_problems(self))
+        problems = [*field_problems(self, none="null"), *_part_problems(self.train), *_joint_problems(self)]
         if problems:
             raise LmmError(f"stage {self.name!r}: " + "; ".join(problems))
 
@@ -120,7 +121,7 @@ class Stage(metaclass=ByKeywords):
         Raises:
             LmmError: unknown or missing keys, or values that make no sense.
         """
-        refuse_unknown("stage", values, [f.name for f in fields(cls)])
+        refuse_unknown("stage: unknown keys", values, [f.name for f in fields(cls)])
         missing = [name for name in ("name", "train", "batch_size") if name not in values]
         if missing:
             raise LmmError(f"stage: missing keys {', '.join(missing)}")
@@ -142,6 +143,29 @@ class Stage(metaclass=ByKeywords):
         if not isinstance(values, dict):
             raise LmmError(f"stage must be a JSON object, found {type(values).__name__}")
         return cls.from_dict(values)
+
+
+def _part_problems(train: Any) -> Iterator[str]:
+    if not isinstance(train, Mapping) or not train:
+        yield f"train must map parts to learning rates, such as {{'projector': 1e-3}}, found {train!r}"
+        return
+    for part, rate in train.items():
+        if part not in PARTS:
+            yield f"train names the part {part!r}{closest(str(part), PARTS)} parts: {', '.join(PARTS)}"
+        if wrong := problem(f"the learning rate of {part!r}", rate, float):
+            yield wrong
+
+
+def _joint_problems(stage: Any) -> Iterator[str]:
+    group = stage.micro_batch_samples
+    if stage.llava15_compat is True and group is None:
+        yield "llava15_compat takes means over micro_batch_samples samples: set it (LLaVA: 32 in stage 1, 16 in stage 2)"
+    whole = not problem("", group, int) and not problem("", stage.batch_size, int)
+    if stage.sampler == "modality_length_grouped" and whole and stage.batch_size % group:
+        yield (
+            f"sampler 'modality_length_grouped' deals batch_size {stage.batch_size} to groups of micro_batch_samples {group}: "
+            f"make the one a multiple of the other"
+        )
 
 
 def stage1(**changes: Any) -> Stage:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spec import LmmError
+from ..spec.fields import is_whole
 from .files.tensors import CONFIG, read_json
 
 GENERATION = "generation_config.json"
@@ -138,7 +139,7 @@ def stated_ends(folder: Path, special: frozenset[int]) -> Stated | None:
 def _ids(path: Path, said: Any) -> tuple[int, ...]:
     """Return one id or a list of them as ids."""
     ids = tuple(said) if isinstance(said, list) else () if said is None else (said,)
-    if not all(isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0 for entry in ids):
+    if not all(is_whole(entry) and entry >= 0 for entry in ids):
         raise LmmError(f"{path}: eos_token_id must be a token id or a list of them, found {said!r}: correct it")
     return ids
 

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ..spec import LmmError
+from ..spec.fields import is_number
 from .files.maps import KeyMap, choose
 from .files.tensors import WeightFiles, open_file, read_json, some
 
@@ -262,7 +263,7 @@ def _scale(values: Mapping[str, Any], module: str, rows: int) -> float:
     rank, alpha = (_for_module(values, f"{key}_pattern", module, values.get(name)) for key, name in (("rank", "r"), ("alpha", "lora_alpha")))
     if rank != rows:
         raise LmmError(f"{CONFIG} says r={rank!r} for {module}, its A has {rows} rows: use an adapter whose config and weights belong together")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not is_number(alpha):
         raise LmmError(f"{CONFIG}: lora_alpha must be a number, found {alpha!r}")
     return alpha / (math.sqrt(rows) if values.get("use_rslora") else rows)
 

@@ -11,7 +11,7 @@ from ..chat import IMAGE_MARKER, ChatTemplate, from_jinja, get_template, of_mode
 from ..chat.text_encoder import special_ids
 from ..config import LMMConfig
 from ..spec import LmmError
-from ..spec.tokenizing import Mode
+from ..spec.words import Mode
 from .chat_files import GENERATION, not_followed, stated_ends, stated_stops, stated_template
 from .files.tensors import CONFIG, read_json
 

@@ -24,7 +24,7 @@ from ..compose.vocabulary import ids_needed
 from ..config import LMMConfig
 from ..images.kinds import preprocess_to_dict
 from ..lmm import LMM
-from ..spec import LmmError, closest
+from ..spec import LmmError, closest, refuse_unknown
 from .files.folder import SHARD_BYTES, replaced_folder, write_weights
 from .instruction_tokenizer import with_tokenizer_inside
 from .read_back import check_weights, same, skeleton_of
@@ -69,9 +69,7 @@ def save(
     check_dtype(dtype)
     write = next(system.write for system in reversed(SYSTEMS) if system.format == format and system.holds(model))
     known = [name for name, p in inspect.signature(write).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    unknown = [f"{name!r}{closest(name, known)}" for name in options if name not in known]
-    if unknown:
-        raise LmmError(f"format {format!r} has no option {', '.join(unknown)}; it has {', '.join(known) or 'none'}")
+    refuse_unknown(f"format {format!r} has no option", options, known)
     config = _config_to_write(model)
     if format != "native" and config.attention != "causal":
         raise LmmError(

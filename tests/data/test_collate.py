@@ -256,7 +256,7 @@ def test_wrong_options_are_refused(conversations, spec, options, message):
 
 @pytest.mark.parametrize(
     "inputs, message",
-    [({"template": "vicuna"}, "unknown template 'vicuna'"), ({"image_fit": "stretch"}, "image fit 'stretch' is unknown")],
+    [({"template": "vicuna"}, "unknown template 'vicuna'"), ({"image_fit": "stretch"}, "fit must be one of pad, crop, squash, found 'stretch'")],
 )
 def test_wrong_inputs_of_the_model_are_refused_and_change_nothing(make_tiny_model, inputs, message):
     model = make_tiny_model()

@@ -293,7 +293,7 @@ def test_the_config_survives_json_and_refuses_what_it_can_not_build(make_hf, tin
     assert (shape.dim, shape.layers, shape.vocab, shape.max_positions) == (32, 3, 9, 17)
     for values, message in [
         (dict(hf={}), "lacks 'model_type'"),
-        (dict(hf={"model_type": "gpt2"}, way="fast"), "way 'fast' is none of"),
+        (dict(hf={"model_type": "gpt2"}, way="fast"), "way must be one of auto, packed, padded, found 'fast'"),
         (dict(hf={"model_type": "gpt2", "x": object()}), "JSON can't"),
     ]:
         with pytest.raises(LmmError, match=message):

@@ -150,12 +150,12 @@ def test_all_wrong_options_are_reported_at_once():
     with pytest.raises(LmmError) as error:
         Options(temperature=-1, top_p=0, top_k=1.5, seed="x", max_new_tokens=0, stop=["ok", ""])
     for name in (
-        "temperature is -1",
-        "top_p is 0",
-        "top_k is 1.5",
-        "seed is 'x'",
-        "max_new_tokens is 0",
-        "stop is ",
+        "temperature must be a number of at least 0 (0 = greedy), found -1",
+        "top_p must be a number above 0 and at most 1 (1 = all tokens), found 0",
+        "top_k must be a whole number of at least 0 (0 = all tokens), found 1.5",
+        "seed must be a whole number from 0 to 9223372036854775807 or None, found 'x'",
+        "max_new_tokens must be a whole number above 0, found 0",
+        "stop must be strings that aren't empty",
     ):
         assert name in str(error.value), error.value
 
@@ -181,7 +181,7 @@ def test_all_wrong_options_are_reported_at_once():
     ],
 )
 def test_each_wrong_option_is_refused(wrong):
-    with pytest.raises(LmmError, match=f"^generation options: {next(iter(wrong))} is "):
+    with pytest.raises(LmmError, match=f"^generation options: {next(iter(wrong))} must be "):
         Options(**wrong)
 
 

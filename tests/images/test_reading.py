@@ -120,10 +120,10 @@ def tensors(pixels):
 
 def test_unknown_ways_are_refused():
     with pytest.raises(
-        LmmError, match="exif='rotated' is unknown: expected one of ignore, rotate; did you mean 'rotate'"
+        LmmError, match="exif must be one of ignore, rotate, found 'rotated'; did you mean 'rotate'"
     ):
         with_reading(SQUARE, exif="rotated")
-    with pytest.raises(LmmError, match="transparent='grey' is unknown"):
+    with pytest.raises(LmmError, match="transparent must be one of drop, black, white, found 'grey'"):
         with_reading(KINDS["tiles"], transparent="grey")
     with pytest.raises(LmmError, match="towers read a picture in different ways"):
         FusedPreprocess((SQUARE, replace(SQUARE, exif="rotate")))

@@ -26,12 +26,12 @@ def test_all_mistakes_are_reported_in_one_message():
     for part in (
         "'projecter'; did you mean 'projector'?",
         "learning rate of 'decoder' must be a number above 0, found -1.0",
-        "batch_size must be a whole number of at least 1, found '16'",
+        "batch_size must be a whole number above 0, found '16'",
         "sampler must be one of packed, modality_length_grouped, found 'pack'",
         "betas must be two numbers from 0 to below 1",
         "warmup_ratio must be a number from 0 to 1, found 1.5",
-        "clip_norm must be a number above 0, or null, found 0",
-        "max_length must be a whole number of at least 1, or null, found 0",
+        "clip_norm must be a number above 0 or null, found 0",
+        "max_length must be a whole number above 0 or null, found 0",
     ):
         assert part in message
 

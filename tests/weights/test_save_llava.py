@@ -148,7 +148,7 @@ def test_blocks_that_the_originals_code_has_not_are_refused(make_model, tmp_path
 
 
 def test_an_option_of_another_format_is_refused(make_model, tmp_path):
-    with pytest.raises(LmmError, match="format 'hf' has no option 'include_vision'; it has none"):
+    with pytest.raises(LmmError, match="format 'hf' has no option 'include_vision'; known: none"):
         make_model().save(tmp_path / "hf", include_vision=True)
     with pytest.raises(LmmError, match="has no option 'include_visoin'; did you mean 'include_vision'"):
         make_model().save(tmp_path / "llava", format="llava", include_visoin=True)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ...spec import LmmError
+from ...spec.fields import is_number, is_whole
 
 Values = Mapping[str, Any]
 
@@ -31,10 +32,9 @@ def check_numbers(values: Values, defaults: Values) -> None:
     """Raise an LmmError that lists values that are no positive numbers where the default is one (integers where it is an integer)."""
     problems = []
     for key, default in defaults.items():
-        value, kinds = values[key], (int, float) if isinstance(default, float) else int
-        if isinstance(default, (int, float)) and not isinstance(default, bool):
-            if not isinstance(value, kinds) or isinstance(value, bool) or value <= 0:
-                problems.append(f"{key}={value!r}")
+        value, is_one = values[key], is_number if isinstance(default, float) else is_whole
+        if is_number(default) and not (is_one(value) and value > 0):
+            problems.append(f"{key}={value!r}")
     if problems:
         raise LmmError(
             f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}"
@@ -62,7 +62,7 @@ def section(values: Values, key: str) -> Values:
 def feature_layers(value: Any) -> tuple[int, ...]:
     """Return ``vision_feature_layer``, which is an integer or a list, as a tuple."""
     layers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not layers or not all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers):
+    if not layers or not all(is_whole(layer) for layer in layers):
         raise LmmError(
             f"config.json: vision_feature_layer must be an integer or a list of integers, found {value!r}"
         )

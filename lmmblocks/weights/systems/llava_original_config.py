@@ -18,6 +18,7 @@ from ...config import Block, LMMConfig
 from ...encoders.clip import CLIPConfig
 from ...images.preprocess import Fit
 from ...spec import LmmError
+from ...spec.fields import is_whole
 from ..exact_types import preprocess_problems
 
 Values = Mapping[str, Any]
@@ -183,7 +184,7 @@ def _known_projector(kind: Any) -> bool:
 
 
 _RULES = (
-    ("mm_vision_select_layer", lambda v: not isinstance(v, int) or isinstance(v, bool), "expected the number of one hidden state, such as -2"),
+    ("mm_vision_select_layer", lambda v: not is_whole(v), "expected the number of one hidden state, such as -2"),
     ("mm_vision_select_feature", lambda v: v == "cls_patch", f"expected 'patch'; {_CLS_PATCH}"),
     ("mm_vision_select_feature", lambda v: v not in (None, "patch", "cls_patch"), "expected 'patch'"),
     ("mm_projector_type", lambda v: not _known_projector(v), "expected 'linear', 'identity' or 'mlpNx_gelu'"),
