@@ -14,6 +14,7 @@ from lmmblocks.files.foreign import file_kind, folder_kind
 from lmmblocks.spec import LmmError
 from lmmblocks.weights.inspect import inspect
 from lmmblocks.weights.sources import load_decoder
+from lmmblocks.weights.systems.all import RELEASED
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
@@ -160,7 +161,7 @@ TYPES = {
     "paligemma": "give a folder of such a model, or build one of parts",
     "llama": r"a language model alone is taken with build\(..., decoder=...\)",
     "siglip_vision_model": r"a vision tower is taken with build\(..., encoder=...\)",
-    "blip-2": r"a vision tower is taken with build\(..., encoder=...\)",
+    "clip": r"a vision tower is taken with build\(..., encoder=...\)",
     None: "give the config.json that was saved with the model",
 }
 
@@ -168,8 +169,9 @@ TYPES = {
 @pytest.mark.parametrize("kind", TYPES)
 def test_another_type_of_model_gets_the_list_of_all_that_are_read(tmp_path, kind):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind} if kind else {"hidden_size": 8}))
-    says = "has model_type .*, expected one of 'llava', 'llava_next', 'instructblip', 'idefics' of transformers, or of 'llava'.*'llava_qwen' with"
-    with pytest.raises(LmmError, match=f"{says} 'mm_vision_tower' beside, the original LLaVA's: {TYPES[kind]}"):
+    listed = ", ".join(repr(system.model_type) for system in RELEASED if system.model_type)
+    says = f"has model_type .*, expected one of {listed} of transformers, or of 'llava'.*'llava_qwen' with 'mm_vision_tower' beside"
+    with pytest.raises(LmmError, match=f"{says}, the original LLaVA's, or of 'qwen' with a section 'visual', the original Qwen-VL's: {TYPES[kind]}"):
         lb.load(tmp_path)
     if kind in ("qwen2_vl", None):
         with pytest.raises(LmmError, match=says):
