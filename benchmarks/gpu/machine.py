@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from lmmblocks.spec import first_line
+
 from . import cuda_kernels, ptx
 from .case import Call, Check, Inputs, Suite, Timing
 from .correctness import Verdict, verdict
@@ -157,4 +159,4 @@ def fields_of(found: Verdict) -> Event:
 
 def problem_of(error: BaseException) -> str:
     """Return an error in one line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    return f"{type(error).__name__}: {first_line(error)[:160]}"
