@@ -2,8 +2,8 @@
 # make test   lint, type check, and the whole test suite
 # make test-oldest    the core of the suite with the oldest versions that pyproject.toml allows
 # make test-exchange  folders that the oldest versions write are read by the newest, and the other way round
-# make lint   ruff and mypy
-# make format ruff's fixes everywhere, its format for Python files that are new; FILES="..." names others
+# make lint   ruff, its format and mypy
+# make format ruff's fixes and its format, everywhere
 # make docs   build the site into site/, strictly
 # make bench  time the ops with pytest-benchmark; K="splice and fwd" chooses cases, ARGS are handed on
 # make parity run the tests that compare blocks with their twins, write docs/parity.md from what they measured
@@ -50,8 +50,6 @@ exchanged := $(OLDEST_VENV)/exchanged
 .PHONY: help demo test test-oldest test-exchange bench parity gpu lint format docs clean
 .DELETE_ON_ERROR:
 
-# For make format: Python files that the last commit doesn't have.
-FILES ?= $(shell { git ls-files --others --exclude-standard -- '*.py'; git diff --cached --name-only --diff-filter=A -- '*.py'; } | sort -u)
 parity_tests = $(shell grep -rl --include='test_*.py' record_parity tests | sort) tests/projectors
 measured     = $(abspath $(VENV))/parity.jsonl
 
@@ -111,10 +109,11 @@ $(stamp)-docs: pyproject.toml | $(bin)/python
 
 format: $(stamp)-dev
 	$(bin)/python -m ruff check --fix .
-	files="$(FILES)"; [ -z "$$files" ] || $(bin)/python -m ruff format $$files
+	$(bin)/python -m ruff format .
 
 lint: $(stamp)-dev
 	$(bin)/python -m ruff check .
+	$(bin)/python -m ruff format --check --quiet .
 	$(bin)/python -m mypy
 
 $(stamp)-demo: export LMMBLOCKS_SKIP_CUDA = 1

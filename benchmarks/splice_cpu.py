@@ -44,9 +44,7 @@ Splice = Callable[[Tensor, Tensor], Tensor]
 
 def main() -> None:
     """Measure each mode, print a table, append to the CSV."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.splice_cpu", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.splice_cpu", description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5, help="timed turns (default %(default)s)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="default: both")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data" / "splice_cpu.csv")
@@ -86,9 +84,7 @@ def transformers_merge(text: list[list[int]], device: torch.device | str = "cpu"
     """Its own check of the placeholders, and its merge."""
     from transformers.models.llava.modeling_llava import LlavaModel
 
-    full = torch.tensor(
-        [[*sample[:40], *[PLACEHOLDER] * image_rows, *sample[40:]] for sample in text], device=device
-    )
+    full = torch.tensor([[*sample[:40], *[PLACEHOLDER] * image_rows, *sample[40:]] for sample in text], device=device)
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=PLACEHOLDER))
 
     def run(table: Tensor, images: Tensor) -> Tensor:
@@ -103,9 +99,7 @@ def llava_loop(ids: list[list[int]], device: torch.device | str = "cpu", image_r
     """One sample after the other, as LLaVA's model does at each step, labels and masks included."""
     width = max(map(len, ids))
     padded = torch.tensor([[*sample, *[0] * (width - len(sample))] for sample in ids], device=device)
-    attended = torch.tensor(
-        [[True] * len(sample) + [False] * (width - len(sample)) for sample in ids], device=device
-    )
+    attended = torch.tensor([[True] * len(sample) + [False] * (width - len(sample)) for sample in ids], device=device)
 
     def run(table: Tensor, images: Tensor) -> Tensor:
         rows, labels, image = [], [], 0
@@ -134,9 +128,7 @@ def _padded(rows: list[Tensor], labels: list[Tensor]) -> Tensor:
     longest, out = max(map(len, rows)), []
     device = rows[0].device
     all_labels = torch.full((len(rows), longest), IGNORE_LABEL, device=device)
-    mask, positions = (
-        torch.zeros(len(rows), longest, dtype=dtype, device=device) for dtype in (torch.bool, torch.long)
-    )
+    mask, positions = (torch.zeros(len(rows), longest, dtype=dtype, device=device) for dtype in (torch.bool, torch.long))
     for index, (row, label) in enumerate(zip(rows, labels)):
         length = len(row)
         out.append(torch.cat([row, row.new_zeros(longest - length, row.shape[1])]))

@@ -84,7 +84,7 @@ def twin(ours: Any) -> Any:
 
 
 def _found(name: str, state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tensor of ours that has this name behind the prefixes either side adds."""
+    """The tensor of ours that has this name after the prefixes either side adds."""
     ends = [key for key in state if _bare(key) == _bare(name)]
     assert len(ends) == 1, (name, ends)
     return state[ends[0]]

@@ -85,7 +85,7 @@ def _projectors() -> Iterator[str]:
     wide = Grid(grid.h // 2, grid.w)
     yield from _section(
         "Projectors",
-        f"Behind CLIP-L/14-336 ({grid} patches of width {tower.dim}) in front of a decoder of width {DECODER_WIDTH}, with default options where the "
+        f"After CLIP-L/14-336 ({grid} patches of width {tower.dim}) before a decoder of width {DECODER_WIDTH}, with default options where the "
         f"block has them, else those shown. The last column: rows of an image of half the height ({wide}), for encoders of any size.",
         ("name", "options", f"rows of {grid}", f"rows of {wide}", "parameters", "reads"),
     )
@@ -112,9 +112,7 @@ def _reducers() -> Iterator[str]:
     mlp = _made("projector", "mlp", {}, tower)
     for name in registry.built_in("reducer"):
         reducer = _made("reducer", name, REDUCERS.get(name, {}), tower)
-        where = (
-            "before the projector" if getattr(reducer, "before_projector", False) else "after the projector"
-        )
+        where = "before the projector" if getattr(reducer, "before_projector", False) else "after the projector"
         rows = image_count(out_grid_of(mlp, (reducer,))(_grid(tower)))
         yield _row(
             f"`{name}`",
@@ -220,9 +218,7 @@ def _presets() -> Iterator[str]:
         config = preset()
         encoder, decoder = _on_meta(config.encoder.build), _on_meta(config.decoder.build)
         tower = encoder.spec
-        made = _made(
-            "projector", config.projector.type, _without_files(config.projector.options), tower, decoder.dim
-        )
+        made = _made("projector", config.projector.type, _without_files(config.projector.options), tower, decoder.dim)
         rows = str(image_count(out_grid_of(made, ())(_grid(tower))))
         tiles = " a tile" if config.encoder.__class__.__name__ == "TiledConfig" else ""
         yield _row(f"`{name}`", f"{rows}{tiles}", _count(encoder), _count(decoder))
@@ -243,9 +239,7 @@ def _made(kind: str, name: str, options: dict[str, Any], tower: Any, width: int 
     try:
         return _on_meta(lambda: recipe(kind, Block(name, options)).make(tower, width))
     except LmmError as error:
-        raise LmmError(
-            f"{kind} {name!r} can't be made without options: add some to the table in docs/write_gallery.py ({error})"
-        ) from error
+        raise LmmError(f"{kind} {name!r} can't be made without options: add some to the table in docs/write_gallery.py ({error})") from error
 
 
 def _on_meta(make: Callable[[], Any]) -> Any:

@@ -38,10 +38,7 @@ def main(path: str) -> None:
         "| block | twin | quantity | largest difference |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {block} | {twin} | {quantity} | {value:.1e} |"
-        for (block, twin, quantity), value in sorted(worst.items())
-    ]
+    lines += [f"| {block} | {twin} | {quantity} | {value:.1e} |" for (block, twin, quantity), value in sorted(worst.items())]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(worst)} figures -> {PAGE}")
 

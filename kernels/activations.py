@@ -127,9 +127,7 @@ def activation_fwd(gate: Tensor, up: Tensor | None, factor: float, cubic: float)
     return y
 
 
-def activation_bwd(
-    gate: Tensor, up: Tensor | None, grad: Tensor, factor: float, cubic: float
-) -> tuple[Tensor, Tensor]:
+def activation_bwd(gate: Tensor, up: Tensor | None, grad: Tensor, factor: float, cubic: float) -> tuple[Tensor, Tensor]:
     """Launch the backward.
 
     Args:

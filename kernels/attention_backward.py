@@ -5,7 +5,7 @@ With ``p = exp(score - lse)``, ``dp = dO v^T``, ``delta = rowsum(dO O) - dlse`` 
     dv = p^T dO      dk = scale ds^T q      dq = scale ds k
 
 Shapes: as in the forward; ``dO`` with strides for rows and heads, ``delta, lse [N, T_q]`` fp32, gradients contiguous in the dtype of their tensors.
-Rows behind the last segment are written as zeros and never read.
+Rows after the last segment are written as zeros and never read.
 
 1. ``delta``: ``attention_delta.py``.
 2. ``dk, dv``: a program holds one block of keys of one kv head and walks over the rows of every query head of the group that see it, adding
@@ -47,9 +47,7 @@ from .relaunch import relaunched
 
 
 @triton.jit
-def _slopes(
-    scores, log_weight, dp, delta, visible, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr
-):
+def _slopes(scores, log_weight, dp, delta, visible, scale, softcap, MASKED: tl.constexpr, SOFTCAP: tl.constexpr):
     """Weights and gradient of the raw products ``q k^T`` (without ``scale``); ``log_weight`` in units of log2, all broadcast."""
     if SOFTCAP:
         bent = capped(scores * scale, softcap)
@@ -85,9 +83,7 @@ def _from_rows(
     slopes = load_rows(grad, row.to(tl.int64) * grad_row, live, E, MAIN, REST, True)
     dp = products(values, slopes)
     own_delta = tl.load(delta + row, mask=live, other=0.0)
-    shares, ds = _slopes(
-        scores, log_weight[None, :], dp, own_delta[None, :], visible, scale, softcap, MASKED, SOFTCAP
-    )
+    shares, ds = _slopes(scores, log_weight[None, :], dp, own_delta[None, :], visible, scale, softcap, MASKED, SOFTCAP)
     # 3. dk += ds q and dv += p dO.
     return added(grads[0], ds, queries), added(grads[1], shares, slopes)
 
@@ -112,17 +108,11 @@ def _attention_dkdv_kernel(
     first_key = block * KEYS
     key = first_key + tl.arange(0, KEYS)
     live = key < length_k
-    first, whole, clear, stop = row_blocks(
-        first_key, begin_q, length_q, begin_k, length_k, kv_end, window, MASK, WINDOW, KEYS, ROWS
-    )
+    first, whole, clear, stop = row_blocks(first_key, begin_q, length_q, begin_k, length_k, kv_end, window, MASK, WINDOW, KEYS, ROWS)
     # 2. Its keys and values, loaded once for all heads of the group; dk and dv stay in registers.
     key64 = (begin_k + key).to(tl.int64)
-    keys = load_rows(
-        k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), live, E, MAIN, REST, True
-    )
-    values = load_rows(
-        v, key64 * aligned(v_row, VECTOR) + kv_head * aligned(v_head, VECTOR), live, E, MAIN, REST, True
-    )
+    keys = load_rows(k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), live, E, MAIN, REST, True)
+    values = load_rows(v, key64 * aligned(v_row, VECTOR) + kv_head * aligned(v_head, VECTOR), live, E, MAIN, REST, True)
     q_row, grad_row = aligned(q_row, VECTOR), aligned(grad_row, VECTOR)
     q += begin_q.to(tl.int64) * q_row
     grad += begin_q.to(tl.int64) * grad_row
@@ -173,9 +163,7 @@ def _from_keys(
     values = load_rows(v, key.to(tl.int64) * v_row, key < length_k, E, MAIN, REST, MASKED)
     visible = seen(key[None, :], low[:, None], high[:, None], WINDOW)
     scores, dp = products(queries, keys), products(slopes, values)
-    shares, ds = _slopes(
-        scores, log_weight[:, None], dp, delta[:, None], visible, scale, softcap, MASKED, SOFTCAP
-    )
+    shares, ds = _slopes(scores, log_weight[:, None], dp, delta[:, None], visible, scale, softcap, MASKED, SOFTCAP)
     return added(dq, ds, keys)
 
 
@@ -206,12 +194,8 @@ def _attention_dq_kernel(
     k += begin_k.to(tl.int64) * k_row + head // GROUP * aligned(k_head, VECTOR)
     v += begin_k.to(tl.int64) * v_row + head // GROUP * aligned(v_head, VECTOR)
     row64 = (begin_q + row).to(tl.int64)
-    queries = load_rows(
-        q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
-    )
-    slopes = load_rows(
-        grad, row64 * aligned(grad_row, VECTOR) + head * aligned(grad_head, VECTOR), live, E, MAIN, REST, True
-    )
+    queries = load_rows(q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True)
+    slopes = load_rows(grad, row64 * aligned(grad_row, VECTOR) + head * aligned(grad_head, VECTOR), live, E, MAIN, REST, True)
     log_weight = tl.load(lse + head * rows_q + row64, mask=live, other=float("inf")) * LOG2_E
     own_delta = tl.load(delta + head * rows_q + row64, mask=live, other=0.0)
     total = zero_rows(ROWS, MAIN, REST)
@@ -235,9 +219,7 @@ def _attention_dq_kernel(
         )  # fmt: skip
 
     # Epilogue.
-    store_rows(
-        dq, row64 * (heads * E) + head * E, live, total, tl.zeros((ROWS,), tl.float32) + scale, E, MAIN, REST
-    )
+    store_rows(dq, row64 * (heads * E) + head * E, live, total, tl.zeros((ROWS,), tl.float32) + scale, E, MAIN, REST)
 
 
 def attention_bwd(

@@ -10,7 +10,7 @@ the rows of a tile are taken on the device. For a block of keys, the rows that s
 (4 bytes a row, 1/64 or less of what the loop over these rows then reads).
 
 A program of the grid finds its segment on the device, from the boundaries alone: the grid depends on shapes only, nothing is copied and a
-captured launch stays right when the boundaries change. Rows behind the last segment are one more segment, which sees nothing, so that they are
+captured launch stays right when the boundaries change. Rows after the last segment are one more segment, which sees nothing, so that they are
 written as zeros. Segments of one length (a batch of images) need no search.
 """
 

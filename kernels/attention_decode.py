@@ -109,9 +109,7 @@ def _attention_decode_kernel(
     if not PAGED:
         k += begin_k.to(tl.int64) * k_row
         v += begin_k.to(tl.int64) * v_row
-    queries = load_rows(
-        q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
-    )
+    queries = load_rows(q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True)
     state = zero_rows(ROWS, MAIN, REST), tl.zeros((ROWS,), tl.float32) + LOWEST, tl.zeros((ROWS,), tl.float32)
 
     # 4. One loop: a mask costs nothing beside the bytes of a block.
@@ -132,9 +130,7 @@ def _attention_decode_kernel(
     # 5. The result, or its part, which the next kernel adds to the others.
     total, top, weight = state
     some = weight > 0
-    store_rows(
-        out, (at + row64 * heads + head) * E, live, total, 1.0 / tl.where(some, weight, 1.0), E, MAIN, REST
-    )
+    store_rows(out, (at + row64 * heads + head) * E, live, total, 1.0 / tl.where(some, weight, 1.0), E, MAIN, REST)
     log_weight = tl.where(some, (top + tl.math.log2(tl.where(some, weight, 1.0))) * LN_2, float("-inf"))
     tl.store(lse + log_at, log_weight, mask=live)
 

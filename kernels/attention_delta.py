@@ -1,7 +1,7 @@
 """``delta = rowsum(dO O) - dlse``: what the backward of packed attention subtracts from the gradient of each weight.
 
 Shapes: ``out [T_q, N, E]`` contiguous, ``dO`` with strides for rows and heads, ``dlse [N, T_q]`` with any, ``delta [N, T_q]`` fp32. Reads
-``2 T_q N E b`` bytes, writes ``4 T_q N``; floor: bytes / bandwidth. Rows behind the last segment are neither read nor written.
+``2 T_q N E b`` bytes, writes ``4 T_q N``; floor: bytes / bandwidth. Rows after the last segment are neither read nor written.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Shapes: ``q [T_q, N, E]``, ``k, v [T_k, K, E]`` with strides for rows and heads (views of a fused projection need no copy), ``N % K == 0``;
 ``cu_q, cu_k [S + 1]``; ``out [T_q, N, E]`` contiguous, ``lse [N, T_q]`` fp32, natural logarithm, ``-inf`` for a row that sees no key.
-Rows behind the last segment are written as zeros and never read.
+Rows after the last segment are written as zeros and never read.
 
 Bytes per call (``b`` bytes an element): reads ``(T_q N + 2 T_k K) E b`` once from memory, writes ``T_q N E b + 4 T_q N``; keys and values are read
 again by each tile of rows, from L2. ``4 P N E`` FLOP for ``P`` visible (row, key) pairs; floor: the larger of FLOP / MMA rate and bytes / bandwidth.
@@ -121,9 +121,7 @@ def _attention_fwd_kernel(
     k += begin_k.to(tl.int64) * k_row + kv_head * aligned(k_head, VECTOR)
     v += begin_k.to(tl.int64) * v_row + kv_head * aligned(v_head, VECTOR)
     row64 = (begin_q + row).to(tl.int64)
-    queries = load_rows(
-        q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True
-    )
+    queries = load_rows(q, row64 * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR), live, E, MAIN, REST, True)
     state = zero_rows(ROWS, MAIN, REST), tl.zeros((ROWS,), tl.float32) + LOWEST, tl.zeros((ROWS,), tl.float32)
     column = tl.arange(0, KEYS)
 

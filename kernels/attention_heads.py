@@ -1,7 +1,7 @@
 """Rows of one head in two parts, so that a head dim of 72, 80 or 96 is not padded to 128.
 
-A matrix product needs powers of two. A head dim ``E`` is therefore kept as ``MAIN`` columns and, behind them, ``REST`` columns: 64 + 16 for 72
-and 80, 64 + 32 for 96, 128 + 0 for 128. What is behind ``E`` reads as zero and is never written. 72 thus costs 80 columns of MMA, not 128.
+A matrix product needs powers of two. A head dim ``E`` is therefore kept as ``MAIN`` columns and, after them, ``REST`` columns: 64 + 16 for 72
+and 80, 64 + 32 for 96, 128 + 0 for 128. What comes after ``E`` reads as zero and is never written. 72 thus costs 80 columns of MMA, not 128.
 256 is 128 + 128: warps lie along the rows of a tile, where an online softmax wants them, as long as a part is no wider than the tile has rows.
 
 A tile of rows is a tuple of one or two tensors ``[ROWS, MAIN]`` and ``[ROWS, REST]``; these functions are all that knows how many.
@@ -20,9 +20,7 @@ def aligned(stride, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _load_part(
-    base, offset, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, CHECK: tl.constexpr
-):
+def _load_part(base, offset, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr, CHECK: tl.constexpr):
     column = FIRST + tl.arange(0, WIDTH)
     at = base + offset[:, None] + column[None, :]
     if FIRST + WIDTH > E:
@@ -38,9 +36,7 @@ def _load_part(
 
 
 @triton.jit
-def load_rows(
-    base, offset, live, E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, CHECK: tl.constexpr
-):
+def load_rows(base, offset, live, E: tl.constexpr, MAIN: tl.constexpr, REST: tl.constexpr, CHECK: tl.constexpr):
     """Rows that start at ``base + offset``; zeros where not ``live``, which is looked at only if ``CHECK``."""
     main = _load_part(base, offset, live, 0, MAIN, E, CHECK)
     if REST == 0:

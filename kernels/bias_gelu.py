@@ -53,9 +53,7 @@ def _bias_gelu_fwd_kernel(x, bias, y, x_stride, rows, width, ROWS: tl.constexpr,
 
 @relaunched
 @triton.jit(do_not_specialize=["rows"])
-def _bias_gelu_bwd_kernel(
-    x, bias, dy, dx, db_partial, x_stride, dy_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def _bias_gelu_bwd_kernel(x, bias, dy, dx, db_partial, x_stride, dy_stride, rows, width, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = column < width
     shift = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]

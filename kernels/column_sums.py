@@ -23,9 +23,7 @@ COLUMNS, ROWS = 32, 64
 
 @relaunched
 @triton.jit(do_not_specialize=["rows"])
-def _column_sums_kernel(
-    partial, first_out, second_out, rows, row_stride, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def _column_sums_kernel(partial, first_out, second_out, rows, row_stride, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (column < columns)[None, :]
     partial += tl.program_id(1) * columns
@@ -54,7 +52,5 @@ def column_sums(partial_PC: Tensor, dtype: torch.dtype, parts: int = 1) -> list[
     rows, columns = partial_PC.shape
     width = columns // parts
     outs = [torch.empty(width, dtype=dtype, device=partial_PC.device) for _ in range(parts)]
-    _column_sums_kernel[(cdiv(width, COLUMNS), parts)](
-        partial_PC, outs[0], outs[-1], rows, columns, width, ROWS, COLUMNS, num_warps=4
-    )
+    _column_sums_kernel[(cdiv(width, COLUMNS), parts)](partial_PC, outs[0], outs[-1], rows, columns, width, ROWS, COLUMNS, num_warps=4)
     return outs

@@ -181,9 +181,7 @@ def layer_norm_bwd(
     warps = tile.warps(ELEMENTS)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     programs = programs_of(rows, tile, RESIDENT[warps], x.device)
-    partial_P2C = torch.empty(
-        programs if weight_grads else 0, 2 * width, dtype=torch.float32, device=x.device
-    )
+    partial_P2C = torch.empty(programs if weight_grads else 0, 2 * width, dtype=torch.float32, device=x.device)
     with launching_on(x):
         if rows:
             _layer_norm_bwd_kernel[(programs,)](

@@ -75,9 +75,7 @@ def rows_of_chunk(rows: int, vocabulary: int, width: int, dtype: torch.dtype, su
 
 
 @torch.no_grad()
-def linear_cross_entropy_losses(
-    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, bias_V: Tensor | None, softcap: float | None
-) -> Tensor:
+def linear_cross_entropy_losses(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, bias_V: Tensor | None, softcap: float | None) -> Tensor:
     """Return the fp32 losses ``(R,)``; arguments as :func:`linear_cross_entropy_grads`."""
     (rows, width), vocabulary, dtype = hidden_RD.shape, weight_VD.shape[0], hidden_RD.dtype
     losses_R = torch.empty(rows, dtype=torch.float32, device=hidden_RD.device)
@@ -121,17 +119,11 @@ def linear_cross_entropy_grads(
     """
     (rows, width), vocabulary, dtype = hidden_RD.shape, weight_VD.shape[0], hidden_RD.dtype
     need_hidden, need_weight, need_bias = needs
-    chunk = rows_of_chunk(
-        rows, vocabulary, width, dtype, summed=need_weight and weight_dtype != torch.float32
-    )
+    chunk = rows_of_chunk(rows, vocabulary, width, dtype, summed=need_weight and weight_dtype != torch.float32)
     losses_R = torch.empty(rows, dtype=torch.float32, device=hidden_RD.device)
     hidden_grad = hidden_RD.new_empty(hidden_RD.shape if need_hidden else 0, dtype=hidden_dtype)
     wide = torch.float32 if rows > chunk else weight_dtype
-    weight_grad = (
-        weight_VD.new_empty(weight_VD.shape, dtype=wide)
-        if need_weight
-        else weight_VD.new_empty(0, dtype=weight_dtype)
-    )
+    weight_grad = weight_VD.new_empty(weight_VD.shape, dtype=wide) if need_weight else weight_VD.new_empty(0, dtype=weight_dtype)
     bias_grad = hidden_RD.new_zeros(vocabulary if need_bias else 0, dtype=torch.float32)
     logits_rW = torch.empty((chunk, padded(vocabulary, dtype)), dtype=dtype, device=hidden_RD.device)
     for first in range(0, rows, max(1, chunk)):

@@ -77,10 +77,8 @@ def _similarities_kernel(
 
 
 @triton.jit(do_not_specialize=["segments", "stay", "lines", "neighbours"])
-def _nearest_kernel(
-    weights, scores, slot, kept, cu, segments, stay, lines, line_stride, neighbours, ROWS: tl.constexpr
-):
-    """Similarities of one row that stays become weights, in place; the line behind them all gets those of what doesn't stay."""
+def _nearest_kernel(weights, scores, slot, kept, cu, segments, stay, lines, line_stride, neighbours, ROWS: tl.constexpr):
+    """Similarities of one row that stays become weights, in place; the line after them all gets those of what doesn't stay."""
     image, line = tl.program_id(0), tl.program_id(1)
     begin, length = other_rows(cu, image, segments)
     place = tl.arange(0, ROWS)

@@ -84,17 +84,13 @@ def _joined_means_kernel(
         rows = row_tile(x, begin + place, x_row, inside, first, D, WIDTH)
         total = tl.dot(joins.to(rows.dtype), rows, total, input_precision="ieee")
         count += tl.sum(joins.to(tl.float32), 1)
-    total = total / tl.maximum(count, 1.0)[:, None] + row_tile(x, own, x_row, live, first, D, WIDTH).to(
-        tl.float32
-    )
+    total = total / tl.maximum(count, 1.0)[:, None] + row_tile(x, own, x_row, live, first, D, WIDTH).to(tl.float32)
     column = first + tl.arange(0, WIDTH)
     at = out + to.to(tl.int64)[:, None] * D + column[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=live[:, None] & (column < D)[None, :])
 
 
-def merge_to_nearest(
-    x: Tensor, keys: Tensor, scores: Tensor, cu: Tensor, longest: int, keep: int, targets: int
-) -> Tensor:
+def merge_to_nearest(x: Tensor, keys: Tensor, scores: Tensor, cu: Tensor, longest: int, keep: int, targets: int) -> Tensor:
     """Launch VisionZip's merging.
 
     Args:

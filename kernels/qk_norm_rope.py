@@ -1,7 +1,7 @@
 """RMS norm of each head of queries and keys, then rotary embedding: one launch forward, one and a short sum backward.
 
 ``n = w * round(x * rstd)`` rounded (``rms_norm.py`` says what an ``offset`` changes), ``y = turn(n)`` (``rope.py``), with the roundings that the
-two ops have one behind the other. Backward: ``dn = adjoint(dy)`` stays fp32, then that of the norm; ``rstd`` is computed again from the head that
+two ops have one after the other. Backward: ``dn = adjoint(dy)`` stays fp32, then that of the norm; ``rstd`` is computed again from the head that
 is read anyway, so that nothing is kept beside the inputs.
 
 Shapes: ``q [T, N, E]``, ``k [T, K, E]`` and their gradients with strides of tokens and heads, last stride 1; ``cos, sin [T, E]``; weights ``[E]``;
@@ -224,9 +224,7 @@ def qk_norm_rope_bwd(
     heads, tile_tokens = heads_and_tokens(q_heads, k_heads, block_half, BACKWARD_TILE_ELEMENTS)
     tiles = cdiv(tokens, tile_tokens) * (q_heads + k_heads) // heads
     programs = min(cdiv(tiles, TILES_PER_PROGRAM), RESIDENT * multiprocessors(q_TNE.device))
-    partial_P2E = torch.empty(
-        (programs if weight_grads else 0, 2 * width), dtype=torch.float32, device=q_TNE.device
-    )
+    partial_P2E = torch.empty((programs if weight_grads else 0, 2 * width), dtype=torch.float32, device=q_TNE.device)
     with launching_on(q_TNE):
         if tokens:
             _qk_norm_rope_bwd_kernel[(programs,)](

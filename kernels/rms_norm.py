@@ -1,4 +1,4 @@
-"""RMS norm, forward and backward, alone or behind the sum with a residual.
+"""RMS norm, forward and backward, alone or after the sum with a residual.
 
 ``s = x + residual`` (rounded to the dtype of ``x``; without a residual ``s = x``), ``rstd = 1 / sqrt(mean(s^2) + eps)``, statistics in fp32.
 ``y = w * round(s * rstd)`` as Llama does; with an ``offset`` other than 0 ``y = round((offset + w) * s * rstd)`` as Gemma does.
@@ -83,11 +83,7 @@ def _rms_norm_fwd_kernel(
         a = (a + load_part(residual, residual_start, head, live, D).to(tl.float32)).to(dtype).to(tl.float32)
         store_part(summed, out_start, head, live, D, a)
         if TAIL:
-            b = (
-                (b + load_part(residual, residual_start, tail, live, D).to(tl.float32))
-                .to(dtype)
-                .to(tl.float32)
-            )
+            b = (b + load_part(residual, residual_start, tail, live, D).to(tl.float32)).to(dtype).to(tl.float32)
             store_part(summed, out_start, tail, live, D, b)
     squares = tl.sum(a * a, 1)
     if TAIL:
@@ -107,9 +103,7 @@ def _weight_slope(slope, normed, dtype: tl.constexpr, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def _input_slope(
-    grad_summed, start, column, live, slope, normed, mean, scale, ADD: tl.constexpr, D: tl.constexpr
-):
+def _input_slope(grad_summed, start, column, live, slope, normed, mean, scale, ADD: tl.constexpr, D: tl.constexpr):
     out = (slope - normed * mean[:, None]) * scale[:, None]
     if ADD:
         out += load_part(grad_summed, start, column, live, D).to(tl.float32)
@@ -163,9 +157,7 @@ def _rms_norm_bwd_kernel(
         out_a = _input_slope(grad_summed, summed_start, head, live, slope_a, normed_a, mean, scale, ADD, D)
         store_part(dx, out_start, head, live, D, out_a)
         if TAIL:
-            out_b = _input_slope(
-                grad_summed, summed_start, tail, live, slope_b, normed_b, mean, scale, ADD, D
-            )
+            out_b = _input_slope(grad_summed, summed_start, tail, live, slope_b, normed_b, mean, scale, ADD, D)
             store_part(dx, out_start, tail, live, D, out_b)
     if WEIGHT:
         partial = dw_partial + tl.program_id(0) * D
@@ -174,9 +166,7 @@ def _rms_norm_bwd_kernel(
             tl.store(partial + tail, tl.sum(dw_b, 0), mask=tail < D)
 
 
-def _launch_fwd(
-    x: Tensor, residual: Tensor | None, weight_D: Tensor, eps: float, offset: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _launch_fwd(x: Tensor, residual: Tensor | None, weight_D: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor, Tensor]:
     views = row_strides(x) if residual is None else row_strides(x, residual)
     assert views is not None, "rows that need more than two strides: the op refuses them"
     inner, strides = views
@@ -253,9 +243,7 @@ def rms_norm_fwd(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -
     return y, rstd_R
 
 
-def rms_norm_bwd(
-    x: Tensor, weight_D: Tensor, rstd_R: Tensor, grad: Tensor, offset: float = 0.0, weight_grad: bool = True
-) -> tuple[Tensor, Tensor]:
+def rms_norm_bwd(x: Tensor, weight_D: Tensor, rstd_R: Tensor, grad: Tensor, offset: float = 0.0, weight_grad: bool = True) -> tuple[Tensor, Tensor]:
     """Launch the backward.
 
     Args:
@@ -272,9 +260,7 @@ def rms_norm_bwd(
     return _launch_bwd(x, weight_D, rstd_R, grad, None, offset, weight_grad)
 
 
-def add_rms_norm_fwd(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
+def add_rms_norm_fwd(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward behind a sum: as :func:`rms_norm_fwd`; returns ``y``, ``x + residual`` and ``rstd``."""
     return _launch_fwd(x, residual, weight_D, eps, offset)
 

@@ -110,9 +110,7 @@ def heads_and_tokens(q_heads: int, k_heads: int, block_half: int, elements: int)
     return heads, max(1, elements // (2 * heads * block_half))
 
 
-def _launch(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, adjoint: bool
-) -> None:
+def _launch(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, q_out: Tensor, k_out: Tensor, adjoint: bool) -> None:
     (tokens, q_heads, width), k_heads, half = q.shape, k.shape[1], cos.shape[-1] // 2
     in_place, kept, block_half = q_out is q, width - 2 * half, next_power_of_2(half)
     heads, tile_tokens = heads_and_tokens(q_heads, k_heads, block_half, TILE_ELEMENTS)
@@ -127,9 +125,7 @@ def _launch(
             )  # fmt: skip
 
 
-def rope_apart(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, adjoint: bool = False
-) -> tuple[Tensor, Tensor]:
+def rope_apart(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, adjoint: bool = False) -> tuple[Tensor, Tensor]:
     """Launch into new tensors.
 
     Args:
@@ -148,9 +144,7 @@ def rope_apart(
     return q_out, k_out
 
 
-def rope_in_place(
-    q_TNE: Tensor, k_TKE: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, adjoint: bool = False
-) -> None:
+def rope_in_place(q_TNE: Tensor, k_TKE: Tensor | None, cos_TE: Tensor, sin_TE: Tensor, adjoint: bool = False) -> None:
     """Launch into ``q`` and, unless it is None, ``k``; arguments as in :func:`rope_apart`."""
     k = q_TNE[:, :0] if k_TKE is None else k_TKE
     _launch(q_TNE, k, cos_TE, sin_TE, q_TNE, k, adjoint)

@@ -30,9 +30,7 @@ BY_RANK, BY_PLACE = tl.constexpr(0), tl.constexpr(1)
 
 
 @triton.jit(do_not_specialize=["segments"])
-def _ranks_kernel(
-    scores, rank, cu, segments, FALLING: tl.constexpr, RANKED: tl.constexpr, AGAINST: tl.constexpr
-):
+def _ranks_kernel(scores, rank, cu, segments, FALLING: tl.constexpr, RANKED: tl.constexpr, AGAINST: tl.constexpr):
     begin, length = other_rows(cu, tl.program_id(0), segments)
     if tl.program_id(1) * RANKED >= length:
         return
@@ -52,9 +50,7 @@ def _ranks_kernel(
 
 
 @triton.jit(do_not_specialize=["segments", "keep", "others"])
-def _choose_rows_kernel(
-    rank, slot, kept, cu, segments, keep, others, ORDER: tl.constexpr, ROWS: tl.constexpr
-):
+def _choose_rows_kernel(rank, slot, kept, cu, segments, keep, others, ORDER: tl.constexpr, ROWS: tl.constexpr):
     image = tl.program_id(0)
     begin, length = other_rows(cu, image, segments)
     place = tl.arange(0, ROWS)
@@ -66,9 +62,7 @@ def _choose_rows_kernel(
     if ORDER == BY_RANK:
         mine = ranked
         many = tl.maximum(others, 1)
-        turn = (2 * many * number - count + 2 * count - 1) // (
-            2 * tl.maximum(count, 1)
-        )  # the first s with (2 s + 1) R >= 2 O number
+        turn = (2 * many * number - count + 2 * count - 1) // (2 * tl.maximum(count, 1))  # the first s with (2 s + 1) R >= 2 O number
         turn = tl.maximum(turn, 0)
         taken = (2 * turn + 1) * count < 2 * many * (number + 1)
     else:
@@ -117,9 +111,7 @@ def rows_of_program(longest: int) -> tuple[int, int]:
     return rows, 4 if rows <= 1024 else 8
 
 
-def choose_rows(
-    scores: Tensor, cu: Tensor, longest: int, keep: int, others: int, by_rank: bool
-) -> tuple[Tensor, Tensor]:
+def choose_rows(scores: Tensor, cu: Tensor, longest: int, keep: int, others: int, by_rank: bool) -> tuple[Tensor, Tensor]:
     """Launch the choice.
 
     Args:
@@ -134,16 +126,12 @@ def choose_rows(
         int32 ``kept (I, keep + others)``, packed rows, and ``slot (M,)``, the place of a row among them or -1.
     """
     images, order = cu.shape[0] - 1, (BY_RANK if by_rank else BY_PLACE).value
-    kept = torch.zeros(
-        (images, keep + others), dtype=torch.int32, device=scores.device
-    )  # NaN takes no slot: row 0 then, never outside
+    kept = torch.zeros((images, keep + others), dtype=torch.int32, device=scores.device)  # NaN takes no slot: row 0 then, never outside
     slot = torch.empty(scores.shape[0], dtype=torch.int32, device=scores.device)
     rows, warps = rows_of_program(longest)
     with launching_on(scores):
         rank = _ranks(scores, cu, longest, True)
-        _choose_rows_kernel[(images,)](
-            rank, slot, kept, cu, images, keep, others, order, rows, num_warps=warps
-        )
+        _choose_rows_kernel[(images,)](rank, slot, kept, cu, images, keep, others, order, rows, num_warps=warps)
     return kept, slot
 
 

@@ -3,7 +3,7 @@
 ``out[j] = mean over r, n of softmax_j(softcap(q_r,n . k_j,n scale))``, the softmax over all keys of the segment, or the newest ``window``.
 
 Shapes: ``q [T_q, N, E]`` with ``len_q`` rows a segment (or the last row of each segment only), ``k [T_k, K, E]`` with strides for rows and heads,
-``out [T_k]`` fp32: 0 for keys of segments without a query, and behind the last segment.
+``out [T_k]`` fp32: 0 for keys of segments without a query, and after the last segment.
 
 Bytes per call (``b`` bytes an element, ``R`` rows of the longest segment): reads ``T_k K E b`` once, floor ``T_k K E b / bandwidth``; writes the
 scores ``4 R N T_k`` and reads them twice, from L2 where they fit: 3% of the keys each time for CLIP, 6% for Llama 3 8B. Never a map of
@@ -68,9 +68,7 @@ def _row_products_kernel(
     inside = key < length_k
     at = (begin_q + row).to(tl.int64) * aligned(q_row, VECTOR) + head * aligned(q_head, VECTOR)
     queries = load_rows(q, at, live, E, MAIN, REST, True)
-    keys = load_rows(
-        k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), inside, E, MAIN, REST, True
-    )
+    keys = load_rows(k, key64 * aligned(k_row, VECTOR) + kv_head * aligned(k_head, VECTOR), inside, E, MAIN, REST, True)
     found = products(queries, keys) * scale
     if SOFTCAP:
         found = capped(found, softcap) * softcap
@@ -81,9 +79,7 @@ def _row_products_kernel(
 
 
 @triton.jit(do_not_specialize=["rows_k", "segments"])
-def _row_log_sums_kernel(
-    scores, log_sums, cu_q, cu_k, rows_k, segments, heads, LAST: tl.constexpr, SUM_KEYS: tl.constexpr
-):
+def _row_log_sums_kernel(scores, log_sums, cu_q, cu_k, rows_k, segments, heads, LAST: tl.constexpr, SUM_KEYS: tl.constexpr):
     """Base-2 logarithm of the sum of exponentials ``[row * N + head, segment]`` of one row and head."""
     segment, line = tl.program_id(0), tl.program_id(1).to(tl.int64)
     _, length_q = _query_rows(cu_q, segment, segments, LAST)
@@ -177,9 +173,7 @@ def row_scores(
             width, *head_parts(width), group, 16 // k.element_size(), last,
             window is not None, softcap is not None, even, tile_rows, tile_keys, num_warps=4,
         )  # fmt: skip
-        _row_log_sums_kernel[(segments, lines)](
-            scores, log_sums, cu_q, cu_k, rows, segments, heads, last, SUM_KEYS, num_warps=4
-        )
+        _row_log_sums_kernel[(segments, lines)](scores, log_sums, cu_q, cu_k, rows, segments, heads, last, SUM_KEYS, num_warps=4)
         programs, blocks = grid_tiles(rows, segments, longest_k, even, COLUMNS)
         _row_means_kernel[(programs,)](
             scores,

@@ -82,9 +82,7 @@ def row_start(row, inner, outer_stride, inner_stride):
 @triton.jit
 def load_part(base, start, column, live, D: tl.constexpr):
     """Load ``[rows, columns]`` in the tensor's dtype, zeros beyond the width and for dead rows."""
-    return tl.load(
-        base + start[:, None] + column[None, :], mask=live[:, None] & (column < D)[None, :], other=0.0
-    )
+    return tl.load(base + start[:, None] + column[None, :], mask=live[:, None] & (column < D)[None, :], other=0.0)
 
 
 @triton.jit

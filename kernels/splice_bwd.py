@@ -1,7 +1,7 @@
 """Splice, backward: the image gradient is a gather, the gradient of the table a sum in a fixed order, without atomics.
 
 Shapes: ``dout [T, D]``, ``dW [V, D]``, ``dimages [M, D]``, ``source [T]`` int32 of the forward, ``image_rows [M]`` int32 (packed row of each
-image row, -1: truncated away), ``order [K]`` int32 (text rows sorted by token id, -1 behind the last). The last dimension is contiguous.
+image row, -1: truncated away), ``order [K]`` int32 (text rows sorted by token id, -1 after the last). The last dimension is contiguous.
 
 Bytes per call (``b`` = bytes of an element): the image gradient reads and writes ``M D b``. The gradient of the table reads ``K D b`` and writes
 ``V D b``, zeros included, each byte once; ids with 128 rows or more write and read ``D`` fp32 per 64 of their rows besides. Floor
@@ -39,7 +39,7 @@ TABLE_ROWS = 4
 SEARCH_IDS = 256
 """Ids whose first place one program looks up."""
 
-_BEHIND = tl.constexpr(2**31 - 1)  # sorts behind every id
+_BEHIND = tl.constexpr(2**31 - 1)  # sorts after every id
 
 
 @triton.jit
@@ -145,9 +145,7 @@ def _splice_bwd_table_kernel(
         start, stop = tl.load(bounds + index), tl.load(bounds + index + 1)
         if start < stop:
             pieces = tl.where(stop - start >= 2 * CHUNK, (stop - start) // CHUNK, 0)
-            single = tl.where(
-                pieces > 0, start, stop
-            )  # a frequent id has no rows left to add, only sums of pieces
+            single = tl.where(pieces > 0, start, stop)  # a frequent id has no rows left to add, only sums of pieces
             total = _sum_of_rows(grad, order, grad_stride, start, single, column, D, ROWS, BLOCK_D)
             sums = tl.zeros((ROWS // 2, BLOCK_D), tl.float32)  # a row of fp32 is two loads
             for piece in range(0, pieces, ROWS // 2):
@@ -177,7 +175,7 @@ def splice_bwd_rows(
         grad_TD: gradient of the packed rows, last stride 1.
         source_T: int32 ``(T,)`` of the forward.
         image_rows_M: int32 packed row of each image row, -1: none; None = no gradient of the images.
-        token_order_K: int32 text rows sorted by token id, -1 behind the last; None = no gradient of the table.
+        token_order_K: int32 text rows sorted by token id, -1 after the last; None = no gradient of the table.
         vocabulary: rows of the table.
         image_dtype: of the image gradient.
 

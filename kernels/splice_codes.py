@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 NOWHERE = -(2**31)
-"""``source`` of a row that nothing belongs to: slack behind the last segment, or a token that is not in the vocabulary. Becomes zeros."""
+"""``source`` of a row that nothing belongs to: slack after the last segment, or a token that is not in the vocabulary. Becomes zeros."""
 
 STATUS_WORDS = 4
 """int32 words of a status: code and index of the first error, packed rows in use, rows truncated away."""

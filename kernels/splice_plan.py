@@ -5,7 +5,7 @@ boundaries of the image rows, or none where the text holds one mark per image ro
 int64 ``[T]``, ``cu_seqlens`` int32 ``[B + 1]``, ``image_rows`` int32 ``[M]``, and 4 words of status.
 
 Two launches of ``B`` CTAs. The first counts the text ids and marks of each sample and finds its first wrong id and label. In the second each program
-sums the lengths of the samples in front of its own, then walks its ids with running sums; nothing waits for another program. Slack
+sums the lengths of the samples before its own, then walks its ids with running sums; nothing waits for another program. Slack
 rows, and image rows that nobody marks, are filled by all programs in turn. One program writes the status, so no atomics are needed.
 
 Bytes per call: ids and mask are read twice, labels twice, each output is written once, about 20 bytes a packed row; floor
@@ -58,9 +58,7 @@ def _splice_count_kernel(
     wrong_label = tl.full((BLOCK,), _NONE, tl.int32)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        token, text, mark = read_ids(
-            ids, mask, at, end, sample, length, ids_stride, mask_stride, image_token, PACKED, MASKED
-        )
+        token, text, mark = read_ids(ids, mask, at, end, sample, length, ids_stride, mask_stride, image_token, PACKED, MASKED)
         text_ids += text.to(tl.int32)
         marks += mark.to(tl.int32)
         wrong = text & ((token < 0) | (token >= vocabulary))
@@ -129,9 +127,7 @@ def _place_image(
 
 
 @triton.jit(
-    do_not_specialize=[
-        *("ids_stride", "mask_stride", "labels_stride", "length", "samples", "images", "image_rows", "capacity", "max_length")
-    ]
+    do_not_specialize=[*("ids_stride", "mask_stride", "labels_stride", "length", "samples", "images", "image_rows", "capacity", "max_length")]
 )
 def _splice_place_kernel(
     ids, mask, given_labels, begins, counts, image_cu, status, source, positions, labels, kv_end, cu_seqlens, image_places,
@@ -141,14 +137,12 @@ def _splice_place_kernel(
 ):  # fmt: skip
     own, lane = tl.program_id(0), tl.arange(0, BLOCK)
     nothing = tl.full((BLOCK,), _IGNORE, tl.int64)
-    # 1. Where the own segment starts, what is in front of it, and how much there is in all.
+    # 1. Where the own segment starts, what is before it, and how much there is in all.
     zero = tl.full((), 0, tl.int32)
     before, kept, total, truncated, too_long = zero, zero, zero, zero, zero + _NONE
     first_mark, marks = zero, zero
     for first in range(0, samples, SAMPLES):
-        sample, rows, own_marks = _lengths(
-            counts, image_cu, first, samples, marks, images, image_rows, EXPANDED, SAMPLES
-        )
+        sample, rows, own_marks = _lengths(counts, image_cu, first, samples, marks, images, image_rows, EXPANDED, SAMPLES)
         fitting = tl.minimum(rows, max_length)
         before += tl.sum(tl.where(sample < own, fitting, 0), 0)
         kept += tl.sum(tl.where(sample == own, fitting, 0), 0)
@@ -171,9 +165,7 @@ def _splice_place_kernel(
     row_before, mark_before = zero, first_mark
     for first in range(begin, end, BLOCK):
         at = first + lane
-        token, text, mark = read_ids(
-            ids, mask, at, end, own, length, ids_stride, mask_stride, image_token, PACKED, MASKED
-        )
+        token, text, mark = read_ids(ids, mask, at, end, own, length, ids_stride, mask_stride, image_token, PACKED, MASKED)
         rank = mark_before + tl.cumsum(mark.to(tl.int32), 0) - mark.to(tl.int32)
         if EXPANDED:
             rows = (text | mark).to(tl.int32)

@@ -165,7 +165,7 @@ def _encoder(config: LMMConfig, swap: Any, read: bool, device: torch.device | st
 
 
 def _in_place_of(old: Any, shape: Any, state: dict[str, torch.Tensor], preprocess: Any) -> tuple[Any, dict[str, torch.Tensor], Any]:
-    """Put an encoder that was read, its weights and its preprocessing, where the config has one: in its place, or behind its tiles."""
+    """Put an encoder that was read, its weights and its preprocessing, where the config has one: in its place, or after its tiles."""
     if hasattr(old, "around"):
         shape, state, preprocess = _in_place_of(old.tower, shape, state, preprocess)
         tiled = old.around(shape)

@@ -225,7 +225,7 @@ class LMM(nn.Module):
 
         Args:
             encoded: of all images of the plan.
-            plan: on the model's device; behind a cache its ``kv_end`` counts the cached keys too.
+            plan: on the model's device; with a cache its ``kv_end`` counts the cached keys too.
             positions_T: of each row in its sequence; None = the plan's.
             cache: of the decoder; its sequences go on with the plan's segments.
 
@@ -288,7 +288,7 @@ class LMM(nn.Module):
             multiple_of: the number of rows of table and head is rounded up to one.
 
         Returns:
-            The rows that are new: those of new tokens, and all behind the table's old end.
+            The rows that are new: those of new tokens, and all after the table's old end.
 
         Raises:
             LmmError: no tokenizer, one that gives known tokens other ids, an unknown ``init``, or a decoder that can't grow.

@@ -146,7 +146,7 @@ def built_in(kind: str) -> list[str]:
 
 
 def resolve(kind: str, name: str) -> Any:
-    """Return the class behind a name or behind ``package.module:Class``; of a template, the object.
+    """Return the class of a name or of ``package.module:Class``; of a template, the object.
 
     Raises:
         LmmError: nothing of that name; the message lists the closest one and all others.
@@ -194,7 +194,7 @@ def _import(kind: str, path: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         own = f"{module_name}.".startswith(f"{error.name}.")  # not what the module imports in turn
-        here = "; the lmmblocks command finds a file in the current folder with PYTHONPATH=. in front of it" if own else ""
+        here = "; the lmmblocks command finds a file in the current folder with PYTHONPATH=. before it" if own else ""
         raise LmmError(f"{kind} {path!r}: no module {error.name!r}: install it or correct the part before ':'{here}") from error
     found = module
     for part in attribute.split("."):

@@ -59,19 +59,13 @@ def tiny_tokenizer():
     learner = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     learner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     reserved = [*SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))]
-    learner.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=380, special_tokens=reserved, show_progress=False)
-    )
+    learner.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=380, special_tokens=reserved, show_progress=False))
     words = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in words["merges"]]
-    backend = Tokenizer(
-        models.BPE(words["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    )
+    backend = Tokenizer(models.BPE(words["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     backend.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
@@ -85,9 +79,7 @@ def tiny_config():
 
     return LMMConfig(
         encoder=CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=24, image_size=28, patch=14),
-        decoder=TransformerConfig(
-            dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512
-        ),
+        decoder=TransformerConfig(dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512),
     )
 
 
@@ -181,7 +173,7 @@ def as_exact_as_torch():
 def in_pages():
     """`in_pages(k_TKE, v_TKE, lengths, page_rows)`: packed keys and values as pages, their table and lengths, all that is unused poisoned.
 
-    Pages lie in a random order among strangers; rows that hold nothing are NaN, entries of the table behind the last key point nowhere.
+    Pages lie in a random order among strangers; rows that hold nothing are NaN, entries of the table after the last key point nowhere.
     """
 
     def make(k_TKE, v_TKE, lengths, page_rows, seed=0):

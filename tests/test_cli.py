@@ -172,9 +172,7 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
         "def run(args):\n    while True: print('line')\n"
         "cli.COMMANDS['try'] = cli.Command('', run=run)\nsys.exit(cli.main(['try']))"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", endless], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", endless], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "line\n"
         process.stdout.close()

@@ -62,9 +62,7 @@ def _bits(function, parameters, *inputs):
 
 def _assert_same_bits(compiled, function, parameters, *inputs):
     eager = _bits(function, parameters, *inputs)
-    for index, (found, expected) in enumerate(
-        zip(_bits(compiled.run, parameters, *inputs), eager, strict=True)
-    ):
+    for index, (found, expected) in enumerate(zip(_bits(compiled.run, parameters, *inputs), eager, strict=True)):
         assert (found is None) == (expected is None), index
         assert found is None or torch.equal(found, expected), (index, (found - expected).abs().max())
 
@@ -114,11 +112,9 @@ def test_a_vision_block_is_one_graph(implementation):
 
 
 def _batch(*samples):
-    """One image of four rows where a sample holds -200; everything behind a sample's first two ids is supervised."""
+    """One image of four rows where a sample holds -200; everything after a sample's first two ids is supervised."""
     counts = [ids.count(-200) for ids in samples]
-    labels = [
-        [-100 if token == -200 or place < 2 else token for place, token in enumerate(ids)] for ids in samples
-    ]
+    labels = [[-100 if token == -200 or place < 2 else token for place, token in enumerate(ids)] for ids in samples]
     plan = plan_splice(samples, [[4] * count for count in counts], labels=labels, bidirectional_images=True)
     return Batch(torch.randn(sum(counts), 3, 28, 28), (Grid(2, 2),) * sum(counts), plan)
 
@@ -130,9 +126,7 @@ def test_the_whole_loss_is_one_graph(implementation):
     longest sample and largest id.
     """
     torch.manual_seed(0)
-    model = build(
-        LMMConfig(encoder=TOWER, decoder=TransformerConfig(**SHAPE, max_positions=64)), weights="random"
-    )
+    model = build(LMMConfig(encoder=TOWER, decoder=TransformerConfig(**SHAPE, max_positions=64)), weights="random")
     first, second = (
         _batch([1, -200, 3, 4, 5], [1, 7, 8, 9]),
         _batch([1, 9, 3, 2, 5, 6], [1, 4], [1, -200, 6, 7, 8]),

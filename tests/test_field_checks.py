@@ -81,9 +81,7 @@ WRONG_REAL = (
 
 
 @pytest.mark.parametrize("value", WRONG_WHOLE, ids=repr)
-@pytest.mark.parametrize(
-    "name", ["batch_size", "epochs", "max_length", "micro_batch_rows", "log_every", "keep_checkpoints"]
-)
+@pytest.mark.parametrize("name", ["batch_size", "epochs", "max_length", "micro_batch_rows", "log_every", "keep_checkpoints"])
 def test_what_is_no_whole_number_is_refused_by_name(name, value):
     with pytest.raises(LmmError, match=f"{name} must be a whole number"):
         stage1(**{name: value})

@@ -19,17 +19,13 @@ SHORT = lb.Sample([{"role": "user", "content": "cat"}, {"role": "assistant", "co
 
 
 def native(config, **changes):
-    return dataclasses.replace(
-        config, decoder=dataclasses.replace(config.decoder, max_positions=POSITIONS, **changes)
-    )
+    return dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, max_positions=POSITIONS, **changes))
 
 
 @pytest.fixture(params=["native", "window", "rope scaling", "hf packed", "hf padded"])
 def model(request, make_tiny_model, tiny_config):
     if not request.param.startswith("hf"):
-        changes = {"window": {"window": 16}, "rope scaling": {"rope_scaling": LinearRope(2.0)}}.get(
-            request.param, {}
-        )
+        changes = {"window": {"window": 16}, "rope scaling": {"rope_scaling": LinearRope(2.0)}}.get(request.param, {})
         return make_tiny_model(config=native(tiny_config, **changes))
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -63,9 +59,7 @@ def test_a_length_above_the_positions_is_refused_wherever_it_is_set(model, tmp_p
         lb.collate([SHORT], model, max_length=length)
     with pytest.raises(LmmError, match=f"stage 's': max_length is {length}, {ABOVE}"):
         train(model, stage(max_length=length), [SHORT], tmp_path / "run")
-    with pytest.raises(
-        LmmError, match=f"max_length {length} is above the decoder's max_positions {POSITIONS}"
-    ):
+    with pytest.raises(LmmError, match=f"max_length {length} is above the decoder's max_positions {POSITIONS}"):
         LMM(model.encoder, model.projector, model.decoder, max_length=length)
     model.max_length = length
     with pytest.raises(LmmError, match=f"the model's max_length is {length}, {ABOVE}"):

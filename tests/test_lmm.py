@@ -136,7 +136,7 @@ def test_positions_and_segments_of_the_decoder_restart_with_every_conversation(t
 
 
 def test_each_image_goes_to_its_own_place(tiny_model, conversations):
-    """Exchanging pictures between two conversations changes the loss of every answer behind them, and equals asking alone."""
+    """Exchanging pictures between two conversations changes the loss of every answer after them, and equals asking alone."""
     one, two = conversations[0], conversations[2]
     swapped = [replace(one, images=two.images[:1]), replace(two, images=[*one.images, two.images[1]])]
     with torch.no_grad():
@@ -165,9 +165,7 @@ def test_text_only_batch_runs_no_encoder_and_teaches_no_projector(make_tiny_mode
 def test_only_supervised_rows_reach_the_head(tiny_model, conversations, monkeypatch):
     batch, seen = collate(conversations, tiny_model), []
     plain = lmmblocks.decoders.wrapped_ends.ops.linear_cross_entropy
-    monkeypatch.setattr(
-        lmmblocks.decoders.wrapped_ends.ops, "linear_cross_entropy", lambda h, *a, **k: seen.append(h.shape) or plain(h, *a, **k)
-    )
+    monkeypatch.setattr(lmmblocks.decoders.wrapped_ends.ops, "linear_cross_entropy", lambda h, *a, **k: seen.append(h.shape) or plain(h, *a, **k))
     monkeypatch.setattr(tiny_model.decoder, "head", lambda hidden: pytest.fail("all rows went to the head"))
     largest_kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: largest_kept.append(t.shape) or t, lambda t: t):
@@ -355,7 +353,7 @@ class Late(nn.Module):
 
 
 class Kept(nn.Module):
-    """A reducer that gives what it is told to, in front of the projector or behind it."""
+    """A reducer that gives what it is told to, before the projector or after it."""
 
     requires = PATCHES
 

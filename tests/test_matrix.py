@@ -147,9 +147,7 @@ def reasons(encoder, projector, reducer):
 
 @pytest.fixture(scope="module")
 def compose(tiny_tokenizer):
-    base = LMMConfig(
-        encoder=CLIPConfig(**TOY["encoder"]["clip"]), decoder=TransformerConfig(**TOY["decoder"]["transformer"]), max_length=300
-    )
+    base = LMMConfig(encoder=CLIPConfig(**TOY["encoder"]["clip"]), decoder=TransformerConfig(**TOY["decoder"]["transformer"]), max_length=300)
 
     def compose(encoder, projector, decoder, reducer, hooks=()):
         torch.manual_seed(0)

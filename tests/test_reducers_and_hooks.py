@@ -68,7 +68,7 @@ class Leaving(nn.Module):
 
 
 class Looking(nn.Module):
-    """A gated look at the mean of the features of the last image in front of each row, as Flamingo's layers."""
+    """A gated look at the mean of the features of the last image before each row, as Flamingo's layers."""
 
     requires = frozenset({"vision"})
 
@@ -136,14 +136,14 @@ def make(make_tiny_model, config):
 
 VARIANTS = {
     "before": dict(reducers=[ZIP]),
-    "behind": dict(reducers=["pool"]),
+    "after": dict(reducers=["pool"]),
     "chain": dict(reducers=[Block("prumerge", {"keep": 5}), Mixing]),
     "learned": dict(reducers=[Block("pool", {"stride": 2}), "their_blocks:Mixing"]),
     "drop": dict(hooks=[Leaving]),
     "look": dict(hooks=["their_blocks:Looking"]),
     "all": dict(reducers=["pool"], hooks=[Block("their_blocks:Leaving", {"layer": 2}), Looking, Doubling()]),
 }
-ROWS = {"before": 6, "behind": 4, "chain": 3, "learned": 2, "drop": 16, "look": 16, "all": 4}
+ROWS = {"before": 6, "after": 4, "chain": 3, "learned": 2, "drop": 16, "look": 16, "all": 4}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -23,7 +23,7 @@ BUILT_IN = {
 
 @pytest.fixture(autouse=True)
 def own_registry(monkeypatch):
-    """Whatever a test registers is gone behind it."""
+    """Whatever a test registers is gone after it."""
     monkeypatch.setattr(registry, "_REGISTERED", {kind: {} for kind in registry._BUILT_IN})
 
 

@@ -46,10 +46,8 @@ def check(op: str, case: str, shapes: Shapes, toy: Shapes, formula: Callable[[st
     return Check(op, case, inputs, with_gradients(formula, wanted), **options)
 
 
-def timing(
-    op: str, shape: str, mode: str, shapes: Shapes, formulas: dict[str, Formula], wanted: Sequence[str], **options: Any
-) -> Timing:
-    """Return a timing in bf16; ``grad`` among the shapes is the gradient from behind, of the shape of the output."""
+def timing(op: str, shape: str, mode: str, shapes: Shapes, formulas: dict[str, Formula], wanted: Sequence[str], **options: Any) -> Timing:
+    """Return a timing in bf16; ``grad`` among the shapes is the gradient from after, of the shape of the output."""
 
     def inputs(device: torch.device) -> Inputs:
         found = {name: value.bfloat16() for name, value in random_inputs(shapes, device).items()}

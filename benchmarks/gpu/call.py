@@ -1,6 +1,6 @@
 """One call of the command: a process for each step, watched, with what it finds in the journal at once.
 
-A process that dies, hangs or loses the device costs the item that it was at: another one goes on behind it. This process never touches the GPU.
+A process that dies, hangs or loses the device costs the item that it was at: another one goes on after it. This process never touches the GPU.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Check:
 
 
 def in_cuda_too(checks: Iterable[Check], implementation: str = "cuda") -> list[Check]:
-    """Return the checks, and behind each one the same check of the CUDA kernel, whose peer is the first one's kernel."""
+    """Return the checks, and after each one the same check of the CUDA kernel, whose peer is the first one's kernel."""
     return [each for one in checks for each in (one, replace(one, implementation=implementation, peer=one.implementation))]
 
 

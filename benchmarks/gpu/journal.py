@@ -1,6 +1,6 @@
 """What a call has found, one JSON line at once for each thing: whatever dies, or is killed, loses only the line that it didn't come to write.
 
-The lines of a call stand behind its ``call`` line, which says what it is about: device, sources, versions. A ``begin`` line names an item of a step
+The lines of a call stand after its ``call`` line, which says what it is about: device, sources, versions. A ``begin`` line names an item of a step
 that is about to be tried; every other line with an ``item`` is its result. Several processes append to one file.
 """
 

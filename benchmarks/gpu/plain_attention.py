@@ -15,7 +15,7 @@ from .case import Inputs
 
 
 def plain_attention(i: Inputs, causal: bool = True, window: int | None = None, softcap: float | None = None) -> torch.Tensor:
-    """Return ``out_TNE`` of ``q, k, v, segments`` and, if given, ``kv_end``; zeros in rows behind the last segment."""
+    """Return ``out_TNE`` of ``q, k, v, segments`` and, if given, ``kv_end``; zeros in rows after the last segment."""
     group, row, key, parts = i["q"].shape[1] // i["k"].shape[1], 0, 0, []
     for len_q, len_k in zip(i["segments"].lengths_q, i["segments"].lengths_k):
         q = i["q"][row : row + len_q].transpose(0, 1)

@@ -1,6 +1,6 @@
 """One timing of a CUDA kernel, called a few times, to be run under ncu.
 
-    python -m benchmarks.gpu.profiled_call SUITE MODE SHAPE [folder of a build]
+python -m benchmarks.gpu.profiled_call SUITE MODE SHAPE [folder of a build]
 """
 
 from __future__ import annotations

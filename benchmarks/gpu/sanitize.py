@@ -2,7 +2,7 @@
 
 ``memcheck`` sees accesses outside of allocations, ``racecheck`` threads of a CTA that disagree about shared memory, ``initcheck`` global memory that
 is read before anyone wrote it. The tools run side by side, each a process of its own that makes the calls of ``sanitized_calls``. Every tensor is
-an allocation of the driver there: in torch's pool an access behind one of them would hit another.
+an allocation of the driver there: in torch's pool an access after one of them would hit another.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ TOLERANCE = 0.05
 """Of the largest value: rounding is far below, and garbage is not."""
 
 SETTLING_S = 1.0
-"""The sanitizer prints from a process of its own, which may lag behind."""
+"""The sanitizer prints from a process of its own, which may lag after."""
 
 Results = list[Tensor]
 

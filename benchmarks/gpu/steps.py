@@ -114,8 +114,7 @@ def stages(suites: dict[str, Suite], arch: str, options: argparse.Namespace, cac
         found.append(Stage("compiled peers", [_times(name, suite, "compiled", arch, lambda t: True, compiled=True) for name, suite in named]))
     most = options.silence_s or float("inf")
     return [
-        Stage(stage.title, [replace(step, silence_s=min(step.silence_s, most)) for step in stage.steps if step.items], stage.lanes)
-        for stage in found
+        Stage(stage.title, [replace(step, silence_s=min(step.silence_s, most)) for step in stage.steps if step.items], stage.lanes) for stage in found
     ]
 
 

@@ -28,7 +28,7 @@ class Ceilings:
 
 
 def measured_ms(call: Call) -> tuple[float, float, float]:
-    """Return median, p20 and p80 in milliseconds; the caches are cleared in front of every repetition."""
+    """Return median, p20 and p80 in milliseconds; the caches are cleared before every repetition."""
     from triton.testing import do_bench
 
     return tuple(do_bench(call, warmup=WARM_UP_MS, rep=REPEAT_MS, quantiles=list(QUANTILES)))

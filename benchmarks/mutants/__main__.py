@@ -29,12 +29,7 @@ SUITES: dict[str, list[Fault]] = {"cuda": cuda.FAULTS, "triton": triton.FAULTS, 
 def main() -> None:
     """Judge what has changed, print the scores, keep the verdicts."""
     options = _options()
-    wanted = [
-        (suite, fault)
-        for suite in options.suite
-        for fault in SUITES[suite]
-        if not options.only or fault.name in options.only
-    ]
+    wanted = [(suite, fault) for suite in options.suite for fault in SUITES[suite] if not options.only or fault.name in options.only]
     unknown = set(options.only) - {fault.name for _, fault in wanted}
     if unknown:
         sys.exit(f"error: no such faults: {', '.join(sorted(unknown))}: --list names them")

@@ -147,7 +147,7 @@ FAULTS = [
               "row, -1 - image_row, row, label, seen, live,"),
         Fault("triton plan image sees beyond a cut", "masks", "seen = start + tl.minimum(top + end - begin, kept)",
               "seen = start + top + end - begin"),
-        Fault("triton plan rows behind the capacity", "tails", "kept = tl.minimum(kept, capacity - start)", "kept = tl.minimum(kept, capacity)"),
+        Fault("triton plan rows after the capacity", "tails", "kept = tl.minimum(kept, capacity - start)", "kept = tl.minimum(kept, capacity)"),
         Fault("triton plan image rows that are cut keep a place", "tails", "tl.where(position < kept, row, -1), mask=there)", "row, mask=there)"),
         Fault("triton plan unmarked image rows left", "tails",
               "tl.store(image_places + first + lane, lane * 0 - 1, mask=first + lane < image_rows)", "pass"),

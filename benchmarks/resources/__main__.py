@@ -1,10 +1,10 @@
 """Compile every kernel for A100 and H100 without a GPU and hold it to its budget.
 
-    python -m benchmarks.resources                      # all families of Triton kernels: print the table, exit 1 when a budget is exceeded
-    python -m benchmarks.resources rms_norm splice      # some families
-    python -m benchmarks.resources cuda                 # the CUDA kernels of csrc/
-    python -m benchmarks.resources attention --write    # make exactly what this run found the budgets of these families
-    python -m benchmarks.resources attention --widen    # budgets become the worse of what stood there and what this run found
+python -m benchmarks.resources                      # all families of Triton kernels: print the table, exit 1 when a budget is exceeded
+python -m benchmarks.resources rms_norm splice      # some families
+python -m benchmarks.resources cuda                 # the CUDA kernels of csrc/
+python -m benchmarks.resources attention --write    # make exactly what this run found the budgets of these families
+python -m benchmarks.resources attention --widen    # budgets become the worse of what stood there and what this run found
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ CUDA = "cuda"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 1 when a budget is exceeded, 2 when it can't run here."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.resources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.resources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
         "families", nargs="*", metavar="FAMILY",
         help=f"Triton kernels: {', '.join(FAMILIES)}; default: all of these.\n{CUDA}, alone: the CUDA kernels",

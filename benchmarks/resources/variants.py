@@ -1,6 +1,6 @@
 """How many variants of each Triton kernel random batches compile, and at which step the last: no GPU, and nothing is compiled.
 
-    python -m benchmarks.resources.variants            # 2000 batches; exit 1 when one behind the first 20 compiles something
+    python -m benchmarks.resources.variants            # 2000 batches; exit 1 when one after the first 20 compiles something
 
 Triton compiles a kernel again when an integer becomes 1, or a multiple of 16, or stops being one, unless it is told not to look. Counts that
 change from batch to batch (rows, tokens, images) must not be looked at: half a second to two seconds, at another step on each rank. A step here

@@ -2,7 +2,7 @@
 // start on 16 bytes. Every launcher returns 0 or a code of common/launch.cuh, allocates nothing and waits for nothing.
 //
 // Shapes: q [T_q, N, E], k and v [T_k, K, E] with N % K == 0 and strides for rows and heads; out [T_q, N, E] contiguous; lse [N, T_q] fp32, natural.
-// cu_q, cu_k [segments + 1]: rows of segment s are cu[s] .. cu[s + 1]. Rows of q behind the last segment are slack: never read, written as zeros.
+// cu_q, cu_k [segments + 1]: rows of segment s are cu[s] .. cu[s + 1]. Rows of q after the last segment are slack: never read, written as zeros.
 #pragma once
 
 #include <cstdint>

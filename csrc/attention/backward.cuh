@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_backward(const __
     LMM_DYNAMIC_SHARED(unsigned char, shared);
     int* ticket = reinterpret_cast<int*>(shared + Tile::kWeightsAt);
     if (threadIdx.x == 0) *ticket = atomicAdd(call.work.ticket, 1);
-    __syncthreads();  // the ticket is there; weights are written behind the next barrier
+    __syncthreads();  // the ticket is there; weights are written after the next barrier
     KeyTile tile = KeyTile::of<Tile>(call, *ticket);
     if (tile.live <= 0) return;
     Walk walk(call.work.extremes, tile, call.args.heads / call.args.kv_heads);

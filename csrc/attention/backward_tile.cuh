@@ -57,7 +57,7 @@ struct BackwardTile {
 constexpr __host__ __device__ int slot_count(int64_t rows, int segments, int block) { return static_cast<int>(rows / block) + segments + 1; }
 constexpr __host__ __device__ int first_slot(int begin, int segment, int block) { return begin / block + segment; }
 
-// CTAs take tickets as they begin, and work in the order of tickets, in which a tile of keys comes behind all tiles of the same segment and head before
+// CTAs take tickets as they begin, and work in the order of tickets, in which a tile of keys comes after all tiles of the same segment and head before
 // it: that is what makes waiting for them safe. Heads come together in bunches and take turns at a tile. So many are under way that CTAs of one head
 // follow each other at a distance, and so few that several of them read the same rows out of L2 at about the same time.
 struct TicketOrder {

@@ -21,7 +21,7 @@ __device__ inline float soft_capped(float score, float scale, float softcap) {
     return softcap - 2.0f * softcap / (exp2_fast(score * scale * (2.0f * kLog2E / softcap)) + 1.0f);
 }
 
-// Rows behind the last segment see nothing.
+// Rows after the last segment see nothing.
 template <class T>
 __device__ void zero_slack(const LmmAttentionDecodeArgs& args, int kv_head) {
     const int group = args.heads / args.kv_heads, chunks = args.head_dim / kChunkElements;
@@ -94,7 +94,7 @@ __device__ void write_part(const LmmAttentionDecodeArgs& args, const PackedRows&
     using T = typename Tile::T;
     for (int item = threadIdx.x; item < Tile::kRows * Tile::Rows::kChunks; item += Tile::kThreads) {
         const int place = item / Tile::Rows::kChunks, column = item % Tile::Rows::kChunks * kChunkElements;
-        if (!rows.live(place)) break;  // and none behind it
+        if (!rows.live(place)) break;  // and none after it
         const int row = rows.row(place), head = rows.head(place);
         float values[8];
         const float log = found.whole(values, place, column);

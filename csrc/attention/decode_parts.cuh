@@ -21,7 +21,7 @@ struct Division {
     int32_t most_parts;   // of a segment; 1: nothing is split
 };
 
-// First key that any of `rows` rows with their last key at `keys` - 1 sees behind a window (0 = none).
+// First key that any of `rows` rows with their last key at `keys` - 1 sees with a window (0 = none).
 constexpr __host__ __device__ int first_visible(int rows, int keys, int window) {
     return window == 0 || keys - rows - window + 1 < 0 ? 0 : keys - rows - window + 1;
 }

@@ -23,7 +23,7 @@ __device__ inline int segment_steps(const LmmAttentionDecodeArgs& args, int inde
     return visible_steps(segment.rows, segment.keys, args.window);
 }
 
-// Part `index` of the call, for a whole warp; behind the last one its segment is `segments`. Every warp divides the keys anew, 32 segments at a time: that
+// Part `index` of the call, for a whole warp; after the last one its segment is `segments`. Every warp divides the keys anew, 32 segments at a time: that
 // is a few loads that hit L2, and no launch or copy more.
 __device__ inline Part find_part(const LmmAttentionDecodeArgs& args, int index) {
     const Division division{args.goal, args.least_steps, args.most_parts};

@@ -68,7 +68,7 @@ struct KeyStream {
         page = table != nullptr && key < end ? table[key / args.page_rows] : 0;
     }
 
-    // Issue the copies of the next step of this warp, and commit them as a group, which is empty behind the last.
+    // Issue the copies of the next step of this warp, and commit them as a group, which is empty after the last.
     __device__ void issue(unsigned char* shared) {
         if (key < end) {
             const int64_t at = table != nullptr ? key % args.page_rows : first_row + key;

@@ -43,7 +43,7 @@ constexpr __host__ __device__ int visible_groups(int greatest, int first_key, in
     return within(0, ceil_div(greatest - first_key, kAtom), groups);
 }
 
-// Device part: `end` of a row that may lie behind the segment's last, which sees nothing.
+// Device part: `end` of a row that may lie after the segment's last, which sees nothing.
 struct RowEnds {
     int mask;
     Segment segment;

@@ -6,7 +6,7 @@
 //   - neither: each warp searches cu_q, 32 segments at a time. A graph captured so stays right when boundaries change in place.
 // Without a list a segment's last tile comes first where a mask lets it see most.
 //
-// Rows behind the last segment (slack) are one more segment, which sees nothing.
+// Rows after the last segment (slack) are one more segment, which sees nothing.
 #pragma once
 
 #include <algorithm>
@@ -53,7 +53,7 @@ inline std::vector<TilePlace> longest_first(
     return places;
 }
 
-// First row behind `segment`: of the slack, the last of all rows.
+// First row after `segment`: of the slack, the last of all rows.
 __device__ inline int segment_end(const int32_t* cu_q, int segment, int segments, int64_t rows_q) {
     return segment < segments ? cu_q[segment + 1] : static_cast<int>(rows_q);
 }

@@ -77,7 +77,7 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&r)[2], const void* 
 // ---- copies into shared memory -----------------------------------------------------------------------------------------------------
 
 // [cp.async] 16 bytes past the L1 cache; zeros, and no read, when not valid. Done for the thread that issued it after its cp_async_wait,
-// for the others after a barrier behind that.
+// for the others after a barrier after that.
 __device__ __forceinline__ void cp_async_16(void* smem, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                  :

@@ -186,7 +186,7 @@ inline void cp_async_commit() { ++simt::cta().running->open_group; }
 template <int PENDING>
 void cp_async_wait() { simt::land_all_but(PENDING); }
 
-// Others go on before the first look, and right behind a release: whoever relies on being first is then late.
+// Others go on before the first look, and right after a release: whoever relies on being first is then late.
 inline void wait_until(const int32_t* place, int32_t value, LMM_SIMT_HERE) {
     const simt::Awaited awaited{place, value, file, line};
     simt::cta().pause();

@@ -10,7 +10,7 @@
 namespace lmm::splice {
 
 constexpr int kPieceRows = 64;
-constexpr int32_t kBehind = INT32_MAX;  // sorts behind every id
+constexpr int32_t kBehind = INT32_MAX;  // sorts after every id
 
 struct Piece {
     int32_t begin, end;  // places of the order; equal: none
@@ -18,7 +18,7 @@ struct Piece {
 
 struct Order {
     const int32_t* source;  // token of each packed row
-    const int32_t* order;   // row of each place, -1 behind the last
+    const int32_t* order;   // row of each place, -1 after the last
     int32_t places;
 
     __host__ __device__ int32_t token(int32_t place) const {

@@ -27,7 +27,7 @@ struct LmmSpliceBackwardRowsArgs {
     const int32_t* source;      // [rows], of the forward
     const int32_t* image_rows;  // [images] packed row of each image row, -1: none
     void* image_grad;           // [images, width] contiguous
-    const int32_t* order;       // [tokens] text rows sorted by token id, -1 behind the last
+    const int32_t* order;       // [tokens] text rows sorted by token id, -1 after the last
     float* partial;             // [ceil(tokens / 64), width]; slots that hold no piece are not written
     int32_t* bounds;            // [ids]
     int64_t grad_row;           // stride

@@ -57,11 +57,7 @@ def _cell(name: str, row: int, content: str, value: int, y: float) -> str:
     if name == "row of the batch":
         return text(x + (CELL - 6) / 2, y + 20, content, size=11, anchor="middle", fill=FAINT)
     if name == "predicts (targets)":
-        return (
-            labelled(x, y, CELL - 6, HIGH, content, size=11, fill=LEARNED_FILL)
-            if content
-            else box(x, y, CELL - 6, HIGH, stroke="#e4e7eb")
-        )
+        return labelled(x, y, CELL - 6, HIGH, content, size=11, fill=LEARNED_FILL) if content else box(x, y, CELL - 6, HIGH, stroke="#e4e7eb")
     if name == "positions":
         return labelled(x, y, CELL - 6, HIGH, content, size=11, stroke="#cbd2d9")
     return labelled(x, y, CELL - 6, HIGH, content, size=11, fill=TEXT_FILL if value >= 0 else IMAGE_FILL)

@@ -78,9 +78,7 @@ def layers_picture() -> str:
             x = float(left)
             for room in line:
                 wide = width_of(room, SIZE) + 18
-                shapes.append(
-                    labelled(x, y + GAP + row * (HEIGHT + GAP), wide, HEIGHT, room, size=SIZE, fill=TEXT_FILL)
-                )
+                shapes.append(labelled(x, y + GAP + row * (HEIGHT + GAP), wide, HEIGHT, room, size=SIZE, fill=TEXT_FILL))
                 x += wide + GAP
         y += height + 6
     shapes.append(
@@ -123,17 +121,8 @@ def imports_picture() -> str:
     pairs = set()
     for module, targets in graph.items():
         for target in targets:
-            ends = [
-                room_of(one, owner.layer(one), owner)
-                for one in (module, target)
-                if one and owner.layer(one) is not None
-            ]
-            if (
-                len(ends) == 2
-                and (module, target) not in owner.DEFERRED
-                and set(ends) <= places.keys()
-                and ends[0] != ends[1]
-            ):
+            ends = [room_of(one, owner.layer(one), owner) for one in (module, target) if one and owner.layer(one) is not None]
+            if len(ends) == 2 and (module, target) not in owner.DEFERRED and set(ends) <= places.keys() and ends[0] != ends[1]:
                 pairs.add((places[ends[0]], places[ends[1]]))
     return _matrix(rooms, [[room for room in members if room in places] for _, members in layers], pairs)
 
@@ -146,23 +135,14 @@ def _matrix(rooms: list[str], layers: list[list[str]], pairs: set[tuple[int, int
     for members in layers:
         if members:
             at, wide = start * cell, len(members) * cell
-            shapes.append(
-                f'<rect x="{left + at}" y="{top + at}" width="{wide}" height="{wide}" fill="{TEXT_FILL}"/>'
-            )
+            shapes.append(f'<rect x="{left + at}" y="{top + at}" width="{wide}" height="{wide}" fill="{TEXT_FILL}"/>')
         start += len(members)
     for number, room in enumerate(rooms):
         middle = number * cell + cell / 2 + 4
         shapes.append(text(left - 6, top + middle, room, size=10, anchor="end"))
-        shapes.append(
-            f'<text transform="translate({left + middle:g},{top - 6}) rotate(-90)" font-size="10" fill="{INK}">{room}</text>'
-        )
-        shapes.append(
-            f'<line x1="{left}" y1="{top + number * cell}" x2="{left + side}" y2="{top + number * cell}" stroke="#eef0f3"/>'
-        )
-    shapes += [
-        f'<circle cx="{left + b * cell + cell / 2:g}" cy="{top + a * cell + cell / 2:g}" r="3.2" fill="{INK}"/>'
-        for a, b in sorted(pairs)
-    ]
+        shapes.append(f'<text transform="translate({left + middle:g},{top - 6}) rotate(-90)" font-size="10" fill="{INK}">{room}</text>')
+        shapes.append(f'<line x1="{left}" y1="{top + number * cell}" x2="{left + side}" y2="{top + number * cell}" stroke="#eef0f3"/>')
+    shapes += [f'<circle cx="{left + b * cell + cell / 2:g}" cy="{top + a * cell + cell / 2:g}" r="3.2" fill="{INK}"/>' for a, b in sorted(pairs)]
     shapes.append(text(8, 18, "A dot: the room of the row imports the room of the column.", size=12))
     shapes.append(
         text(
@@ -172,9 +152,7 @@ def _matrix(rooms: list[str], layers: list[list[str]], pairs: set[tuple[int, int
             size=12,
         )
     )
-    return picture(
-        max(left + side + 20, 640), top + side + 16, "Which rooms of lmmblocks import which", shapes
-    )
+    return picture(max(left + side + 20, 640), top + side + 16, "Which rooms of lmmblocks import which", shapes)
 
 
 PICTURES = {"layers.svg": layers_picture, "imports.svg": imports_picture}

@@ -11,9 +11,7 @@ TEXT_FILL, IMAGE_FILL, LEARNED_FILL = "#dbeafe", "#fde7c3", "#c9f0d3"
 CHARACTER = 0.56  # width of a letter in units of its size
 
 
-def box(
-    x: float, y: float, width: float, height: float, *, fill: str = PAPER, stroke: str = INK, dash: str = ""
-) -> str:
+def box(x: float, y: float, width: float, height: float, *, fill: str = PAPER, stroke: str = INK, dash: str = "") -> str:
     """Return a rectangle with round corners."""
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="4" fill="{fill}" stroke="{stroke}"{dashed}/>'
@@ -34,20 +32,14 @@ def text(
     return f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}" fill="{fill}"{weight}>{escape(content)}</text>'
 
 
-def labelled(
-    x: float, y: float, width: float, height: float, content: str, *, size: float = 13, **look: str
-) -> str:
+def labelled(x: float, y: float, width: float, height: float, content: str, *, size: float = 13, **look: str) -> str:
     """Return a box with text in its middle."""
-    return box(x, y, width, height, **look) + text(
-        x + width / 2, y + height / 2 + size * 0.35, content, size=size, anchor="middle"
-    )
+    return box(x, y, width, height, **look) + text(x + width / 2, y + height / 2 + size * 0.35, content, size=size, anchor="middle")
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float, *, stroke: str = INK) -> str:
     """Return a straight line with a head at its end."""
-    return (
-        f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{stroke}" marker-end="url(#head)"/>'
-    )
+    return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{stroke}" marker-end="url(#head)"/>'
 
 
 def width_of(content: str, size: float = 13) -> float:

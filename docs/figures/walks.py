@@ -37,15 +37,9 @@ def walks_picture() -> str:
         ("linear_cross_entropy", "loss"),
     ]
     fills = [TEXT_FILL, TEXT_FILL, TEXT_FILL, IMAGE_FILL, "#ffffff", "#ffffff"]
-    shapes = [
-        text(14, 22, "On the host, in the loader's process: every length is known here", size=13, bold=True)
-    ]
+    shapes = [text(14, 22, "On the host, in the loader's process: every length is known here", size=13, bold=True)]
     shapes += _chain(36, host, fills)
-    shapes.append(
-        text(
-            14, 132, "On the device: rows are copied and computed, nothing is asked back", size=13, bold=True
-        )
-    )
+    shapes.append(text(14, 132, "On the device: rows are copied and computed, nothing is asked back", size=13, bold=True))
     shapes += _chain(146, device, [IMAGE_FILL, IMAGE_FILL, "#ffffff", TEXT_FILL, LEARNED_FILL, LEARNED_FILL])
     return picture(14 + 6 * STEP, 218, "The stations of a batch, on the host and on the device", shapes)
 
@@ -78,9 +72,7 @@ def contracts_picture() -> str:
     )
     says = "A LayerHook stands between the decoder's layers: it reads hidden rows, may drop some, and may look at the images again."
     shapes.append(text(14, 162, says, size=12))
-    return picture(
-        14 + 4 * (wide + 84), 178, "The contracts of encoder, reducer, projector and decoder", shapes
-    )
+    return picture(14 + 4 * (wide + 84), 178, "The contracts of encoder, reducer, projector and decoder", shapes)
 
 
 PICTURES = {"walks.svg": walks_picture, "contracts.svg": contracts_picture}

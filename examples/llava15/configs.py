@@ -30,9 +30,7 @@ def llava15_tiny(vision: str | None = None, language: str | None = None) -> LMMC
 
 
 def _from_sources(config: LMMConfig, vision: str | None, language: str | None) -> LMMConfig:
-    return replace(
-        config, encoder_source=vision or config.encoder_source, decoder_source=language or config.decoder_source
-    )
+    return replace(config, encoder_source=vision or config.encoder_source, decoder_source=language or config.decoder_source)
 
 
 MODELS: dict[str, Callable[..., LMMConfig]] = {"7b": llava15_7b, "13b": llava15_13b, "tiny": llava15_tiny}
@@ -46,9 +44,7 @@ def tiny_stage1() -> Stage:
 
     The weight decay keeps its rows about as long as the embeddings of words, which the decoder was trained with.
     """
-    return stage1(
-        batch_size=8, train={"projector": 4e-3}, weight_decay=1.0, image_fit="pad", **_TWO_CORES, checkpoint_every_steps=600
-    )
+    return stage1(batch_size=8, train={"projector": 4e-3}, weight_decay=1.0, image_fit="pad", **_TWO_CORES, checkpoint_every_steps=600)
 
 
 def tiny_stage2() -> Stage:

@@ -187,9 +187,7 @@ def summary(results: dict[str, Any]) -> str:
     lines += ["", f"{'measure':<22}{'found':>8}{'target':>10}"]
     for name, reached in results["reached"].items():
         sign = "<=" if name in AT_MOST else ">="
-        lines.append(
-            f"{name:<22}{results['measured'][name]:>8.2f}{sign:>5}{TARGETS[name]:>5.2f}  {'reached' if reached else 'MISSED'}"
-        )
+        lines.append(f"{name:<22}{results['measured'][name]:>8.2f}{sign:>5}{TARGETS[name]:>5.2f}  {'reached' if reached else 'MISSED'}")
     return "\n".join(lines)
 
 

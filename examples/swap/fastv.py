@@ -1,7 +1,7 @@
-"""FastV in one class: behind layer K the decoder goes on with the image rows that the last token attends to most.
+"""FastV in one class: after layer K the decoder goes on with the image rows that the last token attends to most.
 
 Chen et al., arXiv 2403.06764; ``modeling_llama.py`` of pkunlp-icler/FastV, there inside a copy of transformers. Positions stay what they were, text
-stays, and the layers behind the drop cache only what is left. Run: ``python -m examples.swap.fastv``.
+stays, and the layers after the drop cache only what is left. Run: ``python -m examples.swap.fastv``.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import lmmblocks as lb
 
 
 class FastV:
-    """Drops the share ``ratio`` of each conversation's image rows in front of layer ``layer`` (the paper's K and R).
+    """Drops the share ``ratio`` of each conversation's image rows before layer ``layer`` (the paper's K and R).
 
     Scores are those of layer ``layer - 1``: the attention of the last row, mean over heads.
     """
@@ -48,7 +48,7 @@ def main() -> None:
     with torch.no_grad():
         model.read(model.encode_images(batch.pixels), batch.plan, cache=cache)
     print(f"rows before the drop (layers 0 and 1): {cache.stored(0)[0]}, of the image {batch.plan.image_rows.shape[0]}")
-    print(f"rows behind the drop (layers 2 to 4): {cache.stored(2)[0]}")
+    print(f"rows after the drop (layers 2 to 4): {cache.stored(2)[0]}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A projector of your own, in your own file. Nothing is inherited and nothing in the library is touched.
 
-    import lmmblocks as lb
+import lmmblocks as lb
 
-    lb.build("llava15-7b", projector=GatedPair)                                    # by class
-    lb.build("llava15-7b", projector="examples.swap.my_projector:GatedPair")       # by name, as a saved model remembers it
-    lb.build("llava15-7b", projector=lb.Block("my_package.my_file:GatedPair", {"hidden": 2048}))
+lb.build("llava15-7b", projector=GatedPair)                                    # by class
+lb.build("llava15-7b", projector="examples.swap.my_projector:GatedPair")       # by name, as a saved model remembers it
+lb.build("llava15-7b", projector=lb.Block("my_package.my_file:GatedPair", {"hidden": 2048}))
 """
 
 import torch

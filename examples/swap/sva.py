@@ -15,6 +15,7 @@ from lmmblocks.encoders.fused import FusedConfig
 
 class Sampler(nn.Module):
     """One layer: each query attends to its windows of all towers at once."""
+
     def __init__(self, q_dim, dim, windows, heads):
         super().__init__()
         self.proj_context, self.proj_in = nn.Linear(dim, dim, bias=False), nn.Linear(q_dim + dim, dim, bias=False)
@@ -35,6 +36,7 @@ class Sampler(nn.Module):
 
 class Aggregator(nn.Module):
     """Samplers, and what they look at: every tower at one width, its map cut into one window per query."""
+
     def __init__(self, towers, q_dim, depth, side, dim, heads):
         super().__init__()
         self.side = side
@@ -52,6 +54,7 @@ class Aggregator(nn.Module):
 
 class SVA(Aggregator):
     """The connector: ``side x side`` queries, all alike at first, then an MLP to the decoder's width."""
+
     requires = frozenset({"towers"})
 
     def __init__(self, towers, out_dim, side=4, dim=32, depth=2, heads=4):
@@ -70,7 +73,8 @@ class SVA(Aggregator):
 
 
 class SVAInDecoder(Aggregator):
-    """The same look from inside the language model, in front of ``layers``: the image's rows are the queries."""
+    """The same look from inside the language model, before ``layers``: the image's rows are the queries."""
+
     requires = frozenset({"vision", "towers"})
 
     def __init__(self, towers, out_dim, layers=(1, 3), side=4, dim=32, heads=4):
@@ -93,7 +97,7 @@ def main():
     model = lb.build("llava15-tiny", encoder=towers, projector=SVA, hooks=[SVAInDecoder], weights="random")
     encoded = model.encode_images(model.encoder.preprocess.batch([Image.new("RGB", (160, 120))])[0])
     seen = [str(tower.grids[0]) for tower in encoded.features.towers]
-    print(f"towers {seen} become {encoded.counts[0]} rows, which look again in front of layers {model.hooks[0].layers}")
+    print(f"towers {seen} become {encoded.counts[0]} rows, which look again before layers {model.hooks[0].layers}")
 
 
 if __name__ == "__main__":

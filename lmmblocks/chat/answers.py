@@ -1,7 +1,7 @@
 """What ends an answer and what stands around it, by template and tokenizer: for generation, and to read labels back.
 
 The margins are found by looking: one word is rendered as an answer, and what the model would say besides it is the margins. So they
-hold for every template, and for tokenizers that put a space of their own in front of text.
+hold for every template, and for tokenizers that put a space of their own before text.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _stop_tokens(template: ChatTemplate, tokenizer: Any, stop: Sequence[str]) ->
 
 
 def with_ends(template: ChatTemplate, ids: Iterable[int], tokenizer: Any, *, found: str) -> ChatTemplate:
-    """Return a template that ends answers with the tokens that a model states, and with what it writes behind an answer itself.
+    """Return a template that ends answers with the tokens that a model states, and with what it writes after an answer itself.
 
     Args:
         template: how the model is talked to; the same one is returned where it ends answers with these ids anyway.
@@ -97,14 +97,14 @@ def with_stops(template: ChatTemplate, strings: Sequence[str], tokenizer: Any, *
 
 
 def _writes_eos(template: ChatTemplate) -> bool:
-    """Whether the tokenizer's own end token stands behind answers."""
+    """Whether the tokenizer's own end token stands after answers."""
     messages = [{"role": "user", "content": IMAGE_MARKER}, {"role": "assistant", "content": _WORD}]
     said = [piece for piece in template.render(messages) if piece.train]
     return bool(said) and said[-1].kind == "eos"
 
 
 def answer_margins(template: ChatTemplate, tokenizer: Any, *, mode: Mode = "pieces") -> tuple[str, str]:
-    """Return the text that the model says in front of an answer and behind it, in front of the token that ends it.
+    """Return the text that the model says before an answer and after it, before the token that ends it.
 
     Args:
         template: a template object.
@@ -138,9 +138,9 @@ def decode_supervised(
     Args:
         tokens: a tokenised conversation.
         tokenizer: the tokenizer that made it.
-        template: what rendered it: what it puts in front of an answer and behind it is taken off.
+        template: what rendered it: what it puts before an answer and after it is taken off.
         mode: the mode it was tokenised in.
-        separator: without a template, what stands in front of an answer; taken off where it is found.
+        separator: without a template, what stands before an answer; taken off where it is found.
 
     Returns:
         One string per unbroken run of supervised tokens, without the token that ends an answer.
@@ -158,8 +158,4 @@ def supervised_texts(tokens: Tokens, tokenizer: Any, ends: frozenset[int]) -> li
     """Return the text of each unbroken run of supervised tokens, without the tokens in `ends`."""
     encoder = text_encoder(tokenizer)
     runs = groupby(tokens.labels, key=lambda label: label != IGNORE_LABEL)
-    return [
-        encoder.decode([label for label in run if label not in ends])
-        for supervised, run in runs
-        if supervised
-    ]
+    return [encoder.decode([label for label in run if label not in ends]) for supervised, run in runs if supervised]

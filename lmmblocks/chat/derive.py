@@ -74,17 +74,17 @@ def learn(jinja: JinjaTemplate, *, lend_end: bool = False) -> tuple[MarkedTempla
 
     Args:
         jinja: the chat template.
-        lend_end: where it writes no token behind an answer, the answer ends with the tokenizer's own.
+        lend_end: where it writes no token after an answer, the answer ends with the tokenizer's own.
 
     Returns:
         The template, and the text that a lent end stands for; without one "".
     """
     whole, asked = conversation(3), conversation(1)[:1]
     opening, *between, closing = _around(jinja(whole), whole)
-    to_answer = _the_same(between[0::2], "in front of answers")
+    to_answer = _the_same(between[0::2], "before answers")
     to_question = _the_same(between[1::2], "between an answer and the next question")
     prompt = _around(jinja(asked, add_generation_prompt=True), asked)
-    _the_same([opening, prompt[0]], "in front of the first question")
+    _the_same([opening, prompt[0]], "before the first question")
     tokens = _tokens_in(jinja, [opening, *between, closing])
     lead = _lead(prompt[1], to_answer, tokens)
     ending, end = _ending(to_question, closing, tokens, lend_end)
@@ -126,9 +126,7 @@ def _around(text: str, messages: Sequence[Message]) -> list[str]:
     for message in messages:
         word = message["content"]
         if text.count(word) != 1:
-            raise Unfit(
-                f"it writes a message of the {message['role']} {_times(text.count(word))} where its turn is"
-            )
+            raise Unfit(f"it writes a message of the {message['role']} {_times(text.count(word))} where its turn is")
         literal, _, text = text.partition(word)
         literals.append(literal)
     return [*literals, text]
@@ -149,9 +147,7 @@ def _lead(prompt: str, to_answer: str, tokens: tuple[str, ...]) -> str:
     """Return what the model has to write between the generation prompt and its answer: text, and no tokens."""
     lead = to_answer.removeprefix(prompt)
     if not to_answer.startswith(prompt) or any(kind == "special" for kind, _ in cut(lead, tokens)):
-        raise Unfit(
-            f"a generation prompt ends with {prompt!r}, but in a finished conversation {to_answer!r} stands in front of an answer"
-        )
+        raise Unfit(f"a generation prompt ends with {prompt!r}, but in a finished conversation {to_answer!r} stands before an answer")
     return lead
 
 
@@ -168,9 +164,7 @@ def _ending(to_question: str, closing: str, tokens: tuple[str, ...], lend: bool)
     else:
         ending = common
     if not ending.strip() or not closing.startswith(ending):
-        raise Unfit(
-            f"no token ends every answer: {to_question!r} stands behind the earlier ones and {closing!r} behind the last"
-        )
+        raise Unfit(f"no token ends every answer: {to_question!r} stands after the earlier ones and {closing!r} after the last")
     return ending, ending
 
 
@@ -179,15 +173,9 @@ def _tokens_in(jinja: JinjaTemplate, literals: Sequence[str]) -> tuple[str, ...]
     taken = [mark for mark in (BOS, EOS) if any(mark in literal for literal in literals)]
     if taken:
         raise Unfit(f"its markup holds {taken[0]!r}, which stands for a token of the tokenizer here")
-    added = {
-        token.content for token in jinja.tokenizer.added_tokens_decoder.values() if token.content.strip()
-    }
+    added = {token.content for token in jinja.tokenizer.added_tokens_decoder.values() if token.content.strip()}
     longest_first = tuple(sorted(added, key=lambda token: (-len(token), token)))
-    return tuple(
-        dict.fromkeys(
-            text for literal in literals for kind, text in cut(literal, longest_first) if kind == "special"
-        )
-    )
+    return tuple(dict.fromkeys(text for literal in literals for kind, text in cut(literal, longest_first) if kind == "special"))
 
 
 def names_with_the_same_prompts(jinja: JinjaTemplate) -> str:

@@ -30,9 +30,7 @@ CHATML = MarkedTemplate(
     tokens=("<|im_start|>", "<|im_end|>"),
 )
 QWEN2 = replace(CHATML, name="qwen2", system="You are a helpful assistant.")
-QWEN2_5 = replace(
-    CHATML, name="qwen2_5", system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-)
+QWEN2_5 = replace(CHATML, name="qwen2_5", system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
 
 # Source: Touvron et al. 2023 (arXiv 2307.09288), generation.py of meta-llama/llama.
 LLAMA2 = MarkedTemplate(
@@ -98,7 +96,7 @@ GEMMA = MarkedTemplate(
 )
 
 # The formats of LLaVA under its own names. Source: llava/conversation.py at c121f04. `vicuna_v0` leaves out the worked example that LLaVA's
-# `v0` puts in front of every conversation, and is therefore its `llava_v0`.
+# `v0` puts before every conversation, and is therefore its `llava_v0`.
 VICUNA_V0 = MarkedTemplate(
     "vicuna_v0",
     opening="{bos}###Human: ",

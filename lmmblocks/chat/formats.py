@@ -22,8 +22,7 @@ FORMAT_PROMPTS: Mapping[str, str] = MappingProxyType(
         "option_letter": "Answer with the option's letter from the given choices directly.",
         "option_letter_cn": "请直接回答选项字母。",
         "caption": "Provide a one-sentence caption for the provided image.",
-        "unanswerable": "When the provided information is insufficient, respond with 'Unanswerable'.\n"
-        + _SHORT_ANSWER,
+        "unanswerable": "When the provided information is insufficient, respond with 'Unanswerable'.\n" + _SHORT_ANSWER,
         "region_description": "Please provide a short description for this region:",
         "region_box": "Please provide the bounding box coordinate of the region this sentence describes:",
         "json": "Answer with JSON only.",
@@ -57,9 +56,7 @@ def with_format(question: str, fmt: str) -> str:
         'Please provide a short description for this region: [0.00, 0.64, 0.30, 0.76]'
     """
     if fmt not in FORMAT_PROMPTS:
-        raise LmmError(
-            f"unknown response format {fmt!r}{closest(str(fmt), FORMAT_PROMPTS)}; known: {', '.join(FORMAT_PROMPTS)}"
-        )
+        raise LmmError(f"unknown response format {fmt!r}{closest(str(fmt), FORMAT_PROMPTS)}; known: {', '.join(FORMAT_PROMPTS)}")
     prompt = FORMAT_PROMPTS[fmt]
     if not prompt or not question:
         return prompt or question

@@ -21,9 +21,9 @@ END = "<end_of_utterance>"
 
 @dataclass(frozen=True)
 class FencedTemplate(MarkedTemplate):
-    """A template of markup with the same token in front of an image and behind it, once between two images side by side.
+    """A template of markup with the same token before an image and after it, once between two images side by side.
 
-    A question that begins with words has a space in front of it, one that begins with an image has none.
+    A question that begins with words has a space before it, one that begins with an image has none.
 
     >>> [piece.text or piece.kind for piece in IDEFICS._content("<image><image>?", "user")]
     ['<fake_token_around_image>', 'image', '<fake_token_around_image>', 'image', '<fake_token_around_image>', '?']
@@ -49,6 +49,4 @@ IDEFICS = FencedTemplate(
     tokens=(FAKE, END),
     image=(FAKE, FAKE),
 )
-IDEFICS_BASE = replace(
-    IDEFICS, name="idefics_base", to_answer="\nAssistant:", ending="\n", to_question="User:", tokens=(FAKE,)
-)
+IDEFICS_BASE = replace(IDEFICS, name="idefics_base", to_answer="\nAssistant:", ending="\n", to_question="User:", tokens=(FAKE,))

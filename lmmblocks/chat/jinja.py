@@ -51,10 +51,7 @@ class JinjaTemplate:
         if _DATE not in self.source:
             return False
         days = ("first", "second")
-        dated = [
-            f"{{%- macro date_of_the_test(format) -%}}{day}{{%- endmacro -%}}{self.source.replace(_DATE, 'date_of_the_test')}"
-            for day in days
-        ]
+        dated = [f"{{%- macro date_of_the_test(format) -%}}{day}{{%- endmacro -%}}{self.source.replace(_DATE, 'date_of_the_test')}" for day in days]
         first, second = (self._render(source, messages, False) for source in dated)
         return first != second
 

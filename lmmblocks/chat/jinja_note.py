@@ -1,4 +1,4 @@
-"""What a chat template was written from, as a comment in front of it: so that a folder whose other files are lost says it exactly.
+"""What a chat template was written from, as a comment before it: so that a folder whose other files are lost says it exactly.
 
 A chat template that was changed by hand is no longer what its note says; `noted` leaves that to be found out by who reads it.
 """

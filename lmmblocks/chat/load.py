@@ -54,7 +54,7 @@ _PROBES = (
     "\u732b\u5728\u57ab\u5b50\u4e0a \N{CAT FACE} caf\u00e9 \ufb01\uff21",
     "def f(a):\n        return [a  for a in (1,2)]",
 )
-"""Texts that tokenizers of different making cut differently. None begins with a space, in front of which classes and files differ by design."""
+"""Texts that tokenizers of different making cut differently. None begins with a space, before which classes and files differ by design."""
 
 
 def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
@@ -68,9 +68,7 @@ def load_tokenizer(path_or_id: str | os.PathLike[str]) -> Any:
     """
     folder = locate(path_or_id, weights=False)
     if not has_tokenizer(folder):
-        raise LmmError(
-            f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}; pass tokenizer=... or another folder"
-        )
+        raise LmmError(f"{folder} holds no tokenizer: expected {' or '.join(TOKENIZER_FILES)}; pass tokenizer=... or another folder")
     for path in (folder / name for name in TOKENIZER_FILES if (folder / name).is_file()):
         if (kind := file_kind(path)) is not None:
             raise LmmError(f"{path} is {kind}")
@@ -210,7 +208,7 @@ def _unsaid_flags(files: Path) -> dict[str, Any]:
 
 
 def _prepends_always(stated: dict[str, Any]) -> bool:
-    """Whether a ``tokenizer.json`` puts a space behind every special token: by a normalizer, or by its pre-tokenizer."""
+    """Whether a ``tokenizer.json`` puts a space after every special token: by a normalizer, or by its pre-tokenizer."""
     text = json.dumps([stated.get("normalizer"), stated.get("pre_tokenizer")])
     return '"Prepend"' in text or '"prepend_scheme": "always"' in text
 

@@ -36,9 +36,7 @@ def get_template(name: str | Mapping[str, Any] | ChatTemplate, tokenizer: Any = 
     if name in TEMPLATES:
         return TEMPLATES[name]
     found = registry.resolve("template", name)
-    return checked(
-        found() if isinstance(found, type) else found, f"template {name!r} is a {type(found).__name__}"
-    )
+    return checked(found() if isinstance(found, type) else found, f"template {name!r} is a {type(found).__name__}")
 
 
 def template_setting(template: ChatTemplate, given: Any = None) -> str | dict[str, Any]:

@@ -39,17 +39,17 @@ class MarkedTemplate(metaclass=ByKeywords):
 
     Args:
         name: the registered name, or what to call it in messages.
-        opening: markup in front of the first question of a conversation without a system prompt.
+        opening: markup before the first question of a conversation without a system prompt.
         to_answer: markup between a question and its answer.
         ending: markup that ends an answer, up to the token that does. Without one its text does.
         to_question: markup between the end of an answer and the next question.
-        close: markup behind the end of the last answer of a finished conversation.
-        around_system: markup in front of a system prompt, and from there to the first question; None = no system prompt can be given.
+        close: markup after the end of the last answer of a finished conversation.
+        around_system: markup before a system prompt, and from there to the first question; None = no system prompt can be given.
         tokens: the special tokens in the markup, other than the tokenizer's own `bos` and `eos`.
         lead: text between the generation prompt and the answer, said by the model: the space where tokenizers join it to the next word.
         system: the system prompt of a conversation that brings none; "" = none.
         empty_system: whether an empty system message is a system prompt, or none.
-        image: markup in front of and behind every image.
+        image: markup before and after every image.
         ends: tokens that end an answer besides, where a model states them; () = none but the tokenizer's own.
         stops: strings that end an answer besides, where a model states them.
 
@@ -112,15 +112,13 @@ class MarkedTemplate(metaclass=ByKeywords):
         return pieces if add_generation_prompt else [*pieces, *self._markup(self.close, "assistant")]
 
     def _opening(self, system: str | None) -> list[Piece]:
-        """Everything in front of the first question."""
+        """Everything before the first question."""
         if system is None:
             system = self.system or None
         if system is None or not (system or self.empty_system):
             return self._markup(self.opening, "user")
         if self.around_system is None:
-            raise LmmError(
-                f"template {self.name!r} has no place for a system message: remove it, or put it into the first question"
-            )
+            raise LmmError(f"template {self.name!r} has no place for a system message: remove it, or put it into the first question")
         before, after = self.around_system
         return [
             *self._markup(before, "system"),
@@ -142,11 +140,7 @@ class MarkedTemplate(metaclass=ByKeywords):
         if not any(self.image):
             return pieces
         before, after = (self._markup(markup, role, train=train) for markup in self.image)
-        return [
-            part
-            for piece in pieces
-            for part in ((*before, piece, *after) if piece.kind == "image" else (piece,))
-        ]
+        return [part for piece in pieces for part in ((*before, piece, *after) if piece.kind == "image" else (piece,))]
 
     def _markup(self, markup: str, role: str, *, train: bool = False) -> list[Piece]:
         return [Piece(kind, text, role, train) for kind, text in cut(markup, self.tokens)]
@@ -161,11 +155,7 @@ def cut(markup: str, tokens: tuple[str, ...]) -> tuple[tuple[PieceKind, str], ..
     """
     longest_first = sorted((*_KINDS, *tokens), key=len, reverse=True)
     parts = re.split(f"({'|'.join(map(re.escape, longest_first))})", markup)
-    kinds = (
-        ("text" if index % 2 == 0 else _KINDS.get(part, "special"), part)
-        for index, part in enumerate(parts)
-        if part
-    )
+    kinds = (("text" if index % 2 == 0 else _KINDS.get(part, "special"), part) for index, part in enumerate(parts) if part)
     return tuple((kind, "" if kind in ("bos", "eos") else part) for kind, part in kinds)
 
 
@@ -177,13 +167,9 @@ def _own_tokens(template: MarkedTemplate) -> list[str]:
 def _problems_of_ending(template: MarkedTemplate) -> list[str]:
     parts = cut(template.ending, template.tokens)
     if not parts:
-        return [
-            "ending is empty, so a model would never learn to stop: give the token or the text that ends an answer"
-        ]
+        return ["ending is empty, so a model would never learn to stop: give the token or the text that ends an answer"]
     if any(kind != "text" for kind, _ in parts[:-1]):
-        return [
-            f"ending {template.ending!r} goes on behind the token that ends an answer: move the rest to to_question and close"
-        ]
+        return [f"ending {template.ending!r} goes on after the token that ends an answer: move the rest to to_question and close"]
     if template.system and template.around_system is None:
         return ["system is given without around_system, which says where it stands"]
     return []

@@ -28,12 +28,7 @@ def merges_by_score(scores: Mapping[str, float]) -> list[Merge]:
     Args:
         scores: of the pieces that text can become.
     """
-    merges = [
-        (piece[:at], piece[at:])
-        for piece in scores
-        for at in range(1, len(piece))
-        if piece[:at] in scores and piece[at:] in scores
-    ]
+    merges = [(piece[:at], piece[at:]) for piece in scores for at in range(1, len(piece)) if piece[:at] in scores and piece[at:] in scores]
     return in_order(merges, scores)
 
 

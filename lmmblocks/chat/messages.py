@@ -16,9 +16,7 @@ ROLES = ("user", "assistant", "system")
 _ROLES_OF_OTHER_FORMATS = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
-def split_system(
-    messages: Sequence[Message], *, add_generation_prompt: bool
-) -> tuple[str | None, list[Message]]:
+def split_system(messages: Sequence[Message], *, add_generation_prompt: bool) -> tuple[str | None, list[Message]]:
     """Check a conversation and take its system message off.
 
     Args:
@@ -40,9 +38,7 @@ def split_system(
     _check_alternation(turns, first_index=len(messages) - len(turns))
     last = turns[-1]["role"]
     if add_generation_prompt and last != "user":
-        raise LmmError(
-            "the conversation ends with the assistant, so there is nothing to answer: end with a user message"
-        )
+        raise LmmError("the conversation ends with the assistant, so there is nothing to answer: end with a user message")
     if not add_generation_prompt and last != "assistant":
         raise LmmError(
             "the conversation ends with the user, expected an answer: add the assistant message, or render with "
@@ -77,10 +73,7 @@ def _is_part(part: object) -> bool:
 def _check_messages(messages: object) -> None:
     """Refuse anything that is not a list of messages."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
-        raise LmmError(
-            f"messages is a {type(messages).__name__}, expected a list of "
-            '{"role": "user" | "assistant" | "system", "content": text}'
-        )
+        raise LmmError(f'messages is a {type(messages).__name__}, expected a list of {{"role": "user" | "assistant" | "system", "content": text}}')
     for index, message in enumerate(messages):
         _check_message(index, message)
 
@@ -105,8 +98,7 @@ def _check_message(index: int, message: object) -> None:
         )
     if not isinstance(content, str):
         raise LmmError(
-            f"message {index} ({role}) has a {type(content).__name__} as content, expected a string in which "
-            f"{IMAGE_MARKER} marks each image"
+            f"message {index} ({role}) has a {type(content).__name__} as content, expected a string in which {IMAGE_MARKER} marks each image"
         )
 
 
@@ -119,17 +111,11 @@ def _check_alternation(turns: Sequence[Message], first_index: int) -> None:
             continue
         index = first_index + offset
         if found == "system":
-            raise LmmError(
-                f"message {index} is a system message, expected it only as the first: move or remove it"
-            )
+            raise LmmError(f"message {index} is a system message, expected it only as the first: move or remove it")
         if offset == 0:
-            raise LmmError(
-                f"message {index} is the assistant's, expected the user first: remove this leading answer or put the "
-                "question before it"
-            )
+            raise LmmError(f"message {index} is the assistant's, expected the user first: remove this leading answer or put the question before it")
         raise LmmError(
-            f"messages {index - 1} and {index} are both the {found}'s, expected user and assistant in turn: join them "
-            "or add the message between"
+            f"messages {index - 1} and {index} are both the {found}'s, expected user and assistant in turn: join them or add the message between"
         )
 
 

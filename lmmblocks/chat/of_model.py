@@ -8,7 +8,7 @@ whatever is said, that one is taken, with or without its system prompt. What dif
 
 - whitespace around contents, which many of these programs take off and the library never does;
 - the end of earlier answers, which LLaVA's write as a blank: the token that the model was trained to end them with is the tokenizer's;
-- a blank at the end of the line in front of earlier answers, which LLaVA-OneVision's writes there and not in front of the one that is asked for.
+- a blank at the end of the line before earlier answers, which LLaVA-OneVision's writes there and not before the one that is asked for.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _OnePrompt(JinjaTemplate):
 
 
 def _with_one_prompt(jinja: JinjaTemplate) -> tuple[JinjaTemplate, list[str]]:
-    """Take off blanks at the ends of lines in front of earlier answers, where a generation prompt is the same without them."""
+    """Take off blanks at the ends of lines before earlier answers, where a generation prompt is the same without them."""
     question, answer = conversation(1)
     earlier = jinja([question, answer]).partition(question["content"])[2].partition(answer["content"])[0]
     asked = jinja([question], add_generation_prompt=True).partition(question["content"])[2]
@@ -143,9 +143,9 @@ def _with_images(jinja: JinjaTemplate, template: MarkedTemplate, image_token: st
     head, told = text.partition(question)[0], list[str]()
     if not head.startswith(opening):
         template, opening = _without_breaks(template), opening.removesuffix("\n")
-        told.append("a question without a picture begins with its words, and not with the line break that stands behind pictures")
+        told.append("a question without a picture begins with its words, and not with the line break that stands after pictures")
         if not head.startswith(opening):
-            raise Unfit(f"a picture changes what stands in front of a question: {head!r}, without one {opening!r}")
+            raise Unfit(f"a picture changes what stands before a question: {head!r}, without one {opening!r}")
     before, _, after = head.removeprefix(opening).partition(image_token)
     if not after.endswith("\n"):
         told.append("a question follows its picture in the same line there: ask it as '<image>question'")
@@ -153,11 +153,11 @@ def _with_images(jinja: JinjaTemplate, template: MarkedTemplate, image_token: st
 
 
 def _without_breaks(template: MarkedTemplate) -> MarkedTemplate:
-    """Take off the line break that a program writes in front of every text, so that one stands between a picture and its question."""
+    """Take off the line break that a program writes before every text, so that one stands between a picture and its question."""
     around = template.around_system
     markup = [template.opening, template.to_question, *(around or ())]
     if not all(text.endswith("\n") for text in markup):
-        raise Unfit("a picture changes what stands in front of a question")
+        raise Unfit("a picture changes what stands before a question")
     opening, to_question, *system = (text.removesuffix("\n") for text in markup)
     lead = template.lead.removesuffix("\n")
     return replace(template, opening=opening, to_question=to_question, lead=lead, around_system=(system[0], system[1]) if system else None)
@@ -174,9 +174,7 @@ def _as_document(template: MarkedTemplate, tokenizer: Any) -> MarkedTemplate:
     if bos is None or not ids or ids[0] != tokenizer.bos_token_id or template.opening.startswith((bos, BOS)):
         return template
     around = template.around_system
-    return replace(
-        template, opening=BOS + template.opening, around_system=None if around is None else (BOS + around[0], around[1])
-    )
+    return replace(template, opening=BOS + template.opening, around_system=None if around is None else (BOS + around[0], around[1]))
 
 
 def _candidates(known: Any) -> Iterator[Any]:

@@ -45,11 +45,11 @@ class Single:
     """One question and its answer: images and `bos`, in one order or the other, then the words of the question, if these are written at all.
 
     Attributes:
-        images_first: whether images stand in front of `bos`.
+        images_first: whether images stand before `bos`.
         words: whether the question's words are written, without the whitespace around them.
         needs_image: whether a question without an image is refused.
-        lead: in front of an answer that isn't empty.
-        ending: behind it.
+        lead: before an answer that isn't empty.
+        ending: after it.
     """
 
     images_first: bool

@@ -29,7 +29,7 @@ class Piece:
     Args:
         kind: `text` is ordinary text, in which no special token is ever recognised; `image` is the place of
             one image; `bos` and `eos` are the tokenizer's own tokens (a tokenizer without a `bos` gives
-            none); `special` is the special token whose exact string is `text`; `break` is nothing, and the texts in front of it and behind it
+            none); `special` is the special token whose exact string is `text`; `break` is nothing, and the texts before it and after it
             are encoded apart.
         text: the text of a `text` piece, or the token of a `special` one.
         role: who says it: "system", "user" or "assistant".
@@ -45,7 +45,7 @@ class Piece:
 def split_markers(content: str) -> list[str]:
     """Return the texts around the image markers of a content, one more than there are markers.
 
-    Backslashes in front of a marker are read as a shell reads them: each pair is one backslash, and an odd one makes the marker text.
+    Backslashes before a marker are read as a shell reads them: each pair is one backslash, and an odd one makes the marker text.
 
     Example:
         >>> split_markers("<image> is written \\\\<image>")
@@ -70,7 +70,7 @@ def count_markers(content: str) -> int:
 
 
 def marker_in_a_sentence(content: str) -> tuple[str, str] | None:
-    """Return the text in front of the only marker of a content and behind it, where both are on its line: it may have been meant as a word.
+    """Return the text before the only marker of a content and after it, where both are on its line: it may have been meant as a word.
 
     Example:
         >>> marker_in_a_sentence("Hi.\\nWhat does <image> do?"), marker_in_a_sentence("<image> What?")

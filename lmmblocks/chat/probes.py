@@ -67,9 +67,7 @@ def _probes(template: MarkedTemplate, compared: list[str]) -> Iterator[tuple[lis
             yield [*base[:index], {**base[index], "content": odd}, *base[index + 1 :]], index
 
 
-def _difference(
-    jinja: JinjaTemplate, messages: list[Message], index: int | None, found: str, ours: str
-) -> Unfit:
+def _difference(jinja: JinjaTemplate, messages: list[Message], index: int | None, found: str, ours: str) -> Unfit:
     """Say in what way a chat template is more than markup."""
     if index is not None:
         odd, role = messages[index]["content"], messages[index]["role"]

@@ -17,7 +17,7 @@ from .template_fields import refuse_wrong_fields
 class PromptTemplate(metaclass=ByKeywords):
     """Images, then the question as it is, then its answer; no roles, no system prompt, no second turn.
 
-    Rendered: `{images}<bos>{question}{lead}{answer}<eos>`. The images stand in front of the beginning-of-sequence token wherever the
+    Rendered: `{images}<bos>{question}{lead}{answer}<eos>`. The images stand before the beginning-of-sequence token wherever the
     message has them, and whitespace around the question is taken off: it is the same text that the Q-Former reads.
 
     Args:

@@ -1,6 +1,6 @@
 """The tokenizer of the first Qwen models, whose files are a vocabulary of tiktoken (``qwen.tiktoken``) and code.
 
-Which special tokens there are is in the code alone: 3 and 205 spare ones behind the vocabulary, and behind these in Qwen-VL 9 that mark images,
+Which special tokens there are is in the code alone: 3 and 205 spare ones after the vocabulary, and after these in Qwen-VL 9 that mark images,
 references and boxes. ``config.json`` tells the two apart: Qwen-VL's has a section ``visual``. What marks references and boxes (``<ref>``, ``<box>``,
 ``<quad>``) is read in a text and said in answers, as Qwen-VL was trained; what marks images and roles never is.
 
@@ -19,9 +19,7 @@ from .tiktoken_convert import bytes_of, read_ranks, tokenizer_spec, written_rank
 
 VOCABULARY = "qwen.tiktoken"
 END_OF_TEXT = "<|endoftext|>"
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPECIAL = (END_OF_TEXT, "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 _SAID = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 _IMAGE = ("<img>", "</img>", "<imgpad>")
@@ -54,7 +52,7 @@ def _spec(ranks: Mapping[bytes, int], *, images: bool) -> dict[str, Any]:
 
 
 def first_image_id(tokens: int) -> int:
-    """Return the id of ``<img>`` behind a vocabulary of so many tokens.
+    """Return the id of ``<img>`` after a vocabulary of so many tokens.
 
     >>> first_image_id(151643)
     151857

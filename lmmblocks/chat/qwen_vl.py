@@ -8,7 +8,7 @@
     <|im_start|>assistant
     A cat.<|im_end|>
 
-Roles and contents are encoded apart, so that a content that begins with a line break isn't joined to the one in front of it. The models before
+Roles and contents are encoded apart, so that a content that begins with a line break isn't joined to the one before it. The models before
 instruction tuning continue a text: ``<img>...</img>What is this? Answer:``, `` A cat.``, and their end-of-text token.
 
 Source: ``make_context`` in ``qwen_generation_utils.py`` and ``from_list_format`` in ``tokenization_qwen.py`` of Qwen/Qwen-VL-Chat; "the position of

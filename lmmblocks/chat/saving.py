@@ -32,9 +32,7 @@ def template_to_dict(template: ChatTemplate) -> dict[str, Any]:
         {'type': 'caption', 'name': 'lines', 'end': '\\n', 'ends': [], 'stops': []}
     """
     cls = type(template)
-    kind = next(
-        (name for name, known in FORMS.items() if known is cls), registry.path_of(cls)
-    )
+    kind = next((name for name, known in FORMS.items() if known is cls), registry.path_of(cls))
     if not is_dataclass(template):
         raise _unsaveable(template, f"its class {kind} is no dataclass, so its fields can't be told")
     values = {
@@ -60,20 +58,14 @@ def template_from_dict(values: Mapping[str, Any]) -> ChatTemplate:
     rest = dict(values)
     kind = rest.pop("type", None)
     if not isinstance(kind, str):
-        raise LmmError(
-            f"template is a dict without a 'type', expected one of {', '.join(FORMS)} or 'package.module:Class'"
-        )
+        raise LmmError(f"template is a dict without a 'type', expected one of {', '.join(FORMS)} or 'package.module:Class'")
     if kind not in FORMS and ":" not in kind:
-        raise LmmError(
-            f"unknown type of template {kind!r}{closest(kind, FORMS)}; known: {', '.join(FORMS)}, or 'package.module:Class'"
-        )
+        raise LmmError(f"unknown type of template {kind!r}{closest(kind, FORMS)}; known: {', '.join(FORMS)}, or 'package.module:Class'")
     cls = FORMS[kind] if kind in FORMS else registry.resolve("template", kind)
     if not (isinstance(cls, type) and is_dataclass(cls)):
         raise LmmError(f"template type {kind!r} is no dataclass, found {cls!r}")
     _check_fields(kind, cls, rest)
-    made: Any = cls(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()}
-    )
+    made: Any = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in rest.items()})
     return checked(made, f"template is a {cls.__name__}")
 
 
@@ -81,9 +73,7 @@ def _check_fields(kind: str, cls: type, values: Mapping[str, Any]) -> None:
     known = {field.name: field for field in fields(cls) if field.init}
     problems = [f"unknown field {name!r}{closest(name, known)}" for name in values if name not in known]
     problems += [
-        f"no field {name!r}"
-        for name, field in known.items()
-        if name not in values and field.default is MISSING and field.default_factory is MISSING
+        f"no field {name!r}" for name, field in known.items() if name not in values and field.default is MISSING and field.default_factory is MISSING
     ]
     if problems:
         raise LmmError(f"template of type {kind!r}: {'; '.join(problems)}")

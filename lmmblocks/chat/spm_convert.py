@@ -20,8 +20,8 @@ def tokenizer_spec(pieces: SentencePieces, *, legacy: bool, bos: str | None, eos
     Args:
         pieces: the SentencePiece model.
         legacy: whether a text goes on with a space in front after a special token, as transformers did before it had the flag.
-        bos: the token that stands in front of a whole document, None for none.
-        eos: the token that stands behind it.
+        bos: the token that stands before a whole document, None for none.
+        eos: the token that stands after it.
 
     Raises:
         LmmError: a kind of model that can't be expressed.
@@ -44,7 +44,7 @@ def tokenizer_spec(pieces: SentencePieces, *, legacy: bool, bos: str | None, eos
 def _refuse_others(pieces: SentencePieces) -> None:
     found = {3: "whole words", 4: "characters"}.get(pieces.model_type)
     if found is None and pieces.suffix:
-        found = "words with the space behind them"
+        found = "words with the space after them"
     if found is None and any(kind == Kind.UNUSED for _, _, kind in pieces.pieces):
         found = "pieces that are marked unused"
     if found is None and pieces.one_space and any(" " in text for text, _, kind in pieces.pieces if kind == Kind.USER_DEFINED):
@@ -131,4 +131,3 @@ def _decoder(pieces: SentencePieces) -> dict[str, Any]:
     parts += [{"type": "Fuse"}]
     parts += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.dummy_prefix else []
     return {"type": "Sequence", "decoders": parts}
-

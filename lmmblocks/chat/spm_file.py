@@ -44,9 +44,9 @@ class SentencePieces:
         byte_fallback: whether unknown characters become bytes.
         special: ids by name: ``unk``, ``bos``, ``eos`` and ``pad``, where the model has them.
         charsmap: the compiled normalisation of characters (NFKC, mostly); empty = none.
-        dummy_prefix: whether a space goes in front of a text.
+        dummy_prefix: whether a space goes before a text.
         one_space: whether runs of spaces become one, and those at the ends of a text none.
-        suffix: whether the space belongs to the word in front of it.
+        suffix: whether the space belongs to the word before it.
     """
 
     pieces: tuple[tuple[str, float, Kind], ...]

@@ -165,9 +165,7 @@ class CaptionTemplate(metaclass=ByKeywords):
             )
         images = [piece for piece in content_pieces(turns[0]["content"], "user") if piece.kind == "image"]
         if not images:
-            raise LmmError(
-                f"template {self.name!r} needs an image to caption: put {IMAGE_MARKER} in the user message"
-            )
+            raise LmmError(f"template {self.name!r} needs an image to caption: put {IMAGE_MARKER} in the user message")
         caption = [] if add_generation_prompt else self._caption(turns[1]["content"])
         return [Piece("bos"), *images, *caption]
 

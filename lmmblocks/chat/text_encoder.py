@@ -1,7 +1,7 @@
 """Text to ids and back, without special tokens and without an invented leading space.
 
 A tokenizer is made for whole documents: it looks for special tokens in the text, and a Llama-like one puts a
-space in front of it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of
+space before it. Both are wrong for a piece of a conversation. So each tokenizer gets a private copy of
 its backend in which
 
 - special tokens are not recognised: `</s>` in a question is four characters. The same holds for `bos`, `eos` and the
@@ -30,7 +30,7 @@ from .spm_convert import SPACES_AT_ENDS
 from .spm_file import sentencepieces_of
 
 Prefix = Literal["never", "first", "every"]
-"""Where a tokenizer puts a space in front of text: nowhere, at the start, or also after every special token.
+"""Where a tokenizer puts a space before text: nowhere, at the start, or also after every special token.
 The Llama tokenizer has `first` with `legacy=False` and `every` with `legacy=True`."""
 
 _CACHED_TEXTS = 4096
@@ -53,7 +53,7 @@ class TextEncoder:
         prefix: where the tokenizer itself would have put a leading space.
         special_tokens: the strings that are not recognised.
         swallowing: ids of the special tokens that swallow the whitespace behind them.
-        tidies: whether decoding takes spaces out, in front of full stops for one.
+        tidies: whether decoding takes spaces out, before full stops for one.
         encode: text -> tuple of token ids; the last few thousand texts are remembered.
 
     Raises:
@@ -75,9 +75,7 @@ class TextEncoder:
         reserved = {*reserved, *filter(None, _own_tokens(tokenizer))}
         for token in spec["added_tokens"]:
             token["special"] = token["special"] or token["content"] in reserved
-        self.swallowing = frozenset(
-            token["id"] for token in spec["added_tokens"] if token["special"] and token["rstrip"]
-        )
+        self.swallowing = frozenset(token["id"] for token in spec["added_tokens"] if token["special"] and token["rstrip"])
         # 3. What the tokenizer adds and takes off by itself goes; what it would have done stays as a fact.
         self.prefix: Prefix = _remove_prefix(spec)
         _keep_leading_space(spec)
@@ -98,10 +96,7 @@ class TextEncoder:
         # 6. Models whose vocabulary spells special tokens as ordinary words: such words are cut before they are encoded.
         specials |= _bytes_that_text_spells(spec["model"])
         self._special_ids = frozenset(specials.values())
-        self._inside_special = re.compile(
-            "|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1)
-            or "(?!)"
-        )
+        self._inside_special = re.compile("|".join(f"(?<={re.escape(s[0])})(?={re.escape(s[1:])})" for s in specials if len(s) > 1) or "(?!)")
         self.encode = lru_cache(_CACHED_TEXTS)(self._encode)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -162,9 +157,7 @@ def _own_tokens(tokenizer: Any) -> tuple[str | None, str | None]:
     return tokenizer.bos_token, tokenizer.eos_token
 
 
-_ENCODERS: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[frozenset[str], TextEncoder]]] = (
-    WeakKeyDictionary()
-)
+_ENCODERS: WeakKeyDictionary[Any, tuple[tuple[Any, ...], dict[frozenset[str], TextEncoder]]] = WeakKeyDictionary()
 
 
 def text_encoder(tokenizer: Any, reserved: Iterable[str] = ()) -> TextEncoder:
@@ -226,7 +219,7 @@ def _parts(spec: dict[str, Any], stage: str) -> Iterator[dict[str, Any]]:
 
 
 def _remove_prefix(spec: dict[str, Any]) -> Prefix:
-    """Turn every part off that puts a space in front of text, or takes spaces off its ends; return what they put in front together."""
+    """Turn every part off that puts a space before text, or takes spaces off its ends; return what they put in front together."""
     found: set[Prefix] = set()
     for part in _parts(spec, "normalizer"):
         if part["type"] == "Prepend" and part["prepend"] in (" ", "▁"):

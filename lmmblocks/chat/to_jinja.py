@@ -74,18 +74,18 @@ _IMAGES_FIRST = f"""\
 """What `llava15_messages` does."""
 
 _TURNS = "the conversation must be an optional system message, then user and assistant in turn"
-_SWALLOWED = "this template can't write an answer to no question: the tokenizer's begin token swallows the blank in front of it"
+_SWALLOWED = "this template can't write an answer to no question: the tokenizer's begin token swallows the blank before it"
 _NO_ANSWER = "the conversation ends with the user: pass add_generation_prompt=True, or add the answer"
 _NOTHING_TO_ANSWER = "the conversation ends with the assistant: there is nothing to answer, add a question or leave add_generation_prompt out"
 
 
 @dataclass(frozen=True)
 class Blanks:
-    """The blanks that a tokenizer puts in front of text by itself, against those that we train with.
+    """The blanks that a tokenizer puts before text by itself, against those that we train with.
 
     Attributes:
-        always: kinds of pieces behind which our text has a blank that the tokenizer doesn't write inside a string.
-        doubled: kinds of pieces behind which the tokenizer leaves its blank out when the text begins with one, and we don't.
+        always: kinds of pieces after which our text has a blank that the tokenizer doesn't write inside a string.
+        doubled: kinds of pieces after which the tokenizer leaves its blank out when the text begins with one, and we don't.
     """
 
     always: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ def to_jinja(template: ChatTemplate, tokenizer: Any, *, mode: Mode = "pieces", i
         template: one of the library's classes.
         tokenizer: the one that will lie beside it; what its tokens are called is written into the program.
         mode: how conversations are tokenised, see `encode_chat`.
-        images_apart: the processor puts images and `bos` in front of the prompt itself, as `InstructBlipProcessor` does.
+        images_apart: the processor puts images and `bos` before the prompt itself, as `InstructBlipProcessor` does.
 
     Raises:
         LmmError: what it renders can't be said in a string, or the tokenizer makes other ids of the string; the message says why.
@@ -120,7 +120,7 @@ def to_jinja(template: ChatTemplate, tokenizer: Any, *, mode: Mode = "pieces", i
     if outline is None:
         raise _unwritable(template, f"its class {type(template).__name__} may do anything: make it a MarkedTemplate")
     if images_apart and not (isinstance(outline, Single) and outline.images_first):
-        raise _unwritable(template, "the processor puts images in front of the whole prompt, and the template writes something before them")
+        raise _unwritable(template, "the processor puts images before the whole prompt, and the template writes something before them")
     writer = _Writer(tokenizer, Blanks.of(tokenizer, mode), mode)
     body = writer.turns(template.name, outline) if isinstance(outline, Outline) else writer.single(template.name, outline, images_apart)
     source = note(template, mode) + writer.beginning() + body

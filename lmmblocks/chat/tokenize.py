@@ -175,9 +175,7 @@ def _special_ids(piece: Piece, tokenizer: Any) -> tuple[int, ...]:
         return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     if piece.kind == "eos":
         if tokenizer.eos_token_id is None:
-            raise LmmError(
-                "the tokenizer has no end-of-sequence token, which ends every answer: set tokenizer.eos_token"
-            )
+            raise LmmError("the tokenizer has no end-of-sequence token, which ends every answer: set tokenizer.eos_token")
         return (tokenizer.eos_token_id,)
     token = tokenizer.backend_tokenizer.token_to_id(piece.text)
     if token is None:

@@ -44,19 +44,15 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="sample among the tokens of this probability (default: %(default)s)",
     )
-    parser.add_argument(
-        "--top-k", type=int, default=0, help="sample among this many tokens; 0 = all (default: %(default)s)"
-    )
+    parser.add_argument("--top-k", type=int, default=0, help="sample among this many tokens; 0 = all (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="makes sampled answers repeatable")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
     parser.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end an answer in front of this text; may be repeated",
+        help="end an answer before this text; may be repeated",
     )
     add_device(parser)
     add_dtype(parser, DTYPES, "of the weights (default: as they are stored)")

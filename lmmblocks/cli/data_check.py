@@ -28,9 +28,7 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         epilog="exit codes: 0 fit for training, 1 problems found, 2 the check could not run",
     )
     parser.add_argument("file", metavar="FILE", help="list of records (.json), or one per line (.jsonl)")
-    parser.add_argument(
-        "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
-    )
+    parser.add_argument("--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)")
     parser.add_argument(
         "--questions",
         action="store_true",

@@ -39,9 +39,7 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         metavar="I",
         help="place of the record in the file, from 0 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)"
-    )
+    parser.add_argument("--images", metavar="DIR", help="folder the image paths are relative to (default: that of FILE)")
     add_reader(parser)
     parser.add_argument(
         "--max-length",
@@ -53,7 +51,7 @@ def add_cli(subparsers: Any) -> argparse.ArgumentParser:
         "--truncate",
         choices=POLICIES,
         default="turn",
-        help="how it is cut, as the setting of a stage: behind the last answer that fits, anywhere, or the whole sample (default: %(default)s)",
+        help="how it is cut, as the setting of a stage: after the last answer that fits, anywhere, or the whole sample (default: %(default)s)",
     )
     return parser
 
@@ -65,9 +63,7 @@ def run(args: argparse.Namespace) -> None:
         LmmError: the record can't be read, or an option makes no sense.
     """
     if args.max_length is not None and args.tokenizer is None:
-        raise LmmError(
-            "--max-length counts tokens: give --tokenizer DIR, the folder of a tokenizer or model, as well"
-        )
+        raise LmmError("--max-length counts tokens: give --tokenizer DIR, the folder of a tokenizer or model, as well")
     images_dir = args.images if args.images is not None else os.path.dirname(args.file) or "."
     record = _record(args.file, args.index)
     notes = _notes(record, images_dir, f"record {args.index} of {args.file}")
@@ -101,16 +97,9 @@ def _notes(record: Any, images_dir: str, name: str) -> list[Problem]:
     """
     problems = record_problems(record)
     if isinstance(record, dict) and not any(problem.code == "wrong_type" for problem in problems):
-        problems += [
-            problem
-            for image in form_of(record).images
-            if (problem := image_problem(images_dir, image)) is not None
-        ]
+        problems += [problem for image in form_of(record).images if (problem := image_problem(images_dir, image)) is not None]
     if errors := errors_of(problems):
-        raise LmmError(
-            f"{name} can't be trained on: "
-            + "; ".join(f"{problem.code}: {problem.detail}" for problem in errors)
-        )
+        raise LmmError(f"{name} can't be trained on: " + "; ".join(f"{problem.code}: {problem.detail}" for problem in errors))
     return problems
 
 
@@ -197,9 +186,7 @@ def written(found: Sequence[Stretch], images: Sequence[Any], style: Style) -> st
     parts = []
     for stretch in found:
         text = _visible(stretch.text) if stretch.image is None else _image(stretch, images)
-        parts.append(
-            style.dressed(text, learned=stretch.learned, image=stretch.image is not None, cut=stretch.cut)
-        )
+        parts.append(style.dressed(text, learned=stretch.learned, image=stretch.image is not None, cut=stretch.cut))
     return "".join(parts)
 
 
@@ -217,10 +204,7 @@ def _visible(text: str) -> str:
     >>> print(_visible("a\\x1b[2J\\tb"))
     a\\x1b[2J\\tb
     """
-    return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
+    return "".join(char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def _count(number: int, noun: str) -> str:

@@ -47,9 +47,7 @@ def text(report: Report, width: int = 100) -> str:
     from ..ops.dispatch import ENVIRONMENT
 
     facts = [*report.versions.items()]
-    facts += [(f"gpu {index}", line) for index, line in enumerate(report.devices)] or [
-        ("gpu", "none that torch can use")
-    ]
+    facts += [(f"gpu {index}", line) for index, line in enumerate(report.devices)] or [("gpu", "none that torch can use")]
     facts.append(("lmmblocks._C", _extension(report.extension)))
     facts.append((ENVIRONMENT, report.environment or "not set"))
     facts += [("problem", problem) for problem in report.problems]

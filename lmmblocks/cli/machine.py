@@ -19,6 +19,7 @@ from ..ops.backend import backend
 from ..ops.cuda_gate import extension_report
 from ..ops.dispatch import ENVIRONMENT, consider, ladders
 from ..ops.example_calls import Examples
+from ..ops.ladders import LADDERS
 from ..spec import LmmError
 from ..spec.versions import requirements, too_old
 
@@ -104,9 +105,7 @@ def examine() -> Report:
         forced = dict.fromkeys(ladders(), "auto")
     verified, damage = _verified()
     choices = _choices(device, forced)
-    return Report(
-        _versions(), _devices(), extension_report(), device, environment, problems + damage, verified, choices
-    )
+    return Report(_versions(), _devices(), extension_report(), device, environment, problems + damage, verified, choices)
 
 
 def _versions() -> dict[str, str]:
@@ -116,9 +115,7 @@ def _versions() -> dict[str, str]:
         "torch": torch.__version__,
     }
     found["cuda"] = torch.version.cuda or "none in this build of torch"
-    found["cudnn"] = (
-        str(torch.backends.cudnn.version()) if torch.version.cuda else "none in this build of torch"
-    )
+    found["cudnn"] = str(torch.backends.cudnn.version()) if torch.version.cuda else "none in this build of torch"
     found["driver"] = _driver()
     found["nvcc"] = which("nvcc") or "none found"
     for package in PACKAGES:
@@ -170,14 +167,13 @@ def _verified() -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _choices(device: str, forced: dict[str, str]) -> list[Choice]:
-    names, calls = ladders(), Examples(device).calls
+    calls = Examples(device).calls
+    names = {op: ladder for op, ladder in ladders().items() if op in LADDERS}  # without experimental ops, should they be imported
     labels = [*calls, *(op for op in names if op not in calls)]
     return [_choice(label, calls.get(label), names, forced) for label in sorted(labels)]
 
 
-def _choice(
-    label: str, call: Callable[[], Any] | None, names: dict[str, tuple[str, ...]], forced: dict[str, str]
-) -> Choice:
+def _choice(label: str, call: Callable[[], Any] | None, names: dict[str, tuple[str, ...]], forced: dict[str, str]) -> Choice:
     op = label.partition(" ")[0]
     ladder, set_to = names.get(op, ()), forced.get(op, "auto")
     if call is None:

@@ -63,9 +63,7 @@ def add_reader(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="chat template of the stage: records are rendered with it (default with --tokenizer: the model's; of a tokenizer alone vicuna_v1)",
     )
-    parser.add_argument(
-        "--image-rows", type=int, default=576, metavar="N", help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)"
-    )
+    parser.add_argument("--image-rows", type=int, default=576, metavar="N", help="rows per image for exact lengths (default: %(default)s, LLaVA-1.5)")
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:

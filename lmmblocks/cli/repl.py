@@ -63,9 +63,7 @@ class Repl:
             except EOFError:
                 return
             except UnicodeDecodeError as error:
-                raise LmmError(
-                    f"the input is not {error.encoding} text ({error.reason}): convert it"
-                ) from error
+                raise LmmError(f"the input is not {error.encoding} text ({error.reason}): convert it") from error
             if line == "/quit":
                 return
             try:

@@ -27,29 +27,21 @@ def add_cli(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--model", required=True, help="name of a preset, folder of a saved model, or hub id")
     parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA-format JSON or .jsonl")
-    parser.add_argument(
-        "--images", required=True, metavar="DIR", help="folder the image paths are relative to"
-    )
-    parser.add_argument(
-        "--stage", required=True, help="stage1, stage2 (LLaVA-1.5's), or a JSON file of settings"
-    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder the image paths are relative to")
+    parser.add_argument("--stage", required=True, help="stage1, stage2 (LLaVA-1.5's), or a JSON file of settings")
     parser.add_argument(
         "--out",
         required=True,
         metavar="DIR",
         help="gets logs, checkpoints and the trained model; resumed if it holds a run",
     )
-    parser.add_argument(
-        "--format", default="hf", help="of the trained model: hf or native (default: %(default)s)"
-    )
+    parser.add_argument("--format", default="hf", help="of the trained model: hf or native (default: %(default)s)")
     add_device(parser)
     add_dtype(
         parser, ("float32", "bfloat16"), "of the model; its trained weights are float32 while they are trained (default: %(default)s)", "float32"
     )
     for part in SWAPS:
-        parser.add_argument(
-            f"--{part}", metavar="X", help=f"swap the preset's {part}: a name, a folder or a hub id"
-        )
+        parser.add_argument(f"--{part}", metavar="X", help=f"swap the preset's {part}: a name, a folder or a hub id")
     parser.add_argument(
         "settings",
         nargs="*",
@@ -83,9 +75,7 @@ def run(args: argparse.Namespace) -> None:
     _rehearse_saving(model, out, args.format)
     result = train(model, stage, records, out)
     model.save(out / "model", format=args.format)
-    print(
-        f"last loss {result.last_loss:.4f} after {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s; model saved in {out / 'model'}"
-    )
+    print(f"last loss {result.last_loss:.4f} after {result.steps} steps, {result.tokens_per_second:,.0f} tokens/s; model saved in {out / 'model'}")
 
 
 def read_stage(name: str, settings: list[str] | None = None) -> Stage:
@@ -108,9 +98,7 @@ def read_stage(name: str, settings: list[str] | None = None) -> Stage:
         except (LmmError, UnicodeDecodeError) as error:
             raise LmmError(f"{name}: {error}") from error
     else:
-        raise LmmError(
-            f"unknown stage {name!r}{closest(name, STAGES)}; known: {', '.join(STAGES)}, or the path of a JSON file"
-        )
+        raise LmmError(f"unknown stage {name!r}{closest(name, STAGES)}; known: {', '.join(STAGES)}, or the path of a JSON file")
     given: dict[str, str] = {}
     for setting in settings or []:
         key, equals, text = setting.partition("=")
@@ -150,13 +138,9 @@ def _model(args: argparse.Namespace) -> LMM:
         model = build(args.model, dtype=dtype, **swaps)
         require_tokenizer(model, args.model, "give --tokenizer X, a folder or a hub id")
     elif not os.path.isdir(args.model) and "/" not in args.model:
-        raise LmmError(
-            f"unknown model {args.model!r}{closest(args.model, PRESETS)}; presets: {', '.join(PRESETS)}; or give a folder or a hub id"
-        )
+        raise LmmError(f"unknown model {args.model!r}{closest(args.model, PRESETS)}; presets: {', '.join(PRESETS)}; or give a folder or a hub id")
     elif swaps:
-        raise LmmError(
-            f"--{next(iter(swaps))} swaps a part of a preset, and {args.model!r} is a saved model: leave it out"
-        )
+        raise LmmError(f"--{next(iter(swaps))} swaps a part of a preset, and {args.model!r} is a saved model: leave it out")
     else:
         model = load(args.model, dtype=dtype)
         require_tokenizer(model, args.model, "copy the language model's tokenizer files into its folder")

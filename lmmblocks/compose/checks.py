@@ -149,8 +149,7 @@ def _hook_mismatches(parts: Parts) -> Iterator[str]:
         missing = frozenset(hook.requires) & HOOK_OFFERS - offers
         if missing:
             yield (
-                f"hook {name_of(hook)} requires {sorted(missing)}, decoder {decoder} offers hooks {sorted(offers) or 'nothing'}: use a "
-                f"native decoder"
+                f"hook {name_of(hook)} requires {sorted(missing)}, decoder {decoder} offers hooks {sorted(offers) or 'nothing'}: use a native decoder"
             )
         outside = [layer for layer in hook.layers if not isinstance(layer, int) or not 0 <= layer < (count or layer + 1)]
         if outside and isinstance(count, int):
@@ -158,7 +157,7 @@ def _hook_mismatches(parts: Parts) -> Iterator[str]:
 
 
 def _attention_mismatches(parts: Parts) -> Iterator[str]:
-    """Rows that see ahead need a decoder that computes them, in one pass and behind a cache."""
+    """Rows that see ahead need a decoder that computes them, in one pass and with a cache."""
     if parts.attention not in ATTENTIONS:
         yield f"attention {parts.attention!r} is none of {ATTENTIONS}{closest(str(parts.attention), ATTENTIONS)}"
     if parts.attention == "causal":

@@ -22,9 +22,7 @@ _UNEVEN = (Grid(6, 8), Grid(8, 5), Grid(3, 7))
 """Grids that such an encoder may give too."""
 
 
-def row_mismatches(
-    encoder: Any, projector: Any, decoder: Any, reducers: Sequence[Any], max_length: int | None
-) -> Iterator[str]:
+def row_mismatches(encoder: Any, projector: Any, decoder: Any, reducers: Sequence[Any], max_length: int | None) -> Iterator[str]:
     """Run reducers and projector on one empty image: widths and counts must be what they say."""
     spec = encoder.spec
     side = spec.image_size // spec.patch if spec.image_size else _ANY_SIDE
@@ -48,7 +46,7 @@ def row_mismatches(
     if before and not _takes_what_is_left(projector, seen):
         yield (
             f"reducer {name_of(before[-1])} runs before the projector and leaves patches{'' if isinstance(seen, Grid) else ' without a grid'}, "
-            f"projector {name_of(projector)} needs more than each patch alone: use a projector such as 'mlp', or a reducer behind the "
+            f"projector {name_of(projector)} needs more than each patch alone: use a projector such as 'mlp', or a reducer after the "
             f"projector (before_projector=False)"
         )
         return
@@ -66,7 +64,7 @@ def row_mismatches(
 
 
 def _takes_what_is_left(projector: Any, seen: Any) -> bool:
-    """Whether a projector can go on behind a reducer, which leaves patches only: on a grid, or else it takes each alone or all as a set."""
+    """Whether a projector can go on after a reducer, which leaves patches only: on a grid, or else it takes each alone or all as a set."""
     if not frozenset(projector.requires) - OF_THE_MODEL <= PATCHES:
         return False
     if isinstance(seen, Grid):
@@ -140,9 +138,7 @@ def _rows_named(state: Any) -> str:
     return f"{state} patches" if isinstance(state, Grid) else f"{state} rows"
 
 
-def _uneven_mismatches(
-    spec: Any, projector: Any, reducers: Sequence[Any], table: Tensor, like: Tensor
-) -> Iterator[str]:
+def _uneven_mismatches(spec: Any, projector: Any, reducers: Sequence[Any], table: Tensor, like: Tensor) -> Iterator[str]:
     """Images of an encoder that takes any size: uneven grids too are counted as they come out, each alone."""
     for grid in _UNEVEN:
         features = blank_features(spec, grid, like)
@@ -175,10 +171,8 @@ def _first_disagreement(projector: Any, reducers: Sequence[Any], features: Visio
     return None
 
 
-def _several_images(
-    part: Any, name: str, counter: str, run: Run, given: VisionFeatures, rows: Tensor
-) -> Generator[str, None, Tensor | None]:
-    """Two images at once give the rows that each gives alone, one behind the other."""
+def _several_images(part: Any, name: str, counter: str, run: Run, given: VisionFeatures, rows: Tensor) -> Generator[str, None, Tensor | None]:
+    """Two images at once give the rows that each gives alone, one after the other."""
     if not small_enough(part, given):
         return rows
     try:
@@ -193,9 +187,7 @@ def _several_images(
     return None if problem else rows
 
 
-def _count_mismatches(
-    encoder: Any, projector: Any, reducers: Sequence[Any], grid: Grid, rows: int, max_length: int | None
-) -> Iterator[str]:
+def _count_mismatches(encoder: Any, projector: Any, reducers: Sequence[Any], grid: Grid, rows: int, max_length: int | None) -> Iterator[str]:
     """What one image, or the smallest cut of one, becomes has to fit into a segment."""
     arrangement = getattr(encoder, "arrangement", None)
     if arrangement is not None:
@@ -205,10 +197,7 @@ def _count_mismatches(
             yield f"projector {name_of(projector)} can't take the tiles of encoder {name_of(encoder)}: {error}"
             return
     if max_length and rows > max_length:
-        yield (
-            f"one image becomes {rows} rows, max_length is {max_length}: raise max_length, or use a projector or a reducer that gives "
-            f"fewer rows"
-        )
+        yield (f"one image becomes {rows} rows, max_length is {max_length}: raise max_length, or use a projector or a reducer that gives fewer rows")
 
 
 def needs_data(error: BaseException, tried_with: Tensor) -> bool:

@@ -73,7 +73,7 @@ def widen(part: nn.Module) -> None:
 
 @contextmanager
 def dtypes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every weight and buffer, behind the body, the dtype it had before, however the body ends.
+    """Give every weight and buffer, after the body, the dtype it had before, however the body ends.
 
     Where a weight has grown beyond what its dtype holds, none is converted: the whole model is in fp32 then, and a warning says so.
     """

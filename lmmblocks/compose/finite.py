@@ -17,11 +17,7 @@ def broken_weights(model: nn.Module) -> str | None:
     """
     import torch
 
-    named = [
-        (name, parameter)
-        for name, parameter in model.named_parameters()
-        if parameter.numel() and not parameter.is_meta
-    ]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.numel() and not parameter.is_meta]
     if not named:
         return None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From the encoder's features to the rows that are spliced: reducers in front, projector, reducers behind, tiles put together.
+"""From the encoder's features to the rows that are spliced: reducers in front, projector, reducers after, tiles put together.
 
 Reducers run in the order given. One with ``before_projector = True`` works on the encoder's features (where PruMerge and VisionZip merge tokens), the
 others on the projected rows. Counting (:class:`RowCount`, host arithmetic) and computing (:func:`connected`) walk the same chain.
@@ -41,9 +41,9 @@ class RowCount:
     """What one image (or tile) of an encoder's grid becomes: the arithmetic of the whole chain.
 
     Attributes:
-        before: ``out_count`` of the reducers in front of the projector.
+        before: ``out_count`` of the reducers before the projector.
         project: ``out_grid`` of the projector.
-        behind: ``out_count`` of the reducers behind it.
+        after: ``out_count`` of the reducers after it.
     """
 
     before: tuple[Callable[[Any], GridOrCount], ...]
@@ -74,7 +74,7 @@ def out_grid_of(projector: Any, reducers: Collection[Any]) -> Callable[[Grid], G
 
 
 def early_count(before: Sequence[Callable[[Any], GridOrCount]], grid: Grid) -> GridOrCount:
-    """Return what the reducers in front of the projector make of a grid."""
+    """Return what the reducers before the projector make of a grid."""
     state: GridOrCount = grid
     for step in before:
         state = step(as_grid(state))
@@ -82,7 +82,7 @@ def early_count(before: Sequence[Callable[[Any], GridOrCount]], grid: Grid) -> G
 
 
 def projected_count(project: Callable[[Grid], GridOrCount], given: GridOrCount) -> GridOrCount:
-    """Return what the projector makes of it; rows that lay on no grid lie on none behind it."""
+    """Return what the projector makes of it; rows that lay on no grid lie on none after it."""
     state = project(as_grid(given))
     return state if isinstance(given, Grid) else image_count(state)
 
@@ -93,7 +93,7 @@ def as_grid(state: GridOrCount) -> Grid:
 
 
 def reduced_features(features: VisionFeatures, reducers: Collection[Any]) -> VisionFeatures:
-    """Run the reducers in front of the projector; what comes out has patches only."""
+    """Run the reducers before the projector; what comes out has patches only."""
     for reducer in reducers:
         if goes_before(reducer):
             rows_MC = reducer(features, features.patches, features.grids)

@@ -46,7 +46,7 @@ class InputSpec:
             raise LmmError("the model has no tokenizer: pass tokenizer=... to build(), or load a folder that holds one")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the projector's weights behind: a worker counts rows, it computes none."""
+        """Leave the projector's weights after: a worker counts rows, it computes none."""
         return {**self.__dict__, "out_grid": _without_weights(self.out_grid)}
 
     def instructions(self, messages: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -72,7 +72,7 @@ class InputSpec:
         if is_whole(most) and most > self.max_positions:
             whose = "the model's max_length" if max_length is None else "max_length"
             raise LmmError(
-                f"{whose} is {most}, above the {self.max_positions} positions of the decoder (its config's max_positions), behind which it was never "
+                f"{whose} is {most}, above the {self.max_positions} positions of the decoder (its config's max_positions), after which it was never "
                 f"trained: lower it to {self.max_positions} or less"
             )
         return most

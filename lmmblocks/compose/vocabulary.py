@@ -41,7 +41,7 @@ def grow_decoder(decoder: Any, tokenizer: Any, old: Any = None, *, init: str = "
         decoder: with ``resize_vocab(rows)``, as the library's have.
         tokenizer: all its ids get rows.
         old: the vocabulary until now (token -> id); None = as many tokens as the table has rows.
-        init: ``mean`` of the rows of tokens until now, or ``random``: normal, of their spread. New is every row behind the old end and every
+        init: ``mean`` of the rows of tokens until now, or ``random``: normal, of their spread. New is every row after the old end and every
             row of a token that ``old`` doesn't have.
         multiple_of: the number of rows is rounded up to one.
 

@@ -54,9 +54,7 @@ def check_file(
         LmmError: the file or the images folder cannot be opened, or an option makes no sense.
     """
     if unknown := [code for code in allow if code not in PROBLEM_KINDS]:
-        raise LmmError(
-            f"unknown problem code {unknown[0]!r}{closest(unknown[0], PROBLEM_KINDS)}; known: {', '.join(PROBLEM_KINDS)}"
-        )
+        raise LmmError(f"unknown problem code {unknown[0]!r}{closest(unknown[0], PROBLEM_KINDS)}; known: {', '.join(PROBLEM_KINDS)}")
     if limit < 0:
         raise LmmError(f"found limit={limit}, expected 0 or more")
     if max_tokens is not None and max_tokens < 1:
@@ -65,9 +63,7 @@ def check_file(
     try:
         records = read_records(name)
     except BrokenJson as error:
-        broken = findings_of(
-            [(Offender(None, None, str(error)), Problem("broken_json", ""))], limit=max(limit, 1), allow=allow
-        )
+        broken = findings_of([(Offender(None, None, str(error)), Problem("broken_json", ""))], limit=max(limit, 1), allow=allow)
         return CheckReport(name, folder, 0, 0, 0, broken)
     found, image_files = find_problems(records, folder, images="decode", progress=progress)
     _add_duplicate_ids(records, found)
@@ -81,9 +77,7 @@ def check_file(
     forms = {index: form_of(record) for index, record in enumerate(records) if isinstance(record, dict)}
     places += _other_keys(records, forms)
     text_only = sum(not form.images for form in forms.values())
-    return CheckReport(
-        name, folder, len(records), text_only, image_files, findings_of(places, limit=limit, allow=allow)
-    )
+    return CheckReport(name, folder, len(records), text_only, image_files, findings_of(places, limit=limit, allow=allow))
 
 
 def _add_duplicate_ids(records: Sequence[Any], found: dict[int, list[Problem]]) -> None:

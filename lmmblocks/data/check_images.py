@@ -25,9 +25,7 @@ _MOST_WORKERS = 16  # each holds one decoded image; PIL decodes without the inte
 _FILES_PER_ROUND = 1024
 
 
-def check_images(
-    paths: Sequence[str], *, depth: ImageCheck = "decode", progress: Progress | None = None
-) -> dict[str, list[Problem]]:
+def check_images(paths: Sequence[str], *, depth: ImageCheck = "decode", progress: Progress | None = None) -> dict[str, list[Problem]]:
     """Return the problems of each file that has any.
 
     Args:

@@ -97,9 +97,7 @@ class CheckReport:
                     "note": finding.note,
                     "meaning": finding.kind.meaning,
                     "advice": finding.kind.advice,
-                    "offenders": [
-                        {"index": o.index, "id": o.id, "detail": o.detail} for o in finding.offenders
-                    ],
+                    "offenders": [{"index": o.index, "id": o.id, "detail": o.detail} for o in finding.offenders],
                 }
                 for finding in self.findings
             ],
@@ -127,9 +125,7 @@ class CheckReport:
         return f"NOT fit for training: {_count(sum(problems), 'problem')} of {_count(len(problems), 'kind')}"
 
 
-def findings_of(
-    problems: Iterable[tuple[Offender, Problem]], *, limit: int, allow: Sequence[str] = ()
-) -> tuple[Finding, ...]:
+def findings_of(problems: Iterable[tuple[Offender, Problem]], *, limit: int, allow: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Group problems by kind, keep the first ``limit`` offenders of each; kinds in ``allow`` become notes."""
     places: dict[str, list[Offender]] = {code: [] for code in PROBLEM_KINDS}
     for offender, problem in problems:

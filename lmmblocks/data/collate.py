@@ -43,9 +43,7 @@ def collate(
     Example:
         ``loss = model.loss(lb.collate(samples, model))``
     """
-    return read_samples(
-        samples, model_or_spec, max_length=max_length, truncate=truncate, add_generation_prompt=add_generation_prompt
-    ).batch()
+    return read_samples(samples, model_or_spec, max_length=max_length, truncate=truncate, add_generation_prompt=add_generation_prompt).batch()
 
 
 @dataclass(frozen=True, slots=True)

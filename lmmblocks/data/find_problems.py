@@ -77,8 +77,6 @@ def _require_folder(images_dir: str | os.PathLike) -> None:
         is_folder = stat.S_ISDIR(os.stat(name).st_mode)
     except (OSError, ValueError) as error:
         machine = machine_failure(f"images folder {name} cannot be read", error)
-        raise machine or LmmError(
-            f"images folder {name} does not exist: give the folder the image paths are relative to"
-        ) from error
+        raise machine or LmmError(f"images folder {name} does not exist: give the folder the image paths are relative to") from error
     if not is_folder:
         raise LmmError(f"images folder {name} is a file: give the folder the image paths are relative to")

@@ -31,65 +31,35 @@ class ProblemKind:
 
 
 PROBLEM_KINDS = {
-    "broken_json": ProblemKind(
-        "the file is not valid JSON there", "mend the file at the line and column given"
-    ),
+    "broken_json": ProblemKind("the file is not valid JSON there", "mend the file at the line and column given"),
     "no_records": ProblemKind("the file holds no records", "give a list of records"),
-    "wrong_type": ProblemKind(
-        "a field is missing or has the wrong type", "write id, image and conversations as LLaVA does"
-    ),
+    "wrong_type": ProblemKind("a field is missing or has the wrong type", "write id, image and conversations as LLaVA does"),
     "bad_text": ProblemKind("text with half a character (lone surrogate)", "re-encode the text as UTF-8"),
-    "unread_key": ProblemKind(
-        "a key that isn't read holds what training would need", "rename it as the detail says, or remove it"
-    ),
-    "bad_role": ProblemKind(
-        "a turn is neither human nor gpt", "name the roles 'human' and 'gpt'; 'system' may be the first"
-    ),
-    "starts_with_gpt": ProblemKind(
-        "the first turn is gpt's", "remove the leading answer, or put its question in front"
-    ),
+    "unread_key": ProblemKind("a key that isn't read holds what training would need", "rename it as the detail says, or remove it"),
+    "bad_role": ProblemKind("a turn is neither human nor gpt", "name the roles 'human' and 'gpt'; 'system' may be the first"),
+    "starts_with_gpt": ProblemKind("the first turn is gpt's", "remove the leading answer, or put its question in front"),
     "not_alternating": ProblemKind("two turns of one role in a row", "join them, or add the turn between"),
     "no_answer": ProblemKind("the last question has no answer", "add the gpt turn, or remove the question"),
-    "empty_question": ProblemKind(
-        "a human turn without text or image", "write the question, or remove the pair"
-    ),
+    "empty_question": ProblemKind("a human turn without text or image", "write the question, or remove the pair"),
     "empty_answer": ProblemKind("a gpt turn without text", "write the answer, or remove the pair"),
-    "missing_marker": ProblemKind(
-        f"fewer {IMAGE_MARKER} than images", f"put one {IMAGE_MARKER} per image into the questions"
-    ),
-    "extra_marker": ProblemKind(
-        f"more {IMAGE_MARKER} than images", f"remove the surplus {IMAGE_MARKER}, or list the images"
-    ),
-    "marker_in_answer": ProblemKind(
-        f"{IMAGE_MARKER} in a gpt or system turn", "images stand in questions; take it out of there"
-    ),
-    "path_escape": ProblemKind(
-        "an image path leaves the images folder", "use paths relative to --images, without '..'"
-    ),
+    "missing_marker": ProblemKind(f"fewer {IMAGE_MARKER} than images", f"put one {IMAGE_MARKER} per image into the questions"),
+    "extra_marker": ProblemKind(f"more {IMAGE_MARKER} than images", f"remove the surplus {IMAGE_MARKER}, or list the images"),
+    "marker_in_answer": ProblemKind(f"{IMAGE_MARKER} in a gpt or system turn", "images stand in questions; take it out of there"),
+    "path_escape": ProblemKind("an image path leaves the images folder", "use paths relative to --images, without '..'"),
     "url_image": ProblemKind("the image is a URL", "download it, and give the path of the file"),
-    "missing_image": ProblemKind(
-        "the image file does not exist", "check --images and the path, or fetch the file"
-    ),
+    "missing_image": ProblemKind("the image file does not exist", "check --images and the path, or fetch the file"),
     "zero_byte_image": ProblemKind("the image file has 0 bytes", "fetch the file again"),
     "truncated_image": ProblemKind("the image file ends too early", "fetch the file again"),
-    "corrupt_image": ProblemKind(
-        "the file cannot be decoded as an image", "replace the file, or drop the record"
-    ),
+    "corrupt_image": ProblemKind("the file cannot be decoded as an image", "replace the file, or drop the record"),
     "bomb_image": ProblemKind("more pixels than any picture needs", "scale it down, or drop the record"),
     "extreme_image": ProblemKind("an extreme shape, nothing would be visible", "crop it, or drop the record"),
-    "format_image": ProblemKind(
-        "a kind of file that isn't read", "convert it to PNG or JPEG, see the detail"
-    ),
-    "range_image": ProblemKind(
-        "values of which nobody knows what is white", "scale it to 8 bits, or to floats in [0, 1]"
-    ),
+    "format_image": ProblemKind("a kind of file that isn't read", "convert it to PNG or JPEG, see the detail"),
+    "range_image": ProblemKind("values of which nobody knows what is white", "scale it to 8 bits, or to floats in [0, 1]"),
     "unreadable_image": ProblemKind(
         "the machine can't read the file, which may be sound",
         "mend the machine, see the detail; no record is dropped for it",
     ),
-    "too_long": ProblemKind(
-        "more tokens than allowed", "shorten or split it, raise the limit, or train with truncate='turn'"
-    ),
+    "too_long": ProblemKind("more tokens than allowed", "shorten or split it, raise the limit, or train with truncate='turn'"),
     "bad_question": ProblemKind(
         "lmmblocks eval can't ask or score it",
         "one question, one answer of its kind, with 'tasks' and 'kinds' as lists of one name",
@@ -100,12 +70,8 @@ PROBLEM_KINDS = {
         "nothing: ids only name records in messages; LLaVA's own mix repeats them",
         note=True,
     ),
-    "other_keys": ProblemKind(
-        "keys that training doesn't read", "nothing, if nothing of them is needed", note=True
-    ),
-    "animated_image": ProblemKind(
-        "several frames; the first one is used", "nothing, if the first frame is right", note=True
-    ),
+    "other_keys": ProblemKind("keys that training doesn't read", "nothing, if nothing of them is needed", note=True),
+    "animated_image": ProblemKind("several frames; the first one is used", "nothing, if the first frame is right", note=True),
     "deep_image": ProblemKind(
         "more than 8 bits: 16 bits or floats in [0, 1] are scaled to 8",
         "nothing, if its values use that range; 12-bit data in 16 bits look nearly black",
@@ -137,9 +103,7 @@ PROBLEM_KINDS = {
         "nothing, if it is text; for the token add it as an ordinary one: tokenizer.add_tokens([...])",
         note=True,
     ),
-    "image_only_question": ProblemKind(
-        "a question that is only an image", "nothing, for captioning", note=True
-    ),
+    "image_only_question": ProblemKind("a question that is only an image", "nothing, for captioning", note=True),
 }
 """Every kind of problem, in the order of reports."""
 

@@ -42,17 +42,13 @@ def read_records(path: str | os.PathLike) -> list[Any]:
     except (OSError, MemoryError) as error:
         machine = machine_failure(f"records file {name} cannot be read", error)
         reason = error.strerror if isinstance(error, OSError) else error
-        raise machine or LmmError(
-            f"records file {name} cannot be opened: {reason}; check the path"
-        ) from error
+        raise machine or LmmError(f"records file {name} cannot be opened: {reason}; check the path") from error
 
 
 def _refuse_other_files(raw: bytes, name: str) -> None:
     """Name a file that is no text by its first bytes."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise BrokenJson(
-            f"{name}:1:1: the file is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"
-        )
+        raise BrokenJson(f"{name}:1:1: the file is UTF-16, expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8")
     kind = kind_of_bytes(raw[:HEAD_BYTES]) if raw.lstrip()[:1] not in (b"[", b"{") else None
     if kind is not None:
         raise BrokenJson(f"{name}:1:1: the file is {kind.name}, expected JSON: {kind.advice}")
@@ -62,33 +58,15 @@ def _list(raw: bytes, name: str) -> list[Any]:
     records = _parse(_decode(raw, name), name)
     if isinstance(records, list):
         return records
-    lists = (
-        [key for key, value in records.items() if isinstance(value, list)]
-        if isinstance(records, dict)
-        else []
-    )
-    inside = (
-        f"; the list under {lists[0]!r} may be meant: write it alone"
-        if len(lists) == 1 and lists[0] not in TURN_KEYS
-        else ""
-    )
-    raise BrokenJson(
-        f"{name}:1:1: expected a list of records, found {type(records).__name__}; for one record per line use .jsonl{inside}"
-    )
+    lists = [key for key, value in records.items() if isinstance(value, list)] if isinstance(records, dict) else []
+    inside = f"; the list under {lists[0]!r} may be meant: write it alone" if len(lists) == 1 and lists[0] not in TURN_KEYS else ""
+    raise BrokenJson(f"{name}:1:1: expected a list of records, found {type(records).__name__}; for one record per line use .jsonl{inside}")
 
 
 def _lines(raw: bytes, name: str) -> list[Any]:
-    records = [
-        _parse_line(line, name, number)
-        for number, line in enumerate(raw.splitlines(), start=1)
-        if line.strip()
-    ]
-    if raw.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[") and not any(
-        isinstance(record, dict) for record in records
-    ):
-        raise BrokenJson(
-            f"{name}:1:1: found a list, expected one object per line as .jsonl has it: name the file .json"
-        )
+    records = [_parse_line(line, name, number) for number, line in enumerate(raw.splitlines(), start=1) if line.strip()]
+    if raw.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[") and not any(isinstance(record, dict) for record in records):
+        raise BrokenJson(f"{name}:1:1: found a list, expected one object per line as .jsonl has it: name the file .json")
     if len(records) > 1 and raw.lstrip()[:1] == b"{" and all(isinstance(record, BrokenJson) for record in records):
         raise BrokenJson(f"{records[0]}; no line of the file is a record: write each on one line, as json.dumps does")
     return records
@@ -108,9 +86,7 @@ def _decode(raw: bytes, name: str, first_line: int = 1) -> str:
         line = first_line + raw.count(b"\n", 0, error.start)
         column = error.start - raw.rfind(b"\n", 0, error.start)
         byte = raw[error.start]
-        raise BrokenJson(
-            f"{name}:{line}:{column}: not UTF-8 (byte 0x{byte:02x}); re-encode the file as UTF-8"
-        ) from error
+        raise BrokenJson(f"{name}:{line}:{column}: not UTF-8 (byte 0x{byte:02x}); re-encode the file as UTF-8") from error
 
 
 def _parse(text: str, name: str, first_line: int = 1) -> Any:
@@ -120,9 +96,7 @@ def _parse(text: str, name: str, first_line: int = 1) -> Any:
         line = first_line + error.lineno - 1
         where = f"{name}:{line}:{error.colno}"
         rest = text[error.pos : error.pos + _SHOWN]
-        found = (
-            f"at {rest!r}" if rest else "the file is empty" if not text.strip() else "at the end of the text"
-        )
+        found = f"at {rest!r}" if rest else "the file is empty" if not text.strip() else "at the end of the text"
         raise BrokenJson(f"{where}: {error.msg}, {found}{_hint(error, text, by_line=name.lower().endswith('.jsonl'))}") from error
     except (RecursionError, ValueError) as error:  # brackets or digits without end; Python doesn't say where
         raise BrokenJson(f"{name}:{first_line}:1: not records: {error}") from error

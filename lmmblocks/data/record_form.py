@@ -169,19 +169,13 @@ def _read_turn(number: int, turn: Any, form: Form) -> None:
         if text_key not in turn and key in TEXT_KEYS.values():
             continue  # what is missing is told already, and this is it
         if key.lower() in _CONTENT_OF_TURNS:
-            form.problems.append(
-                Problem(
-                    "unread_key", f"turn {number}: the key {key!r} ({named(value)}) is not read: remove it"
-                )
-            )
+            form.problems.append(Problem("unread_key", f"turn {number}: the key {key!r} ({named(value)}) is not read: remove it"))
         else:
             form.turn_keys.add(key)
     if isinstance(role, str) and isinstance(content, str):
         form.turns.append(Turn(number, ROLES[role_key].get(role), role, content))
         if role not in ROLES[role_key]:
-            form.problems.append(
-                Problem("bad_role", f"turn {number} is from {role!r}{_meant(role, role_key)}")
-            )
+            form.problems.append(Problem("bad_role", f"turn {number} is from {role!r}{_meant(role, role_key)}"))
 
 
 def _text_of_parts(number: int, parts: list[Any], form: Form) -> str | None:

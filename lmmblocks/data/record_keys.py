@@ -26,12 +26,8 @@ _CONTENT = {
         "videos aren't read: save their frames as pictures and list those in 'image'",
     ),
     **dict.fromkeys(("audio", "audios", "audio_path", "speech", "sound"), "sound isn't read"),
-    **dict.fromkeys(
-        ("tools", "functions", "tool_calls"), "tools aren't read: write them into the system message"
-    ),
-    **dict.fromkeys(
-        ("history",), "earlier turns aren't read from there: put them in front of 'conversations'"
-    ),
+    **dict.fromkeys(("tools", "functions", "tool_calls"), "tools aren't read: write them into the system message"),
+    **dict.fromkeys(("history",), "earlier turns aren't read from there: put them before 'conversations'"),
     **dict.fromkeys(("system_prompt", "system_message", "sys"), "did you mean 'system'?"),
     **dict.fromkeys(
         ("image_bytes", "image_base64", "pixel_values"),
@@ -60,19 +56,13 @@ def key_problems(record: Mapping[str, Any]) -> list[Problem]:
     """Return a problem for each key whose content would be lost."""
     has_image = any(record.get(key) not in _EMPTY for key in IMAGE_KEYS)
     lost = ((key, _loss(key, record[key], has_image)) for key in _others(record))
-    return [
-        Problem("unread_key", f"the key {key!r} ({named(record[key])}) is not read: {loss}")
-        for key, loss in lost
-        if loss
-    ]
+    return [Problem("unread_key", f"the key {key!r} ({named(record[key])}) is not read: {loss}") for key, loss in lost if loss]
 
 
 def other_keys(record: Mapping[str, Any]) -> list[str]:
     """Return the keys that aren't read and hold nothing that training would need."""
     has_image = any(record.get(key) not in _EMPTY for key in IMAGE_KEYS)
-    return [
-        key for key in _others(record) if record[key] not in _EMPTY and not _loss(key, record[key], has_image)
-    ]
+    return [key for key in _others(record) if record[key] not in _EMPTY and not _loss(key, record[key], has_image)]
 
 
 def _others(record: Mapping[str, Any]) -> Iterator[str]:
@@ -86,29 +76,20 @@ def _loss(key: str, value: Any, has_image: bool) -> str | None:
     name = key.strip().lower()
     if name in _CONTENT:
         return _CONTENT[name]
-    near = (
-        name
-        if name in READ
-        else next(iter(difflib.get_close_matches(name.rstrip("0123456789_"), READ, 1, _ALIKE)), None)
-    )
+    near = name if name in READ else next(iter(difflib.get_close_matches(name.rstrip("0123456789_"), READ, 1, _ALIKE)), None)
     if near not in (None, "id") and not isinstance(value, (int, float)):
         return f"did you mean {near!r}?"
     if _holds_turns(value):
         return "turns are read from 'conversations' or 'messages'"
     if any(path.endswith(_MOVING) for path in _paths(value)):
         return "neither videos nor sound are read"
-    pictured = (
-        name in _IMAGE_NAMES
-        or _holds_pixels(value)
-        or any(path.endswith(_PICTURES) for path in _paths(value))
-    )
+    pictured = name in _IMAGE_NAMES or _holds_pixels(value) or any(path.endswith(_PICTURES) for path in _paths(value))
     return "the record has no image; did you mean 'image'?" if pictured and not has_image else None
 
 
 def _holds_turns(value: Any) -> bool:
     return isinstance(value, list) and any(
-        isinstance(entry, dict) and ({"from", "value"} <= entry.keys() or {"role", "content"} <= entry.keys())
-        for entry in value
+        isinstance(entry, dict) and ({"from", "value"} <= entry.keys() or {"role", "content"} <= entry.keys()) for entry in value
     )
 
 

@@ -38,9 +38,7 @@ def record_problems(record: Any, form: Form | None = None) -> list[Problem]:
     if not isinstance(record, dict):
         return [Problem("wrong_type", f"the record is {named(record)}, expected an object")]
     form = form_of(record) if form is None else form
-    problems = (
-        _id_problem(record.get("id")) + key_problems(record) + form.problems + _name_problems(form.images)
-    )
+    problems = _id_problem(record.get("id")) + key_problems(record) + form.problems + _name_problems(form.images)
     if any(problem.code in ("wrong_type", "bad_role") for problem in form.problems):
         return problems
     problems += _order_problems(form.turns) + _text_problems(form)
@@ -53,9 +51,7 @@ def image_problem(images_dir: str | os.PathLike, name: str) -> Problem | None:
         return Problem("url_image", f"image {name[:80]!r}: URLs aren't read")
     folded = os.path.normpath(name)
     if os.path.isabs(name):
-        inside = _is_below(folded, os.path.abspath(images_dir)) or _is_below(
-            os.path.realpath(folded), os.path.realpath(images_dir)
-        )
+        inside = _is_below(folded, os.path.abspath(images_dir)) or _is_below(os.path.realpath(folded), os.path.realpath(images_dir))
     else:
         inside = folded != os.pardir and not folded.startswith(os.pardir + os.sep)
     if inside and "\0" not in name:
@@ -83,36 +79,24 @@ def _id_problem(found: Any) -> list[Problem]:
 
 def _name_problems(names: Sequence[str]) -> list[Problem]:
     bad = [name for name in names if _has_lone_surrogate(name)]
-    return [
-        Problem("wrong_type", f"image path {name!r} holds a lone surrogate, no file can be named so")
-        for name in bad[:1]
-    ]
+    return [Problem("wrong_type", f"image path {name!r} holds a lone surrogate, no file can be named so") for name in bad[:1]]
 
 
 def _order_problems(turns: Sequence[Turn]) -> list[Problem]:
     """The user begins, both take turns, the assistant ends; a system turn that isn't the first was left among them."""
     late = [turn for turn in turns if turn.role == "system"]
     if late:
-        return [
-            Problem("bad_role", f"turn {turn.number} is a system turn, expected it only as the first")
-            for turn in late
-        ]
+        return [Problem("bad_role", f"turn {turn.number} is a system turn, expected it only as the first") for turn in late]
     if not turns:
         return [Problem("no_answer", "there is a system turn only, expected a question and an answer")]
     problems = []
     if turns[0].role == "assistant":
-        problems.append(
-            Problem("starts_with_gpt", f"turn {turns[0].number} is {turns[0].said}'s: {short(turns[0].text)}")
-        )
+        problems.append(Problem("starts_with_gpt", f"turn {turns[0].number} is {turns[0].said}'s: {short(turns[0].text)}"))
     for before, turn in zip(turns, turns[1:]):
         if turn.role == before.role:
-            problems.append(
-                Problem("not_alternating", f"turns {before.number} and {turn.number} are both {turn.said}'s")
-            )
+            problems.append(Problem("not_alternating", f"turns {before.number} and {turn.number} are both {turn.said}'s"))
     if turns[-1].role == "user":
-        problems.append(
-            Problem("no_answer", f"turn {turns[-1].number} has no answer: {short(turns[-1].text)}")
-        )
+        problems.append(Problem("no_answer", f"turn {turns[-1].number} has no answer: {short(turns[-1].text)}"))
     return problems
 
 
@@ -122,11 +106,7 @@ def _text_problems(form: Form) -> list[Problem]:
         if is_blank(turn.text):
             code = "empty_answer" if turn.role == "assistant" else "empty_question"
             problems.append(Problem(code, f"turn {turn.number} is empty"))
-        elif (
-            turn.role == "user"
-            and count_markers(turn.text)
-            and is_blank("".join(split_markers(turn.text)))
-        ):
+        elif turn.role == "user" and count_markers(turn.text) and is_blank("".join(split_markers(turn.text))):
             problems.append(Problem("image_only_question", f"turn {turn.number} is {short(turn.text)}"))
         if turn.role == "user" and (mark := _FOREIGN_MARK.search(turn.text)):
             problems.append(Problem("foreign_marker", f"turn {turn.number} holds {short(mark[0])}"))

@@ -55,9 +55,7 @@ class Records(Sequence[Sample]):
         skipped: records left out, with reasons; empty unless the policy is ``skip``.
     """
 
-    def __init__(
-        self, raw: Sequence[Mapping[str, Any]], images_dir: str | os.PathLike, skipped: Sequence[Skipped] = ()
-    ) -> None:
+    def __init__(self, raw: Sequence[Mapping[str, Any]], images_dir: str | os.PathLike, skipped: Sequence[Skipped] = ()) -> None:
         self._raw = raw
         self.images_dir = os.fspath(images_dir)
         self.skipped = tuple(skipped)
@@ -75,9 +73,7 @@ class Records(Sequence[Sample]):
             return Records(self._raw[index], self.images_dir)
         record = self._raw[index]
         form = form_of(record)
-        return Sample(
-            form.messages, [image_path(self.images_dir, name) for name in form.images], record.get("id")
-        )
+        return Sample(form.messages, [image_path(self.images_dir, name) for name in form.images], record.get("id"))
 
     def raw(self, index: int) -> Mapping[str, Any]:
         """Return a record as it stands in the file, with all its keys."""
@@ -90,9 +86,7 @@ class Records(Sequence[Sample]):
         Source: haotian-liu/LLaVA ``train/train.py:683-690``. Image tokens are not counted.
         """
         forms = map(form_of, self._raw)
-        words = (
-            (sum(len(message["content"].split()) for message in form.messages), form.images) for form in forms
-        )
+        words = ((sum(len(message["content"].split()) for message in form.messages), form.images) for form in forms)
         return [count if images else -count for count, images in words]
 
     def skip_report(self) -> str:
@@ -100,9 +94,7 @@ class Records(Sequence[Sample]):
         total = len(self) + len(self.skipped)
         if not self.skipped:
             return f"all {total} records are used"
-        reasons = Counter(
-            code for skipped in self.skipped for code in {problem.code for problem in skipped.problems}
-        )
+        reasons = Counter(code for skipped in self.skipped for code in {problem.code for problem in skipped.problems})
         counts = ", ".join(f"{count} {code}" for code, count in reasons.most_common())
         return f"skipped {len(self.skipped)} of {total} records: {counts}"
 
@@ -142,9 +134,7 @@ def load_records(
     for index in sorted(found):
         if errors := errors_of(found[index]):
             record = everything[index]
-            skipped.append(
-                Skipped(index, record.get("id") if isinstance(record, dict) else None, tuple(errors))
-            )
+            skipped.append(Skipped(index, record.get("id") if isinstance(record, dict) else None, tuple(errors)))
     _refuse_machine(skipped)
     if skipped and policy == "error":
         raise LmmError(_refusal(name, images_dir, skipped, len(everything), way_out))
@@ -160,12 +150,7 @@ def load_records(
 
 def _refuse_machine(skipped: Sequence[Skipped]) -> None:
     """Raise if the machine is the reason why a record can't be used."""
-    unread = [
-        (entry, problem)
-        for entry in skipped
-        for problem in entry.problems
-        if problem.code == "unreadable_image"
-    ]
+    unread = [(entry, problem) for entry in skipped for problem in entry.problems if problem.code == "unreadable_image"]
     if unread:
         entry, problem = unread[0]
         raise MachineError(
@@ -173,9 +158,7 @@ def _refuse_machine(skipped: Sequence[Skipped]) -> None:
         )
 
 
-def _refusal(
-    name: str, images_dir: str | os.PathLike, skipped: Sequence[Skipped], total: int, way_out: str
-) -> str:
+def _refusal(name: str, images_dir: str | os.PathLike, skipped: Sequence[Skipped], total: int, way_out: str) -> str:
     """Name the first offenders and the two ways out."""
     first = "\n  ".join(str(entry) for entry in skipped[:_FIRST_OFFENDERS])
     more = f"\n  and {len(skipped) - _FIRST_OFFENDERS} more" if len(skipped) > _FIRST_OFFENDERS else ""

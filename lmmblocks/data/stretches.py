@@ -58,9 +58,7 @@ def stretches_of_pieces(pieces: Iterable[Piece]) -> list[Stretch]:
     return _joined(found)
 
 
-def stretches_of_tokens(
-    tokens: Tokens, tokenizer: Any, *, image_rows: int, kept: int | None = None
-) -> list[Stretch]:
+def stretches_of_tokens(tokens: Tokens, tokenizer: Any, *, image_rows: int, kept: int | None = None) -> list[Stretch]:
     """Return the stretches of a tokenised conversation.
 
     Args:
@@ -80,19 +78,11 @@ def stretches_of_tokens(
     for token, label in zip(tokens.ids, tokens.labels):
         if token == IMAGE_TOKEN:
             left = image_rows if kept is None else max(0, min(image_rows, kept - at))
-            found += [
-                Stretch(image=images, rows=rows, cut=cut)
-                for rows, cut in ((left, False), (image_rows - left, True))
-                if rows
-            ]
+            found += [Stretch(image=images, rows=rows, cut=cut) for rows, cut in ((left, False), (image_rows - left, True)) if rows]
             at, images = at + image_rows, images + 1
         else:
-            learned = (
-                label != IGNORE_LABEL and at > 0
-            )  # nothing comes before the first row that could predict it
-            found.append(
-                Stretch(reader.push(token), rows=1, learned=learned, cut=kept is not None and at >= kept)
-            )
+            learned = label != IGNORE_LABEL and at > 0  # nothing comes before the first row that could predict it
+            found.append(Stretch(reader.push(token), rows=1, learned=learned, cut=kept is not None and at >= kept))
             at += 1
     return [*_joined(found), *([Stretch(rest, rows=0)] if (rest := reader.finish()) else [])]
 
@@ -107,9 +97,7 @@ def _joined(stretches: Sequence[Stretch]) -> list[Stretch]:
     return joined
 
 
-def stretches(
-    sample: Sample, reader: SampleReader, *, max_length: int | None = None, truncate: str = "turn"
-) -> list[Stretch]:
+def stretches(sample: Sample, reader: SampleReader, *, max_length: int | None = None, truncate: str = "turn") -> list[Stretch]:
     """Return the stretches of a sample as training reads it.
 
     Args:
@@ -123,9 +111,7 @@ def stretches(
     """
     if reader.tokenizer is None:
         if max_length is not None:
-            raise LmmError(
-                f"max_length={max_length} is counted in tokens, and there is no tokenizer: give one, or leave it out"
-            )
+            raise LmmError(f"max_length={max_length} is counted in tokens, and there is no tokenizer: give one, or leave it out")
         return stretches_of_pieces(reader.template.render(sample.messages))
     if max_length is not None and max_length < 1:
         raise LmmError(f"max_length={max_length}: expected 1 or more")

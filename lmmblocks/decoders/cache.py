@@ -1,6 +1,6 @@
 """Keys and values of the tokens already read, one buffer per sequence and layer.
 
-A hook may drop rows in the middle of the decoder; the layers behind it then hold fewer. ``lengths`` counts the rows that were read, which is
+A hook may drop rows in the middle of the decoder; the layers after it then hold fewer. ``lengths`` counts the rows that were read, which is
 where the next position is; :meth:`KVCache.stored` counts what one layer holds.
 """
 
@@ -36,7 +36,7 @@ class _Drop:
     after_T: Tensor
 
     def below(self, length: int) -> int:
-        """Return how many of the rows that left lie in front of ``length``. Asks the device where a pass is cut in two."""
+        """Return how many of the rows that left lie before ``length``. Asks the device where a pass is cut in two."""
         if length >= self.end:
             return self.count
         rows = max(0, length - self.start)
@@ -73,10 +73,7 @@ class KVCache:
 
     def stored(self, layer: int) -> list[int]:
         """Return how many rows of each sequence a layer holds."""
-        return [
-            length - sum(drop.count for drop in drops if drop.layer <= layer)
-            for length, drops in zip(self.lengths, self._drops)
-        ]
+        return [length - sum(drop.count for drop in drops if drop.layer <= layer) for length, drops in zip(self.lengths, self._drops)]
 
     def begin(self) -> None:
         """Forget what a pass that failed left half done."""
@@ -92,10 +89,8 @@ class KVCache:
             raise LmmError(f"the cache holds {len(self.lengths)} sequences, the batch brings {len(new_lengths)} segments")
         return Segments.of(new_lengths, [old + new for old, new in zip(self.stored(layer), new_lengths)], device=device)
 
-    def note_drop(
-        self, layer: int, before_T: Tensor | None, after_T: Tensor, old: Sequence[int], new: Sequence[int]
-    ) -> None:
-        """Remember that rows of the running pass don't reach ``layer`` and the layers behind it.
+    def note_drop(self, layer: int, before_T: Tensor | None, after_T: Tensor, old: Sequence[int], new: Sequence[int]) -> None:
+        """Remember that rows of the running pass don't reach ``layer`` and the layers after it.
 
         Args:
             layer: the first layer without them.
@@ -163,18 +158,14 @@ class KVCache:
         self.vision = self.vision.with_spans(sorted(spans, key=lambda span: (span.segment, span.start)))
 
     def _cut_images(self, sequence: int, length: int) -> None:
-        """Forget the images that begin at ``length`` or behind, and the rows of one that goes beyond it."""
+        """Forget the images that begin at ``length`` or after, and the rows of one that goes beyond it."""
         assert self.vision is not None
         left = [span for span in self.vision.spans if span.segment != sequence or span.start < length]
-        self.vision = self.vision.with_spans(
-            [replace(s, rows=min(s.rows, length - s.start)) if s.segment == sequence else s for s in left]
-        )
+        self.vision = self.vision.with_spans([replace(s, rows=min(s.rows, length - s.start)) if s.segment == sequence else s for s in left])
 
 
-def store_rows(
-    buffers: list[Tensor | None], rows: Tensor, new_lengths: tuple[int, ...], stored: Sequence[int]
-) -> Tensor:
-    """Write the new rows of each sequence behind the ``stored`` ones of its buffer; return all rows, packed by sequence."""
+def store_rows(buffers: list[Tensor | None], rows: Tensor, new_lengths: tuple[int, ...], stored: Sequence[int]) -> Tensor:
+    """Write the new rows of each sequence after the ``stored`` ones of its buffer; return all rows, packed by sequence."""
     views = []
     for sequence, (new, old) in enumerate(zip(rows.split(new_lengths), stored)):
         total = old + new.shape[0]

@@ -2,7 +2,7 @@
 
 Motivation: FastV drops image rows in the middle of the decoder, Flamingo and Cambrian look at the vision features from inside it. Elsewhere
 each is a fork of the decoder's loop. How it works: a hook gets the rows and a :class:`LayerContext`. To change rows it returns new ones. To drop
-rows it returns ``context.keep(...)``: what the layers behind it see, cache and attend to is less, positions stay what they were, and the
+rows it returns ``context.keep(...)``: what the layers after it see, cache and attend to is less, positions stay what they were, and the
 decoder's result has its full length again, with zeros where rows were dropped.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class LayerContext:
-    """What a layer, or a hook in front of it, may know about the pass.
+    """What a layer, or a hook before it, may know about the pass.
 
     Attributes:
         layer: index of the layer about to run.
@@ -32,7 +32,7 @@ class LayerContext:
         segments: boundaries of queries and keys.
         kv_end: see ``ops.attention``; None = causal.
         cos_TE: rotary tables, one for each kind of layer (``TransformerConfig.rotary_kind``). A hook may replace both, for its layer and those
-            behind it: ``return hidden_TD, dataclasses.replace(context, cos_TE=..., sin_TE=...)``; a decoder that can't follow refuses.
+            after it: ``return hidden_TD, dataclasses.replace(context, cos_TE=..., sin_TE=...)``; a decoder that can't follow refuses.
         sin_TE: rotary tables.
         cache: keys and values of earlier tokens, or None.
         vision: the images, for hooks that require ``vision``; else None.

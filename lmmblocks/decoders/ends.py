@@ -13,9 +13,4 @@ def is_weight(module: nn.Module, kind: type[nn.Module]) -> bool:
         kind: ``nn.Embedding``, ``nn.Linear``, or the class that a model brought and that was tried.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks
-    return (
-        type(module).forward is kind.forward
-        and not hooked
-        and not hasattr(module, "base_layer")
-        and "forward" not in vars(module)
-    )
+    return type(module).forward is kind.forward and not hooked and not hasattr(module, "base_layer") and "forward" not in vars(module)

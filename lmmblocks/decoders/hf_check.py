@@ -96,7 +96,7 @@ def _notes(text: Any) -> Iterator[str]:
 
 
 def _trial(model: Any, trunk: nn.Module, text: Any) -> Iterator[str]:
-    """Run two segments packed, with a cache, and each alone behind transformers' own attention; yield what differs."""
+    """Run two segments packed, with a cache, and each alone after transformers' own attention; yield what differs."""
     embeds_TD = _random_rows(model, sum(PROBE_LENGTHS))
     segments = Segments.of(PROBE_LENGTHS, device=embeds_TD.device)
     positions_T = torch.cat([torch.arange(n, device=embeds_TD.device) for n in PROBE_LENGTHS])
@@ -144,16 +144,14 @@ def _check_causal(model: Any, trunk: nn.Module, text: Any) -> None:
     before, after = (trunk(inputs_embeds=each[None], use_cache=False)[0][0, :-1] for each in (rows, other))
     if not _relative(after, before) <= _tolerance(rows.dtype):
         raise LmmError(
-            f"{text.model_type!r} lets rows see the rows behind them: use a causal language model (for some types, is_decoder=True in the config)"
+            f"{text.model_type!r} lets rows see the rows after them: use a causal language model (for some types, is_decoder=True in the config)"
         )
 
 
 def _embed_scale(model: Any, text: Any) -> float | None:
     table = model.get_input_embeddings()
     ids = torch.arange(min(table.weight.shape[0], 16), device=table.weight.device)
-    return _factor(
-        table(ids), table.weight[ids], text, f"the embeddings of {text.model_type!r} are no rows of its table, nor these times one number"
-    )
+    return _factor(table(ids), table.weight[ids], text, f"the embeddings of {text.model_type!r} are no rows of its table, nor these times one number")
 
 
 def _logit_scale(model: Any, trunk: nn.Module, text: Any, softcap: float | None) -> float | None:

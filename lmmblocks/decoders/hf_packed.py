@@ -53,9 +53,9 @@ class PackedPass:
 
     Attributes:
         context: of the layer that runs now.
-        hooks: called in front of the layers they name.
+        hooks: called before the layers they name.
         calls: attention modules and windows in the order they were called, noted when it is a list.
-        turned: rotary tables that hooks put in the place of the model's, for their layer and those behind it.
+        turned: rotary tables that hooks put in the place of the model's, for their layer and those after it.
     """
 
     context: LayerContext
@@ -76,9 +76,7 @@ def _cache_class() -> type:
             super().__init__(layers=[])
             self._run, self._cache = run, cache
 
-        def update(
-            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-        ) -> tuple[Tensor, Tensor]:
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             """Append ``(1, K, T, E)`` keys and values of the new rows; return all of the layer, packed the same way."""
             k_TKE, v_TKE = (_packed(rows) for rows in (key_states, value_states))
             stored = self._cache.append(layer_idx, k_TKE, v_TKE, self._run.context.segments.lengths_q)
@@ -149,7 +147,7 @@ def packed_attention(
     run = kwargs.pop(PASS, None)
     if run is None:
         raise LmmError(
-            f"{type(module).__name__} runs behind lmmblocks' packed attention, but was called without its segments: call the decoder that "
+            f"{type(module).__name__} runs after lmmblocks' packed attention, but was called without its segments: call the decoder that "
             f"holds the model, or use the model alone after model.set_attn_implementation('sdpa')"
         )
     problems = list(_not_computed(module, attention_mask, dropout, kwargs))
@@ -181,15 +179,13 @@ def _not_computed(module: nn.Module, mask: Tensor | None, dropout: float, kwargs
         )
     if (kwargs.get("is_causal") if kwargs.get("is_causal") is not None else getattr(module, "is_causal", True)) is False:
         yield "it isn't causal"
-    unknown = [
-        name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value is not None and value is not False
-    ]
+    unknown = [name for name, value in kwargs.items() if name not in _WITHOUT_EFFECT and value is not None and value is not False]
     if unknown:
         yield f"{', '.join(unknown)} beside queries, keys and values"
 
 
 class EnterLayer:
-    """Runs the hooks of a pass in front of one layer; stays on the layer and does nothing in other passes."""
+    """Runs the hooks of a pass before one layer; stays on the layer and does nothing in other passes."""
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
@@ -222,7 +218,7 @@ class EnterLayer:
             return {"cos_TE": cos_TE, "sin_TE": sin_TE, "given_tables": (cos_TE, sin_TE)}
         if given is not earlier[-1].given:
             raise LmmError(
-                f"a hook replaced the rotary tables in front of layer {earlier[-1].layer}, layer {self.layer} has tables of another kind: use the "
+                f"a hook replaced the rotary tables before layer {earlier[-1].layer}, layer {self.layer} has tables of another kind: use the "
                 f"native decoder, whose hooks get the tables of all kinds at once"
             )
         return {"cos_TE": earlier[-1].cos_TE, "sin_TE": earlier[-1].sin_TE, "given_tables": None}
@@ -258,7 +254,7 @@ def _tables(table: Any) -> tuple[Any, Any]:
 
 
 class LeaveLayers:
-    """Gives the rows of a pass their full number again behind the last layer; what follows is transformers' own and counts on it."""
+    """Gives the rows of a pass their full number again after the last layer; what follows is transformers' own and counts on it."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """See ``torch.nn.Module.register_forward_hook(with_kwargs=True)``."""

@@ -1,7 +1,7 @@
 """The padded way of running a model of transformers: for what can't be run packed.
 
-Without a cache the segments are padded on the right to ``(S, L)`` and masked; causal models don't see what is behind a row, so a state
-(Mamba, RWKV) isn't touched by the padding either. With a cache each sequence is run by itself, behind a cache of its own as transformers
+Without a cache the segments are padded on the right to ``(S, L)`` and masked; causal models don't see what comes after a row, so a state
+(Mamba, RWKV) isn't touched by the padding either. With a cache each sequence is run by itself, with a cache of its own as transformers
 makes it: the only way that fits every kind of state and sequences of any lengths.
 """
 
@@ -79,9 +79,7 @@ class SequenceCaches:
             LmmError: not one new segment per cached sequence, or a model without a cache.
         """
         if len(segments.lengths_q) != len(self.lengths):
-            raise LmmError(
-                f"the cache holds {len(self.lengths)} sequences, the batch brings {len(segments.lengths_q)} segments"
-            )
+            raise LmmError(f"the cache holds {len(self.lengths)} sequences, the batch brings {len(segments.lengths_q)} segments")
         hidden, first = [], 0
         for sequence, new in enumerate(segments.lengths_q):
             rows = slice(first, first + new)
@@ -161,4 +159,3 @@ def _positions(trunk: nn.Module, each: list[Tensor], behind: list[int]) -> dict[
 
 def _counts_from(start: int, positions_T: Tensor) -> bool:
     return torch.equal(positions_T.long(), torch.arange(start, start + len(positions_T), device=positions_T.device))
-

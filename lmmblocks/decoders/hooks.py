@@ -1,7 +1,7 @@
-"""Running layer hooks: what a decoder does in front of each layer.
+"""Running layer hooks: what a decoder does before each layer.
 
-A decoder that calls :func:`pass_vision` before its layers, :func:`enter_layer` in front of each and ``context.restored`` behind the last serves
-every hook; its class says so with ``hook_offers = HOOK_OFFERS``. Behind a drop, a sliding window counts the rows that are left.
+A decoder that calls :func:`pass_vision` before its layers, :func:`enter_layer` before each and ``context.restored`` after the last serves
+every hook; its class says so with ``hook_offers = HOOK_OFFERS``. After a drop, a sliding window counts the rows that are left.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HOOK_OFFERS = frozenset({LAST_ROW_SCORES, VISION, DROP})
 
 
 def pass_vision(vision: VisionContext | None, cache: KVCache | None, segments: Segments, rows: int) -> VisionContext | None:
-    """Start a pass; return the images that its hooks may see: its own and those behind the cache."""
+    """Start a pass; return the images that its hooks may see: its own and those after the cached ones."""
     if cache is None:
         return vision
     cache.begin()
@@ -33,9 +33,7 @@ def pass_vision(vision: VisionContext | None, cache: KVCache | None, segments: S
     return None if cache.vision is None else cache.vision.for_pass(rows, len(segments.lengths_q))
 
 
-def enter_layer(
-    hooks: Sequence[LayerHook], hidden_TD: Tensor, context: LayerContext, layer: int
-) -> tuple[Tensor, LayerContext]:
+def enter_layer(hooks: Sequence[LayerHook], hidden_TD: Tensor, context: LayerContext, layer: int) -> tuple[Tensor, LayerContext]:
     """Return the rows that enter a layer, and the layer's own context (recomputing a layer needs the one it had).
 
     Raises:
@@ -66,7 +64,7 @@ def _called(hook: LayerHook, hidden_TD: Tensor, context: LayerContext) -> tuple[
         raise LmmError(f"hook {name!r} returned {type(hidden).__name__}, expected the rows, or context.keep(rows, ...)")
     if hidden.shape != (after.positions.shape[0], hidden_TD.shape[1]):
         raise LmmError(
-            f"hook {name!r} in front of layer {context.layer} returned rows {tuple(hidden.shape)}, expected "
+            f"hook {name!r} before layer {context.layer} returned rows {tuple(hidden.shape)}, expected "
             f"{(after.positions.shape[0], hidden_TD.shape[1])}: to drop rows, return context.keep(rows, keep_T, lengths)"
         )
     return hidden, after

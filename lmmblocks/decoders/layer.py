@@ -1,7 +1,7 @@
-"""One decoder layer over packed rows: attention and a gated MLP, each behind a norm and beside a residual; options of the family decide.
+"""One decoder layer over packed rows: attention and a gated MLP, each after a norm and beside a residual; options of the family decide.
 
 Parameter names are those of transformers' models: ``LlamaDecoderLayer``, ``Qwen3DecoderLayer``, ``Phi3DecoderLayer`` (fused
-projections) and ``Gemma2DecoderLayer`` (norms behind attention and MLP too).
+projections) and ``Gemma2DecoderLayer`` (norms after attention and MLP too).
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ class _Attention(nn.Module):
         if context.cache is not None:
             k_TKE, v_TKE = context.cache.append(context.layer, k_TKE, v_TKE, context.segments.lengths_q)
         if context.wants_scores:
-            context.last_row_scores = ops.last_row_scores(
-                q_TNE, k_TKE, context.segments, scale=self.scale, window=self.window, softcap=self.softcap
-            )
+            context.last_row_scores = ops.last_row_scores(q_TNE, k_TKE, context.segments, scale=self.scale, window=self.window, softcap=self.softcap)
         out_TNE = ops.attention(
             q_TNE,
             k_TKE,
@@ -132,7 +130,7 @@ class _MLP(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a gated MLP, each behind a norm and beside a residual: Llama's."""
+    """Attention and a gated MLP, each after a norm and beside a residual: Llama's."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
@@ -149,7 +147,7 @@ class TransformerLayer(nn.Module):
 
 
 class SandwichLayer(TransformerLayer):
-    """The same with a norm behind attention and MLP too, in front of each residual: Gemma's. ``post_attention_layernorm`` is one of these."""
+    """The same with a norm after attention and MLP too, before each residual: Gemma's. ``post_attention_layernorm`` is one of these."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__(config, layer)

@@ -1,7 +1,7 @@
 """A cache for LongRoPE, which reads a sequence again when it outgrows the rotary divisors that it was read with.
 
 Motivation: LongRoPE (Phi-3) turns *every* position of a sequence by other frequencies once the sequence is longer than the first training's,
-so that all keys in the cache, and every hidden state behind the first layer, are those of another model. transformers' ``generate`` drops its
+so that all keys in the cache, and every hidden state after the first layer, are those of another model. transformers' ``generate`` drops its
 cache at that token and reads the whole sequence again. How it works: the cache remembers the input rows (``D`` numbers per token, beside
 ``2 K E`` for each layer) and hands them back in the pass that crosses the border, in either direction (a cut conversation gets shorter).
 Non-goals: hooks that drop rows or look at images; a pass that crosses the border with these is refused.
@@ -50,7 +50,7 @@ class RereadingCache(KVCache):
         self._is_long = [self._is_long[s] for s in sequences]
 
     def rows_to_read(self, embeds: Tensor, positions: Tensor, segments: Segments, kv_end: Tensor | None = None) -> Rows:
-        """Return the new rows, behind all earlier rows of each sequence that crosses the border with them.
+        """Return the new rows, after all earlier rows of each sequence that crosses the border with them.
 
         Raises:
             LmmError: a sequence crosses it whose rows a hook dropped or whose images hooks look at; or a ``kv_end``, which isn't remembered.

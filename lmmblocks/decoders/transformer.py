@@ -61,7 +61,7 @@ class TransformerConfig(metaclass=ByKeywords):
         logit_softcap: soft limit of logits (Gemma 2).
         activation: of the gated MLP, ``silu`` or ``gelu_tanh`` (Gemma).
         offset_norms: norm weights are stored less one (Gemma).
-        sandwich_norms: norms behind attention and MLP too (Gemma).
+        sandwich_norms: norms after attention and MLP too (Gemma).
         scaled_embeddings: token embeddings are multiplied by the square root of ``dim``; image rows are not (Gemma).
         fused: one weight for queries, keys and values, one for gate and up (Phi-3's files).
     """
@@ -225,9 +225,9 @@ class Transformer(nn.Module):
 
     @property
     def sees_ahead(self) -> str | bool:
-        """Whether rows may see ahead (``kv_end``), behind a cache too; if not, why."""
+        """Whether rows may see ahead (``kv_end``), with a cache too; if not, why."""
         if isinstance(self.config.rope_scaling, LongRope):
-            return "behind a cache LongRoPE reads rows again, without remembering what each of them saw"
+            return "with a cache LongRoPE reads rows again, without remembering what each of them saw"
         return True
 
     @property
@@ -271,12 +271,12 @@ class Transformer(nn.Module):
 
         Args:
             embeds: ``(T, D)``.
-            positions: ``(T,)``, restarting per segment; behind a cache they go on from its lengths.
+            positions: ``(T,)``, restarting per segment; with a cache they go on from its lengths.
             segments: boundaries of the new rows; with a cache, one segment per cached sequence.
             kv_end: packed key index one past the last visible key of each row; None = causal.
             cache: appended to, and read.
-            hooks: called in front of the layers they name.
-            vision: the images of the rows, for hooks that require them; behind a cache, those it has read are remembered.
+            hooks: called before the layers they name.
+            vision: the images of the rows, for hooks that require them; with a cache, those it has read are remembered.
 
         Returns:
             ``hidden_TD`` after the final norm; zeros for rows that a hook dropped.

@@ -1,4 +1,4 @@
-"""The images of a pass as layer hooks see them: features, rows, and where they lie; also behind a cache."""
+"""The images of a pass as layer hooks see them: features, rows, and where they lie; also with a cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VisionContext:
-    """The images that the segments of a pass hold; behind a cache, also those read before.
+    """The images that the segments of a pass hold; with a cache, also those read before.
 
     Attributes:
         features: what the encoder gave, with everything that hooks require; None without any image.
@@ -29,7 +29,7 @@ class VisionContext:
         rows_M: int32, the row of this pass that each image row is; -1: none (truncated, dropped by a hook, or read in an earlier pass).
         row_counts: number of image rows of this pass in each segment, on the host.
         tiles: how many of ``features.grids`` belong to each image: 1, unless the encoder cuts images into tiles.
-        memo: results a hook computed from the features, for its other layers and for the passes behind the cache; empty again as soon as the
+        memo: results a hook computed from the features, for its other layers and for the passes after the cached ones; empty again as soon as the
             set of images changes.
     """
 
@@ -114,7 +114,6 @@ class VisionContext:
             rows_M=_pieces(self.rows_M, self.counts, images),
             memo={},
         )
-
 
     def _tiles_of(self, images: Sequence[int]) -> list[int]:
         starts = list(accumulate(self.tiles, initial=0))

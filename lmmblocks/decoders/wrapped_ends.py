@@ -36,10 +36,8 @@ def spliced(decoder: Any, image_rows_MD: Tensor, plan: SplicePlan) -> Tensor:
     return torch.where((source_T < 0)[:, None], images_TD, text_TD)
 
 
-def supervised_loss(
-    decoder: Any, hidden_RD: Tensor, targets_R: Tensor, weights_R: Tensor | None, reduction: str
-) -> Tensor:
-    """Return the cross-entropy of supervised rows behind the decoder's head; arguments as of ``ops.linear_cross_entropy``.
+def supervised_loss(decoder: Any, hidden_RD: Tensor, targets_R: Tensor, weights_R: Tensor | None, reduction: str) -> Tensor:
+    """Return the cross-entropy of supervised rows after the decoder's head; arguments as of ``ops.linear_cross_entropy``.
 
     Raises:
         LmmError: an unknown reduction, or shapes that don't fit.
@@ -55,10 +53,6 @@ def supervised_loss(
             bias_V=bias_V,
             reduction=reduction,
         )
-    ops.linear_cross_entropy(
-        hidden_RD[:0], decoder.head_weight, targets_R[:0], reduction=reduction
-    )  # refuses what it always refuses
+    ops.linear_cross_entropy(hidden_RD[:0], decoder.head_weight, targets_R[:0], reduction=reduction)  # refuses what it always refuses
     losses_R = F.cross_entropy(decoder.head(hidden_RD).float(), targets_R, reduction="none")
-    return reduced(
-        losses_R, weights_R, weight_sum(targets_R, weights_R) if reduction == "mean" else None, reduction
-    )
+    return reduced(losses_R, weights_R, weight_sum(targets_R, weights_R) if reduction == "mean" else None, reduction)

@@ -1,7 +1,7 @@
 """The vision transformer of BLIP-2 and InstructBLIP (EVA-CLIP ViT-g/14 without its last layer), native, with Hugging Face's parameter names.
 
 Against CLIP: queries, keys and values are one matrix (``self_attn.qkv``), a bias in the patch embedding, positions and CLS are plain
-parameters, no norm before the layers. The Q-Formers of BLIP-2 and InstructBLIP read all tokens of the last hidden state, CLS among them, behind
+parameters, no norm before the layers. The Q-Formers of BLIP-2 and InstructBLIP read all tokens of the last hidden state, CLS among them, after
 ``post_layernorm``: the defaults of ``select`` and ``final_norm``; their option ``prefix`` asks for CLS.
 
 Source: Li et al., arXiv 2301.12597; Fang et al., arXiv 2211.07636; names as ``Blip2VisionModel`` and ``InstructBlipVisionModel`` of
@@ -107,7 +107,7 @@ class Blip2VisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
 
     def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer after the last of them."""
         states = hidden_states_of_images(self.embeddings(pixels), self.encoder.layers, wanted)
         last = self.config.layers
         if self.config.final_norm and last in states:

@@ -1,6 +1,6 @@
 """CLIP's vision transformer, native, with Hugging Face's parameter names.
 
-Runs only up to the deepest layer that is asked for (LLaVA-1.5: 23 of 24); the layers behind it are carried as parameters so that an
+Runs only up to the deepest layer that is asked for (LLaVA-1.5: 23 of 24); the layers after it are carried as parameters so that an
 export is complete, but never computed. Source: Radford et al., arXiv 2103.00020; names as ``CLIPVisionModel`` of transformers.
 """
 
@@ -89,7 +89,7 @@ class CLIPVisionTransformer(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.dim, eps=config.eps)
 
     def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        """Return ``{index: (I, 1 + P, C)}`` of the wanted hidden states, running no layer after the last of them."""
         x_IPC = self.pre_layrnorm(self.embeddings(pixels))
         return hidden_states_of_images(x_IPC, self.encoder.layers, wanted)
 

@@ -1,6 +1,6 @@
 """DINOv2's vision transformer, with and without registers, native, with the parameter names of Hugging Face's hub files.
 
-Against CLIP: residual branches are scaled per channel (layer scale), registers may stand behind CLS, the giant has a SwiGLU MLP, and the
+Against CLIP: residual branches are scaled per channel (layer scale), registers may stand after CLS, the giant has a SwiGLU MLP, and the
 table of positions (518 px) is interpolated to the size that is used. The prefix is CLS and the registers.
 
 Source: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588; names as ``Dinov2Model`` and ``Dinov2WithRegistersModel`` of
@@ -40,7 +40,7 @@ class DINOv2Config(metaclass=ByKeywords):
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over ``dim`` (before SwiGLU takes two thirds of it).
         swiglu: gated MLP, as the giant has.
-        registers: tokens behind CLS that hold no patch.
+        registers: tokens after CLS that hold no patch.
         image_size: side of the square input in pixels, any multiple of ``patch``.
         trained_size: side in pixels that the table of positions was trained for.
         patch: side of a patch in pixels.

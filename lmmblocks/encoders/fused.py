@@ -58,9 +58,7 @@ class FusedConfig(metaclass=ByKeywords):
             yield f"combine {self.combine!r} is none of {sorted(COMBINE)}"
         if self.grid is not None and self.combine == "list":
             yield f"grid {self.grid} has no effect with combine='list', where each tower keeps its own: leave it out"
-        whole = self.grid is None or (
-            len(self.grid) == 2 and all(isinstance(n, int) and n > 0 for n in self.grid)
-        )
+        whole = self.grid is None or (len(self.grid) == 2 and all(isinstance(n, int) and n > 0 for n in self.grid))
         if not whole:
             yield f"grid must be (rows, columns), found {self.grid!r}"
 
@@ -87,9 +85,7 @@ class Fused(nn.Module):
     def __init__(self, config: FusedConfig, towers: Sequence[nn.Module] | None = None) -> None:
         super().__init__()
         self.config = config
-        self.towers: Any = nn.ModuleList(
-            towers if towers is not None else (tower.build() for tower in config.towers)
-        )
+        self.towers: Any = nn.ModuleList(towers if towers is not None else (tower.build() for tower in config.towers))
         problems = list(_tower_problems(self.towers))
         if problems:
             raise LmmError("FusedConfig: " + "; ".join(problems))
@@ -136,18 +132,10 @@ class Fused(nn.Module):
             LmmError: pixels of another preprocessing, or something that isn't offered.
         """
         if not isinstance(pixels, FusedPixels) or len(pixels.towers) != len(self.towers):
-            found = (
-                f"of {len(pixels.towers)} towers"
-                if isinstance(pixels, FusedPixels)
-                else type(pixels).__name__
-            )
-            raise LmmError(
-                f"encoder 'fused' needs FusedPixels of {len(self.towers)} towers, found {found}: use its own preprocess"
-            )
+            found = f"of {len(pixels.towers)} towers" if isinstance(pixels, FusedPixels) else type(pixels).__name__
+            raise LmmError(f"encoder 'fused' needs FusedPixels of {len(self.towers)} towers, found {found}: use its own preprocess")
         if not need <= self.spec.offers:
-            raise LmmError(
-                f"encoder 'fused' can't give {sorted(need - self.spec.offers)}; it offers {sorted(self.spec.offers)}"
-            )
+            raise LmmError(f"encoder 'fused' can't give {sorted(need - self.spec.offers)}; it offers {sorted(self.spec.offers)}")
         each = tuple(tower(own) for tower, own in zip(self.towers, pixels.towers))
         grids = each[0].grids if self.config.grid is None else (Grid(*self.config.grid),) * len(pixels)
         if self.config.combine == "channels":
@@ -173,21 +161,14 @@ def on_grids(rows_MC: Tensor, grids: Sequence[Grid], wanted: Sequence[Grid]) -> 
     if len({*grids}) == len({*wanted}) == 1:
         return _interpolated(rows_MC.unflatten(0, (len(grids), -1)), grids[0], wanted[0]).flatten(0, 1)
     pieces = rows_MC.split([grid.rows for grid in grids])
-    return torch.cat(
-        [_interpolated(piece[None], old, new)[0] for piece, old, new in zip(pieces, grids, wanted)]
-    )
+    return torch.cat([_interpolated(piece[None], old, new)[0] for piece, old, new in zip(pieces, grids, wanted)])
 
 
 def _interpolated(rows_IPC: Tensor, old: Grid, new: Grid) -> Tensor:
     if old == new:
         return rows_IPC
     maps_ICHW = rows_IPC.transpose(1, 2).unflatten(2, (old.h, old.w)).float()
-    return (
-        F.interpolate(maps_ICHW, (new.h, new.w), mode="bilinear", align_corners=False)
-        .flatten(2)
-        .transpose(1, 2)
-        .to(rows_IPC.dtype)
-    )
+    return F.interpolate(maps_ICHW, (new.h, new.w), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2).to(rows_IPC.dtype)
 
 
 def _tower_problems(towers: Iterable[Any]) -> Iterator[str]:

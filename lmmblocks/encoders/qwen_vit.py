@@ -1,7 +1,7 @@
 """The vision transformer of Qwen-VL (open_clip's ViT-bigG/14, trained on), native.
 
 Against CLIP: no CLS token, so no prefix and no ``cls_attn``; queries, keys and values are one matrix whose rows go head by head; the table of
-positions has the size that open_clip trained, 16x16, and is stretched to the patches of larger images in every pass. Nothing is computed behind
+positions has the size that open_clip trained, 16x16, and is stretched to the patches of larger images in every pass. Nothing is computed after
 the last layer: Qwen-VL's connector (``projectors/resampler.py``) reads the last hidden state, which is the default of ``select``.
 
 Source: Bai et al., arXiv 2308.12966; ``visual.py`` of Qwen/Qwen-VL. Names are those of CLIP and BLIP-2 in transformers, which has no such model;
@@ -107,7 +107,7 @@ class QwenVisionTransformer(nn.Module):
         self.encoder = Stack(config, _layer)
 
     def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer after the last of them."""
         return hidden_states_of_images(self.pre_layrnorm(self.embeddings(pixels)), self.encoder.layers, wanted)
 
 

@@ -127,7 +127,7 @@ class SigLIPVisionTransformer(SigLIPTower):
         super().__init__(config, _Embeddings(config))
 
     def hidden_states(self, pixels: Tensor, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        """Return ``{index: (I, P, C)}`` of the wanted hidden states, running no layer after the last of them."""
         return self.normed(hidden_states_of_images(self.embeddings(pixels), self.encoder.layers, wanted))
 
 

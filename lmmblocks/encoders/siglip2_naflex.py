@@ -96,9 +96,7 @@ class _Embeddings(nn.Module):
         table = self.position_embedding.weight
         square_1CHW = table.unflatten(0, (self.side, self.side)).permute(2, 0, 1)[None].float()
         scaled = {
-            grid: F.interpolate(square_1CHW, (grid.h, grid.w), mode="bilinear", align_corners=False, antialias=True)[0]
-            .flatten(1)
-            .T.to(table.dtype)
+            grid: F.interpolate(square_1CHW, (grid.h, grid.w), mode="bilinear", align_corners=False, antialias=True)[0].flatten(1).T.to(table.dtype)
             for grid in dict.fromkeys(grids)
         }
         return torch.cat([scaled[grid] for grid in grids]) if grids else table[:0]
@@ -111,7 +109,7 @@ class NaFlexVisionTransformer(SigLIPTower):
         super().__init__(config, _Embeddings(config))
 
     def hidden_states(self, pixels: PatchPixels, wanted: frozenset[int]) -> dict[int, Tensor]:
-        """Return ``{index: (M, C)}`` of the wanted hidden states, running no layer behind the last of them."""
+        """Return ``{index: (M, C)}`` of the wanted hidden states, running no layer after the last of them."""
         x_MC = self.embeddings(pixels.rows.to(self.post_layernorm.weight.dtype), pixels.grids)
         lengths = tuple(grid.rows for grid in pixels.grids)
         most = max(lengths, default=0)

@@ -98,9 +98,7 @@ class TileArrange(nn.Module):
         if rules.newline:
             self.image_newline = nn.Parameter(torch.randn(dim) * dim**-0.5)
 
-    def forward(
-        self, rows_MD: Tensor, layouts: Sequence[TileGrid], out_grid: OutGrid
-    ) -> tuple[Tensor, tuple[int, ...]]:
+    def forward(self, rows_MD: Tensor, layouts: Sequence[TileGrid], out_grid: OutGrid) -> tuple[Tensor, tuple[int, ...]]:
         """Put the rows of each image together.
 
         Args:
@@ -117,9 +115,7 @@ class TileArrange(nn.Module):
         each = [out_grid(layout.each) for layout in layouts]
         lengths = [image_count(grid) * layout.count for grid, layout in zip(each, layouts)]
         if sum(lengths) != rows_MD.shape[0]:
-            raise LmmError(
-                f"found {rows_MD.shape[0]} rows of tiles, the layouts of the images ask for {sum(lengths)}"
-            )
+            raise LmmError(f"found {rows_MD.shape[0]} rows of tiles, the layouts of the images ask for {sum(lengths)}")
         parts = zip(rows_MD.split(lengths), layouts, each)
         images = [self._image(*part) for part in parts]
         return torch.cat(images), tuple(image.shape[0] for image in images)

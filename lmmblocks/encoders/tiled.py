@@ -33,7 +33,7 @@ class TiledConfig(metaclass=ByKeywords):
         merge: ``spatial`` puts the rows of all tiles together as one large grid, ``flat`` keeps tile after tile.
         unpad: leave out rows of patches that show padding only; ``spatial`` only.
         newline: a learned row at the end of every line of patches.
-        global_view: ``first``, ``last`` (behind the tiles) or ``none``: where the rows of the whole picture, squashed to one tile, go.
+        global_view: ``first``, ``last`` (after the tiles) or ``none``: where the rows of the whole picture, squashed to one tile, go.
         most_tiles: a picture of more rows than so many tiles have is made smaller, row grid and all, before the ends of its lines are added
             (LLaVA-OneVision's ``anyres_max_9``); ``spatial`` only. None = no limit.
 
@@ -102,9 +102,7 @@ class Tiled(nn.Module):
         self.config = config
         self.tower: Any = config.tower.build() if tower is None else tower
         if getattr(self.tower, "arrangement", None) is not None:
-            raise LmmError(
-                f"TiledConfig: the tower {type(self.tower).__name__!r} cuts images into tiles itself: use it alone"
-            )
+            raise LmmError(f"TiledConfig: the tower {type(self.tower).__name__!r} cuts images into tiles itself: use it alone")
         self.spec = self.tower.spec
         self.arrangement = config.arrangement
         self.preprocess = config.preprocess_of(self.tower.preprocess)
@@ -137,7 +135,5 @@ class Tiled(nn.Module):
             LmmError: pixels of another preprocessing, or something the tower doesn't offer.
         """
         if not isinstance(pixels, TiledPixels):
-            raise LmmError(
-                f"encoder 'tiled' needs TiledPixels, found {type(pixels).__name__}: use its own preprocess"
-            )
+            raise LmmError(f"encoder 'tiled' needs TiledPixels, found {type(pixels).__name__}: use its own preprocess")
         return self.tower(pixels.tiles, need=need)

@@ -1,4 +1,4 @@
-"""Any vision transformer of timm (``pip install 'lmmblocks[timm]'``), with timm's parameter names behind ``model.``.
+"""Any vision transformer of timm (``pip install 'lmmblocks[timm]'``), with timm's parameter names after ``model.``.
 
 Prefix, grid, mean, std, size and crop are read from the model itself. Keys and the attention of CLS are offered where the attention is
 timm's standard one (ViT, DeiT, DINOv2, SigLIP, CLIP, ...; not EVA's with rotary positions).

@@ -1,7 +1,7 @@
 """What the vision transformers share: the pre-norm layer of CLIP and SigLIP, and from hidden states to packed features.
 
 A tower gives its hidden states and the queries and keys of a layer; :class:`ViTEncoder` does the rest in one place: checks, selection
-by Hugging Face's indices, the prefix left out, extras on request. No layer behind the deepest selected one is run.
+by Hugging Face's indices, the prefix left out, extras on request. No layer after the deepest selected one is run.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def stretched_positions(table_PC: Tensor, side: int, *, antialias: bool = False)
 
 
 def hidden_states(x_TC: Tensor, segments: Segments, layers: nn.ModuleList, wanted: frozenset[int]) -> dict[int, Tensor]:
-    """Return ``{index: (T, C)}`` of the wanted hidden states (0 = ``x_TC``), running no layer behind the last of them."""
+    """Return ``{index: (T, C)}`` of the wanted hidden states (0 = ``x_TC``), running no layer after the last of them."""
     states = {}
     for index in range(max(wanted) + 1):
         if index:
@@ -208,7 +208,7 @@ class ViTEncoder(nn.Module):
         config: of the tower; ``select`` is read.
         preprocess: how a picture becomes pixels.
         name: of the encoder, in messages.
-        prefix: tokens in front of the patches; the first is CLS.
+        prefix: tokens before the patches; the first is CLS.
         offers: what ``need=`` may ask for.
         shape: has ``dim, layers, patch`` and ``image_size`` (none: any size); None = the config.
 
@@ -219,9 +219,7 @@ class ViTEncoder(nn.Module):
 
     vision_model: Any
 
-    def __init__(
-        self, config: Any, preprocess: Any, *, name: str, prefix: int, offers: frozenset[str], shape: Any = None
-    ) -> None:
+    def __init__(self, config: Any, preprocess: Any, *, name: str, prefix: int, offers: frozenset[str], shape: Any = None) -> None:
         super().__init__()
         self.config, self.name, self.preprocess = config, name, preprocess
         shape = config if shape is None else shape

@@ -27,11 +27,11 @@ class TowerParts:
         layers: number of blocks.
         patch: side of a patch in pixels.
         image_size: side of the square input in pixels.
-        prefix: tokens in front of the patches.
+        prefix: tokens before the patches.
         has_cls: whether the first of them is CLS.
         blocks: the transformer layers.
-        states_behind: called with pixels and numbers of blocks; returns the hidden states ``(I, prefix + P, C)`` behind these, running no
-            block behind the last of them.
+        states_behind: called with pixels and numbers of blocks; returns the hidden states ``(I, prefix + P, C)`` after these, running no
+            block after the last of them.
         query_and_keys: called with a block and the hidden state that enters it; returns the first token's query and all keys
             ``(I, ..., N, E)``. None where the block's attention isn't of the kind that this is known of.
     """

@@ -5,7 +5,7 @@ from facebookresearch/mmf. Kept on purpose:
 
 * commas and question marks vanish before any number is looked at, so ``1,000`` is ``1000`` and ``a,b`` is ``ab``;
 * ``'s`` becomes a word of its own: ``it's`` is ``it 's``;
-* a period goes unless a digit follows it (the original's look-behind has a typo and never matches), and only the first 32
+* a period goes unless a digit follows it (the original's look-after has a typo and never matches), and only the first 32
   do (the original passes a regex flag where the count belongs);
 * punctuation next to a space anywhere in the answer is deleted everywhere, else it becomes a space.
 """
@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import re
 
-_NUMBERS = {
-    word: str(value)
-    for value, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_NUMBERS = {word: str(value) for value, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
 _ARTICLES = frozenset({"a", "an", "the"})
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -35,10 +32,7 @@ _CONTRACTED = (
     "you'd you'd've you'll you're you've"
 )
 _CONTRACTIONS = {
-    word[:position] + word[position + 1 :]: word
-    for word in _CONTRACTED.split()
-    for position, letter in enumerate(word)
-    if letter == "'"
+    word[:position] + word[position + 1 :]: word for word in _CONTRACTED.split() for position, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd", "'ows'at": "'ow's'at"}
 
 

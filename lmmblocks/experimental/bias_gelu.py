@@ -87,5 +87,5 @@ def _triton_trusted(x: Tensor, bias_D: Tensor) -> bool | str:
     return triton_distrust("bias_gelu", x) or True
 
 
-BIAS_GELU_TRITON = Implementation('triton', bias_gelu_triton, _triton_supports, _triton_trusted)
-BIAS_GELU_REFERENCE = Implementation('reference', bias_gelu_reference)
+BIAS_GELU_TRITON = Implementation("triton", bias_gelu_triton, _triton_supports, _triton_trusted)
+BIAS_GELU_REFERENCE = Implementation("reference", bias_gelu_reference)

@@ -22,16 +22,12 @@ from .outlier_counts import too_long
 MERGE_NEIGHBOURS = kernel_op(
     "merge_neighbours(Tensor x, Tensor keys, Tensor scores, Tensor cu, SymInt longest, int keep, int spread, int neighbours, bool rest) -> Tensor",
     "merge_rows:merge_neighbours",
-    lambda x, keys, scores, cu, longest, keep, spread, neighbours, rest: x.new_empty(
-        (cu.shape[0] - 1) * (keep + spread + rest), x.shape[1]
-    ),
+    lambda x, keys, scores, cu, longest, keep, spread, neighbours, rest: x.new_empty((cu.shape[0] - 1) * (keep + spread + rest), x.shape[1]),
 )
 MERGE_TO_NEAREST = kernel_op(
     "merge_to_nearest(Tensor x, Tensor keys, Tensor scores, Tensor cu, SymInt longest, int keep, int targets) -> Tensor",
     "merge_to_nearest:merge_to_nearest",
-    lambda x, keys, scores, cu, longest, keep, targets: x.new_empty(
-        (cu.shape[0] - 1) * (keep + targets), x.shape[1]
-    ),
+    lambda x, keys, scores, cu, longest, keep, targets: x.new_empty((cu.shape[0] - 1) * (keep + targets), x.shape[1]),
 )
 
 
@@ -67,9 +63,7 @@ def merge_neighbours(
         LmmError: shapes that don't fit together, or an image with too few rows.
     """
     check_rows("merge_neighbours", x_MD, keys_MC, scores_M, images, keep, spread)
-    return dispatch(
-        "merge_neighbours", x_MD, keys_MC, scores_M, images, keep, spread, neighbours, rest, backend=backend
-    )
+    return dispatch("merge_neighbours", x_MD, keys_MC, scores_M, images, keep, spread, neighbours, rest, backend=backend)
 
 
 def merge_to_nearest(
@@ -116,14 +110,10 @@ def merge_neighbours_triton(
     """Five launches for all images."""
     if not images.max_k:
         return x_MD[:0]
-    return MERGE_NEIGHBOURS(
-        x_MD, keys_MC, scores_M, images.cu_k, images.max_k, keep, spread, neighbours, rest
-    )
+    return MERGE_NEIGHBOURS(x_MD, keys_MC, scores_M, images.cu_k, images.max_k, keep, spread, neighbours, rest)
 
 
-def merge_to_nearest_triton(
-    x_MD: Tensor, keys_MC: Tensor, scores_M: Tensor, images: Segments, keep: int, targets: int
-) -> Tensor:
+def merge_to_nearest_triton(x_MD: Tensor, keys_MC: Tensor, scores_M: Tensor, images: Segments, keep: int, targets: int) -> Tensor:
     """Four launches for all images."""
     if not images.max_k:
         return x_MD[:0]
@@ -144,7 +134,7 @@ def _nearest_trusted(x: Tensor, *others: object) -> bool | str:
     return triton_distrust("merge_to_nearest", x) or True
 
 
-MERGE_NEIGHBOURS_TRITON = Implementation('triton', merge_neighbours_triton, _supports, _neighbours_trusted)
-MERGE_NEIGHBOURS_REFERENCE = Implementation('reference', merging.merge_neighbours)
-MERGE_TO_NEAREST_TRITON = Implementation('triton', merge_to_nearest_triton, _supports, _nearest_trusted)
-MERGE_TO_NEAREST_REFERENCE = Implementation('reference', merging.merge_to_nearest)
+MERGE_NEIGHBOURS_TRITON = Implementation("triton", merge_neighbours_triton, _supports, _neighbours_trusted)
+MERGE_NEIGHBOURS_REFERENCE = Implementation("reference", merging.merge_neighbours)
+MERGE_TO_NEAREST_TRITON = Implementation("triton", merge_to_nearest_triton, _supports, _nearest_trusted)
+MERGE_TO_NEAREST_REFERENCE = Implementation("reference", merging.merge_to_nearest)

@@ -62,5 +62,5 @@ def _trusted(scores: Tensor, images: Segments) -> bool | str:
     return triton_distrust("outlier_counts", scores) or True
 
 
-OUTLIER_COUNTS_TRITON = Implementation('triton', outlier_counts_triton, _supports, _trusted)
-OUTLIER_COUNTS_REFERENCE = Implementation('reference', merging.outlier_counts)
+OUTLIER_COUNTS_TRITON = Implementation("triton", outlier_counts_triton, _supports, _trusted)
+OUTLIER_COUNTS_REFERENCE = Implementation("reference", merging.outlier_counts)

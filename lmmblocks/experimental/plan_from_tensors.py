@@ -46,9 +46,7 @@ def plan_from_tensors(
     text = [token for sample in samples for token in sample if token != image_token]
     wrong = [token for token in text if not 0 <= token < vocabulary]
     if wrong:
-        raise LmmError(
-            f"splice_plan: the id {wrong[0]} is neither in the vocabulary of {vocabulary} nor the image mark {image_token}"
-        )
+        raise LmmError(f"splice_plan: the id {wrong[0]} is neither in the vocabulary of {vocabulary} nor the image mark {image_token}")
     rest = iter(lengths)
     plan = plan_splice(
         samples,
@@ -60,9 +58,7 @@ def plan_from_tensors(
         bidirectional_images=bidirectional,
     )
     if plan.total_rows > capacity:
-        raise LmmError(
-            f"splice_plan: the batch has {plan.total_rows} rows, the plan has room for {capacity}: raise total_rows"
-        )
+        raise LmmError(f"splice_plan: the batch has {plan.total_rows} rows, the plan has room for {capacity}: raise total_rows")
     _report(status, plan)
     return _with_room(plan, capacity, labels is not None, status).to(ids.device)  # type: ignore[return-value]
 
@@ -77,17 +73,13 @@ def _per_sample(values: Tensor, cu_seqlens: Tensor | None, mask: Tensor | None) 
 
 
 def _image_lengths(image_cu_rows: Tensor | None, image_rows: int, marks: int) -> list[int]:
-    """Return the rows behind each mark."""
+    """Return the rows after each mark."""
     bounds = list(range(image_rows + 1)) if image_cu_rows is None else image_cu_rows.tolist()
     if bounds[0] != 0 or bounds[-1] != image_rows or bounds != sorted(bounds):
-        raise LmmError(
-            f"splice_plan: image_cu_rows must climb from 0 to the {image_rows} image rows, found {bounds[:5]}...{bounds[-1]}"
-        )
+        raise LmmError(f"splice_plan: image_cu_rows must climb from 0 to the {image_rows} image rows, found {bounds[:5]}...{bounds[-1]}")
     if marks != len(bounds) - 1:
         what = "image rows" if image_cu_rows is None else "images"
-        raise LmmError(
-            f"splice_plan: the text has {marks} image marks, there are {len(bounds) - 1} {what}: they must be as many"
-        )
+        raise LmmError(f"splice_plan: the text has {marks} image marks, there are {len(bounds) - 1} {what}: they must be as many")
     return [end - begin for begin, end in zip(bounds, bounds[1:])]
 
 
@@ -121,5 +113,5 @@ def _with_room(plan: SplicePlan, capacity: int, labelled: bool, status: Tensor) 
 
 
 def _filled(values: Tensor, length: int, value: int) -> Tensor:
-    """Return ``values`` with ``value`` behind them up to ``length``."""
+    """Return ``values`` with ``value`` after them up to ``length``."""
     return torch.cat([values, values.new_full((length - len(values),), value)])

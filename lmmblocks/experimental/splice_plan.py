@@ -1,7 +1,7 @@
 """The splice plan from token ids that only the device holds: generation loops, and models whose batches are made by someone else.
 
 The collator knows every length and plans on the host (``lmmblocks.plan_splice``), which is free and exact; this op is for callers who would have to
-wait for the device to learn what they need. Its plan has the same fields, with room for what the shapes allow, and slack behind
+wait for the device to learn what they need. Its plan has the same fields, with room for what the shapes allow, and slack after
 ``cu_seqlens[-1]``: slack rows are zero, in no segment, supervised by nothing (``target_weights`` is 0 there).
 """
 
@@ -121,16 +121,12 @@ def _check(
 ) -> None:
     problems = []
     if ids.dim() != (2 if cu_seqlens is None else 1):
-        problems.append(
-            f"ids must be (B, L), or (N,) with cu_seqlens, found {tuple(ids.shape)} {'without' if cu_seqlens is None else 'with'} it"
-        )
+        problems.append(f"ids must be (B, L), or (N,) with cu_seqlens, found {tuple(ids.shape)} {'without' if cu_seqlens is None else 'with'} it")
     if cu_seqlens is not None and mask is not None:
         problems.append("packed ids have no padding: pass cu_seqlens or attention_mask, not both")
     for name, tensor in (("attention_mask", mask), ("labels", labels)):
         if tensor is not None and tensor.shape != ids.shape:
-            problems.append(
-                f"{name} must have the shape of the ids {tuple(ids.shape)}, found {tuple(tensor.shape)}"
-            )
+            problems.append(f"{name} must have the shape of the ids {tuple(ids.shape)}, found {tuple(tensor.shape)}")
     for name, tensor in (("ids", ids), ("labels", labels)):
         if tensor is not None and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
             problems.append(f"{name} must be integers, found {tensor.dtype}")
@@ -138,15 +134,11 @@ def _check(
         if tensor is not None and (tensor.dim() != 1 or not tensor.shape[0]):
             problems.append(f"{name} must be boundaries (n + 1,), found {tuple(tensor.shape)}")
     if truncate not in TRUNCATE:
-        problems.append(
-            f"truncate={truncate!r} is none of {TRUNCATE}{closest(truncate, TRUNCATE)}; 'drop' and 'turn' need lmmblocks.plan_splice"
-        )
+        problems.append(f"truncate={truncate!r} is none of {TRUNCATE}{closest(truncate, TRUNCATE)}; 'drop' and 'turn' need lmmblocks.plan_splice")
     if max_length is not None and max_length < 1:
         problems.append(f"max_length must be at least 1, found {max_length}")
     if bidirectional and image_cu_rows is None:
-        problems.append(
-            "bidirectional_images needs image_cu_rows: expanded marks don't say where an image ends"
-        )
+        problems.append("bidirectional_images needs image_cu_rows: expanded marks don't say where an image ends")
     wanted = ((STATUS_WORDS,), torch.int32, ids.device)
     if status is not None and (status.shape, status.dtype, status.device) != wanted:
         problems.append(f"status must be the int32 ({STATUS_WORDS},) of an earlier plan on {ids.device}")
@@ -218,7 +210,7 @@ def splice_plan_triton(
 
 
 def _supervised(labels_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows whose next token is supervised, that token, and weight 1, with zeros behind them."""
+    """Return rows whose next token is supervised, that token, and weight 1, with zeros after them."""
     last = labels_T.shape[0]
     if not last:
         return positions_T[:0], labels_T, torch.empty_like(labels_T, dtype=torch.float32)
@@ -231,7 +223,7 @@ def _supervised(labels_T: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def _token_order(source_T: Tensor) -> Tensor:
-    """Return the text rows sorted by token id (stable), -1 behind them."""
+    """Return the text rows sorted by token id (stable), -1 after them."""
     ids, order = torch.where(source_T >= 0, source_T, NO_LIMIT).sort(stable=True)
     return torch.where(ids < NO_LIMIT, order, -1).int()
 
@@ -242,9 +234,7 @@ def _triton_supports(ids: Tensor, *tensors: Tensor | None, **options: Any) -> bo
         if tensor.is_floating_point():
             return f"ids, masks, labels and boundaries are integers, found {tensor.dtype}"
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            return (
-                f"the last dimension of a tensor {tuple(tensor.shape)} has stride {tensor.stride(-1)}, not 1"
-            )
+            return f"the last dimension of a tensor {tuple(tensor.shape)} has stride {tensor.stride(-1)}, not 1"
     if options["capacity"] >= NO_LIMIT or ids.numel() >= NO_LIMIT:
         return "more than 2^31 rows"
     return triton_refusal(*given) or True
@@ -254,5 +244,5 @@ def _triton_trusted(ids: Tensor, *tensors: Tensor | None, **options: Any) -> boo
     return triton_distrust("splice_plan", ids) or True
 
 
-SPLICE_PLAN_TRITON = Implementation('triton', splice_plan_triton, _triton_supports, _triton_trusted)
-SPLICE_PLAN_REFERENCE = Implementation('reference', splice_plan_reference)
+SPLICE_PLAN_TRITON = Implementation("triton", splice_plan_triton, _triton_supports, _triton_trusted)
+SPLICE_PLAN_REFERENCE = Implementation("reference", splice_plan_reference)

@@ -14,7 +14,7 @@ _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
-    """Return the folder behind a path or a hub id; a hub repository is downloaded or taken from the cache.
+    """Return the folder after a path or a hub id; a hub repository is downloaded or taken from the cache.
 
     Args:
         path_or_id: a folder, or ``owner/name``. A folder of that name goes before the hub.
@@ -34,9 +34,7 @@ def locate(path_or_id: str | os.PathLike[str], *, weights: bool = True) -> Path:
     if path.is_symlink():
         raise LmmError(f"{path} is a link to {os.readlink(path)}, where nothing is: correct the link, or give the folder itself")
     if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
-        raise LmmError(
-            f"no folder {path}{closest(path.name, _models_in(path.parent))}; expected a model folder or a hub id 'owner/name'"
-        )
+        raise LmmError(f"no folder {path}{closest(path.name, _models_in(path.parent))}; expected a model folder or a hub id 'owner/name'")
     folder = _from_hub(path_or_id, [*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES)
     adapter = (folder / "adapter_config.json").is_file()  # a LoRA run's other tensors are in a .bin whatever its adapter is in
     if weights and (adapter or not list(folder.glob("*.safetensors"))):
@@ -56,13 +54,9 @@ def _from_hub(hub_id: str, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=patterns))
     except errors.GatedRepoError as error:
-        raise LmmError(
-            f"hub repository {hub_id!r} asks you to accept its terms: do so on its page and log in with 'hf auth login'"
-        ) from error
+        raise LmmError(f"hub repository {hub_id!r} asks you to accept its terms: do so on its page and log in with 'hf auth login'") from error
     except errors.RepositoryNotFoundError as error:
-        raise LmmError(
-            f"no folder {hub_id!r} here and no such public repository on the hub: correct the name, or log in"
-        ) from error
+        raise LmmError(f"no folder {hub_id!r} here and no such public repository on the hub: correct the name, or log in") from error
     except (
         errors.LocalEntryNotFoundError,
         errors.OfflineModeIsEnabled,

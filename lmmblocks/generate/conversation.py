@@ -61,9 +61,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget all turns and pictures."""
-        self.messages: list[Message] = (
-            [] if self.system is None else [{"role": "system", "content": self.system}]
-        )
+        self.messages: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         self._images: list[ImageSource] = []
         self._pixels, self._image_rows = read_images([], self._spec, _NAME)
         self._cache = new_cache(self.model, 1)
@@ -104,37 +102,29 @@ class Conversation:
         )
         logits_SV = self._read(prompt, settings)
         self._streaming = answer = Answer(self.model, settings)
-        return self._answer(
-            question, prompt, answer, decode(self.model, self._cache, logits_SV, [answer], settings)
-        )
+        return self._answer(question, prompt, answer, decode(self.model, self._cache, logits_SV, [answer], settings))
 
     def _read(self, prompt: Prompt, options: Options) -> torch.Tensor:
         """Run what the cache hasn't read of the prompt; return the logits after it."""
         known, new = prompt.split(_common_prefix(self._cached_ids, prompt.ids[:-1]))
-        # An unfinished turn may have left rows behind the known ones, and its pictures are not ours: only answered turns count as read.
+        # An unfinished turn may have left rows after the known ones, and its pictures are not ours: only answered turns count as read.
         self._cache.truncate(0, known.rows)
         self._cached_ids = known.ids
         self._streaming = None
         return read_prompts(self.model, self._cache, [new], options)
 
-    def _answer(
-        self, question: Question, prompt: Prompt, answer: Answer, generated: Iterator[tuple[int, str]]
-    ) -> Iterator[str]:
+    def _answer(self, question: Question, prompt: Prompt, answer: Answer, generated: Iterator[tuple[int, str]]) -> Iterator[str]:
         """Pass the answer on piece by piece, and remember the turn at its end."""
         pieces: list[str] = []
         while True:
             if self._streaming is not answer:
-                raise LmmError(
-                    "this answer was given up when the next question was asked: read a stream to its end first"
-                )
+                raise LmmError("this answer was given up when the next question was asked: read a stream to its end first")
             piece = next(generated, None)
             if piece is None:
                 break
             pieces.append(piece[1])
             yield piece[1]
-        self._cached_ids = [*prompt.ids, *answer.ids][
-            : len(prompt.ids) + self._cache.lengths[0] - prompt.rows
-        ]
+        self._cached_ids = [*prompt.ids, *answer.ids][: len(prompt.ids) + self._cache.lengths[0] - prompt.rows]
         # An answer can't hold a picture: rendered again, its marker would ask for one.
         spoken = escape_markers("".join(pieces))
         self.messages = [*question.messages, {"role": "assistant", "content": spoken}]

@@ -1,4 +1,4 @@
-"""Running the decoder behind a cache: all prompts in one packed pass, then one row per answer that still grows.
+"""Running the decoder with a cache: all prompts in one packed pass, then one row per answer that still grows.
 
 Nothing is padded: prompts of any lengths lie side by side, and a finished answer leaves the cache at once. Only the last row of each
 sequence reaches the head.
@@ -86,7 +86,7 @@ def _margins(model: LMM) -> tuple[str, str]:
 
 @torch.inference_mode()
 def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Options) -> Tensor:
-    """Run new prompt rows of every sequence behind what the cache holds.
+    """Run new prompt rows of every sequence after what the cache holds.
 
     Args:
         model: the model.
@@ -108,9 +108,7 @@ def read_prompts(model: LMM, cache: Any, prompts: Sequence[Prompt], options: Opt
         bidirectional_images=model.attention == "images",
         names=[p.name for p in prompts],
     )
-    positions_T = plan.positions + torch.from_numpy(
-        np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths)
-    )
+    positions_T = plan.positions + torch.from_numpy(np.repeat(np.asarray(cache.lengths, np.int32), plan.lengths))
     if plan.kv_end is not None:  # keys of the cache lie in front: those of each row's own sequence, and of all before
         before = np.repeat(np.cumsum(cache.lengths), plan.lengths).astype(np.int32)
         plan = replace(plan, kv_end=plan.kv_end + torch.from_numpy(before))
@@ -133,9 +131,7 @@ def _step(model: LMM, cache: Any, tokens: list[int]) -> Tensor:
         return model.decoder.head(model.decode(model.decoder.embed(ids_S), positions_S, segments, cache=cache))
 
 
-def decode(
-    model: LMM, cache: Any, logits_SV: Tensor, answers: Sequence[Answer], options: Options
-) -> Iterator[tuple[int, str]]:
+def decode(model: LMM, cache: Any, logits_SV: Tensor, answers: Sequence[Answer], options: Options) -> Iterator[tuple[int, str]]:
     """Generate until every answer ended.
 
     Args:

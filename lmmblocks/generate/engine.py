@@ -35,7 +35,7 @@ def generate(
         **options: ``max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, stop=(), seed=None``; see ``Options``.
 
     Returns:
-        The answer, or a list of answers for a list of prompts: without the end-of-sequence token and its leading space, cut in front of a
+        The answer, or a list of answers for a list of prompts: without the end-of-sequence token and its leading space, cut before a
         stop string.
 
     Raises:
@@ -47,9 +47,7 @@ def generate(
     settings = Options.of(options)
     questions, single = as_questions(prompts, images)
     if stream is not None and not single:
-        raise LmmError(
-            "stream takes the text of one prompt, found a list of prompts: leave stream out, or ask one by one"
-        )
+        raise LmmError("stream takes the text of one prompt, found a list of prompts: leave stream out, or ask one by one")
     texts = [""] * len(questions)
     for index, text in _answers(model, questions, settings):
         texts[index] += text
@@ -76,9 +74,7 @@ def generate_stream(model: LMM, prompt: Any, images: Any = None, **options: Any)
     settings = Options.of(options)
     questions, single = as_questions(prompt, images)
     if not single:
-        raise LmmError(
-            "generate_stream answers one prompt, found a list of prompts: use generate, or ask one by one"
-        )
+        raise LmmError("generate_stream answers one prompt, found a list of prompts: use generate, or ask one by one")
     return (text for _, text in _answers(model, questions, settings))
 
 

@@ -17,7 +17,7 @@ class Options(Sampling):
 
     Attributes:
         max_new_tokens: most tokens of an answer, its end-of-sequence token included.
-        stop: strings that end an answer besides the template's; the answer is cut in front of them. One string, or several.
+        stop: strings that end an answer besides the template's; the answer is cut before them. One string, or several.
 
     Raises:
         LmmError: values that make no sense, all of them in one message.

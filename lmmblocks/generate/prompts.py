@@ -79,21 +79,13 @@ def as_questions(prompts: Any, images: Any) -> tuple[list[Question], bool]:
     if isinstance(prompts, str) or _is_conversation(prompts):
         return [_question(prompts, images, "the prompt")], True
     if not isinstance(prompts, (list, tuple)):
-        raise LmmError(
-            f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of these"
-        )
+        raise LmmError(f"prompts is a {type(prompts).__name__}, expected a text, a list of messages, or a list of these")
     each = [None] * len(prompts) if images is None else images
     if not isinstance(each, (list, tuple)):
-        raise LmmError(
-            f"images is one picture for a list of {len(prompts)} prompts: give a list with one entry per prompt"
-        )
+        raise LmmError(f"images is one picture for a list of {len(prompts)} prompts: give a list with one entry per prompt")
     if len(each) != len(prompts):
-        raise LmmError(
-            f"found {len(prompts)} prompts and {len(each)} entries of images: give one per prompt, None for no image"
-        )
-    return [
-        _question(prompt, own, f"prompt {index}") for index, (prompt, own) in enumerate(zip(prompts, each))
-    ], False
+        raise LmmError(f"found {len(prompts)} prompts and {len(each)} entries of images: give one per prompt, None for no image")
+    return [_question(prompt, own, f"prompt {index}") for index, (prompt, own) in enumerate(zip(prompts, each))], False
 
 
 def user_message(text: Any, images: int, name: str = "the prompt") -> Message:
@@ -201,11 +193,7 @@ def as_prompt(question: Question, spec: InputSpec) -> Prompt:
 
 def _is_conversation(prompts: Any) -> bool:
     """Whether a list is one conversation; an empty list is no prompts."""
-    return (
-        isinstance(prompts, (list, tuple))
-        and bool(prompts)
-        and all(isinstance(entry, Mapping) for entry in prompts)
-    )
+    return isinstance(prompts, (list, tuple)) and bool(prompts) and all(isinstance(entry, Mapping) for entry in prompts)
 
 
 def _question(prompt: Any, images: Any, name: str) -> Question:

@@ -87,9 +87,7 @@ def choose(logits_SV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
     if sampling.greedy:
         return logits_SV.argmax(-1).tolist()
     probabilities_SV, ids_SV = candidates(logits_SV - peak_S1, sampling)
-    draws_S1 = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(
-        logits_SV.device
-    )
+    draws_S1 = torch.stack([torch.rand(1, generator=generator) for generator in generators]).to(logits_SV.device)
     cumulative_SV = probabilities_SV.cumsum(-1)
     place_S1 = torch.searchsorted(cumulative_SV, draws_S1 * cumulative_SV[:, -1:], right=True)
     last_S1 = (probabilities_SV > 0).sum(-1, keepdim=True) - 1  # a draw that rounds up to the total

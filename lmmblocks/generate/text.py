@@ -22,8 +22,8 @@ _SURELY_BROKEN = 16
 class TokenText:
     """Decodes tokens one by one into whole characters; joined, the text is that of all tokens decoded at once.
 
-    Many tokenizers write a token differently at the start of a text and inside it (WordPiece puts a space in front, ``</w>`` stands for one behind),
-    so tokens are decoded behind those in front of them, and what comes in addition is passed on. Those in front are few, whatever the length.
+    Many tokenizers write a token differently at the start of a text and inside it (WordPiece puts a space in front, ``</w>`` stands for one after),
+    so tokens are decoded after those in front of them, and what comes in addition is passed on. Those in front are few, whatever the length.
 
     Args:
         tokenizer: a transformers tokenizer backed by the ``tokenizers`` library.
@@ -70,11 +70,11 @@ class TokenText:
         return next(cuts, most)
 
     def _added(self, count: int | None = None) -> str:
-        """Return what the waiting tokens, or ``count`` of them, add to the text in front of them."""
+        """Return what the waiting tokens, or ``count`` of them, add to the text before them."""
         waiting = self._waiting[:count]
         before = self._decode(self._before) if self._before else ""
         together = self._decode([*self._before, *waiting])
-        # A byte that makes a character in front of it invalid comes too late.
+        # A byte that makes a character before it invalid comes too late.
         return together[len(before) :] if together.startswith(before) else self._decode(waiting)
 
     def _shown(self, text: str, count: int) -> str:
@@ -106,7 +106,7 @@ class _Tidied:
 class StopStrings:
     """Passes text on up to the first stop string.
 
-    The first is the one that is complete first, reading character by character; of two that end together, the longer. Text in front of it
+    The first is the one that is complete first, reading character by character; of two that end together, the longer. Text before it
     is passed on, the string and what follows is not.
 
     Args:
@@ -141,19 +141,17 @@ class StopStrings:
 class AnswerText:
     """The text of one answer, as it grows.
 
-    What the template puts in front of an answer is taken off, then the stop strings are looked for; what it puts between an answer and the
+    What the template puts before an answer is taken off, then the stop strings are looked for; what it puts between an answer and the
     token that ends it is taken off where that token came.
 
     Args:
         tokenizer: see ``TokenText``.
         stops: see ``StopStrings``.
-        margins: what stands in front of an answer and behind it, see ``chat.answer_margins``.
+        margins: what stands before an answer and after it, see ``chat.answer_margins``.
         silent: see ``TokenText``.
     """
 
-    def __init__(
-        self, tokenizer: Any, stops: Sequence[str], margins: tuple[str, str] = (" ", ""), *, silent: Collection[int] | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str], margins: tuple[str, str] = (" ", ""), *, silent: Collection[int] | None = None) -> None:
         self._tokens, self._stops = TokenText(tokenizer, silent), StopStrings(stops)
         self._lead, self._tail = margins
         self._start: str | None = ""  # None: the answer has begun
@@ -183,7 +181,7 @@ class AnswerText:
         return text[:shown]
 
     def _without_lead(self, text: str) -> str:
-        """Hold text back while it may be what stands in front of the answer."""
+        """Hold text back while it may be what stands before the answer."""
         if self._start is None:
             return text
         self._start += text

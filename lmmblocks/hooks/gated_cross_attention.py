@@ -1,14 +1,14 @@
 """Gated cross-attention: from between the layers of a language model its text looks at the images (Flamingo, IDEFICS).
 
-Motivation: a model whose images are no rows of the text, so that the language model can stay as it was: each look is added behind a tanh
-gate that starts at zero. How it works: in front of each layer in ``layers`` a row attends to the features of one image, the last one of its
-sequence up to its own place (the row that stands for an image sees that image). Rows in front of the first image attend to nothing, their
-gate is closed; the MLP behind is for all rows. Queries are runs of rows, keys the rows of one image each, so attention stays packed
-and needs no mask (``last_image.py``). The images' rows, their keys and their values are computed once per set of images, also behind a
+Motivation: a model whose images are no rows of the text, so that the language model can stay as it was: each look is added after a tanh
+gate that starts at zero. How it works: before each layer in ``layers`` a row attends to the features of one image, the last one of its
+sequence up to its own place (the row that stands for an image sees that image). Rows before the first image attend to nothing, their
+gate is closed; the MLP after is for all rows. Queries are runs of rows, keys the rows of one image each, so attention stays packed
+and needs no mask (``last_image.py``). The images' rows, their keys and their values are computed once per set of images, also with a
 cache (``VisionContext.memo``).
 
 Two things are left to others: ``projectors/image_token.py`` puts the row into the text that stands for an image, and a new document in the
-same row of a batch, behind whose end token IDEFICS' processor hides images, is a segment of its own here.
+same row of a batch, after whose end token IDEFICS' processor hides images, is a segment of its own here.
 
 Source: Alayrac et al., arXiv 2204.14198 (Flamingo); Laurençon et al., arXiv 2306.16527 (IDEFICS); ``modeling_idefics.py`` and
 ``image_attention_mask_for_packed_input_ids`` in ``processing_idefics.py`` of transformers 5.23.
@@ -70,7 +70,7 @@ class _MLP(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Cross-attention and a gated MLP, each behind a norm, each added behind its own tanh gate."""
+    """Cross-attention and a gated MLP, each after a norm, each added after its own tanh gate."""
 
     def __init__(self, cross_attn: _CrossAttention, dim: int, ffn_dim: int, gate: str, eps: float) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Layer(nn.Module):
         return x_TD + _opened(self.alpha_cross_attn) * self.cross_attn(self.input_layernorm(x_TD), k_MNE, v_MNE, segments)
 
     def think(self, x_TD: Tensor) -> Tensor:
-        """Return rows behind the MLP."""
+        """Return rows after the MLP."""
         return x_TD + _opened(self.alpha_dense) * self.mlp(self.post_attention_layernorm(x_TD))
 
 
@@ -99,7 +99,7 @@ class GatedCrossAttention(nn.Module):
     Args:
         in_dim: encoder width ``C``.
         out_dim: decoder width ``D``.
-        layers: the decoder layers in front of which it stands; IDEFICS: every fourth one, from the first on.
+        layers: the decoder layers before which it stands; IDEFICS: every fourth one, from the first on.
         heads: attention heads, of width ``out_dim / heads``.
         ffn_dim: hidden width of the MLPs.
         qk_norm: RMSNorm of queries and keys per head, as IDEFICS' released models have.

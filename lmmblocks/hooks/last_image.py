@@ -23,7 +23,7 @@ class LastImage:
 
     Attributes:
         lengths: rows of each run; they add up to the pass.
-        images: what each run sees: the number of an image, or None in front of the first one of its sequence.
+        images: what each run sees: the number of an image, or None before the first one of its sequence.
     """
 
     lengths: tuple[int, ...]
@@ -78,7 +78,7 @@ def starts_of(context: LayerContext, name: str) -> tuple[int, ...]:
     """
     if context.kept_rows is not None:
         raise LmmError(
-            f"hook {name!r} in front of layer {context.layer} can't tell which image a row sees, because a hook in front of it dropped rows: "
+            f"hook {name!r} before layer {context.layer} can't tell which image a row sees, because a hook before it dropped rows: "
             f"let {name!r} name layers up to the one where rows are dropped, and stand first in the list of hooks"
         )
     return (0,) * len(context.segments.lengths_q) if context.cache is None else tuple(context.cache.lengths)

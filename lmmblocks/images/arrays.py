@@ -26,13 +26,9 @@ def picture_of_array(array: np.ndarray) -> Image.Image:
     """
     shape = f"{array.dtype} array of shape {array.shape}"
     if array.ndim == 3 and array.shape[2] not in _CHANNELS and array.shape[0] in _CHANNELS:
-        raise LmmError(
-            f"an image array is (height, width, channels), found a {shape}: turn it with array.transpose(1, 2, 0)"
-        )
+        raise LmmError(f"an image array is (height, width, channels), found a {shape}: turn it with array.transpose(1, 2, 0)")
     if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] not in _CHANNELS):
-        raise LmmError(
-            f"an image array is (height, width) or (height, width, 1 to 4 channels), found a {shape}: give one picture at a time"
-        )
+        raise LmmError(f"an image array is (height, width) or (height, width, 1 to 4 channels), found a {shape}: give one picture at a time")
     values = _bytes(array, shape)
     if values.ndim == 2 or values.shape[2] == 1:
         return Image.fromarray(np.ascontiguousarray(values.reshape(values.shape[:2])))
@@ -48,9 +44,7 @@ def _bytes(array: np.ndarray, shape: str) -> np.ndarray:
         return (array >> 8).astype(np.uint8)
     if array.dtype.kind == "f":
         return unit_to_bytes(array, f"of a {shape}")
-    raise LmmError(
-        f"an image array is uint8, uint16, float in [0, 1] or bool, found a {shape}: scale it to one of them"
-    )
+    raise LmmError(f"an image array is uint8, uint16, float in [0, 1] or bool, found a {shape}: scale it to one of them")
 
 
 def refuse_source(source: Any) -> LmmError:
@@ -59,9 +53,7 @@ def refuse_source(source: Any) -> LmmError:
     kind = type(source)
     if kind.__module__.partition(".")[0] in ("torch", "jax", "tensorflow") and hasattr(source, "shape"):
         how = "give tensor.permute(1, 2, 0).cpu().numpy() if its channels come first, tensor.cpu().numpy() if last"
-        return LmmError(
-            f"{takes}, found a {kind.__module__.partition('.')[0]} tensor of shape {tuple(source.shape)}: {how}"
-        )
+        return LmmError(f"{takes}, found a {kind.__module__.partition('.')[0]} tensor of shape {tuple(source.shape)}: {how}")
     if source is None:
         return LmmError(f"{takes}, found None: leave it out")
     if isinstance(source, (list, tuple)):

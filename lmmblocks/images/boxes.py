@@ -45,9 +45,7 @@ class Box:
         if not all(math.isfinite(edge) for edge in astuple(self)):
             raise LmmError(f"box {list(astuple(self))} has an edge that is not a finite number")
         if self.x1 >= self.x2 or self.y1 >= self.y2:
-            raise LmmError(
-                f"box {list(astuple(self))} has no area: expected x1 < x2 and y1 < y2 ([left, top, right, bottom])"
-            )
+            raise LmmError(f"box {list(astuple(self))} has no area: expected x1 < x2 and y1 < y2 ([left, top, right, bottom])")
 
     @property
     def area(self) -> float:
@@ -139,9 +137,7 @@ def from_cropped(box: Box, width_px: int, height_px: int, size_px: int = 336) ->
         (box.x2 * size_px + left) / x_scale,
         (box.y2 * size_px + top) / y_scale,
     )
-    return _inside(
-        edges, width_px, height_px, f"box {list(astuple(box))} has no area in a {width_px}x{height_px} image"
-    )
+    return _inside(edges, width_px, height_px, f"box {list(astuple(box))} has no area in a {width_px}x{height_px} image")
 
 
 def format_box(box: Box, *, trailing_zeros: bool = True) -> str:
@@ -212,16 +208,12 @@ def _refuse_outside(box: Box, width_px: int, height_px: int) -> None:
     if width_px < 1 or height_px < 1:
         raise LmmError(f"an image needs at least 1x1 px, found {width_px}x{height_px}")
     if box.x1 < 0 or box.y1 < 0 or box.x2 > width_px or box.y2 > height_px:
-        raise LmmError(
-            f"box {list(astuple(box))} px reaches outside the {width_px}x{height_px} image; is it in another unit?"
-        )
+        raise LmmError(f"box {list(astuple(box))} px reaches outside the {width_px}x{height_px} image; is it in another unit?")
 
 
 def _refuse_unnormalised(box: Box) -> None:
     if min(astuple(box)) < 0 or max(astuple(box)) > 1:
-        raise LmmError(
-            f"box {list(astuple(box))} is not normalised: expected edges in [0, 1]; convert pixels with to_padded"
-        )
+        raise LmmError(f"box {list(astuple(box))} is not normalised: expected edges in [0, 1]; convert pixels with to_padded")
 
 
 def _rounded_apart(low: float, high: float) -> tuple[float, float]:

@@ -55,9 +55,7 @@ class ImageError(LmmError):
         return type(self), (self.kind, str(self))  # errors cross process borders in data loader workers
 
 
-def failure(
-    name: str, error: BaseException, head: bytes, size_bytes: int | None, kind: FileKind | None = None
-) -> ImageError | MachineError:
+def failure(name: str, error: BaseException, head: bytes, size_bytes: int | None, kind: FileKind | None = None) -> ImageError | MachineError:
     """Return what to raise for an image that could not be opened or decoded.
 
     Args:
@@ -73,23 +71,14 @@ def failure(
     if isinstance(error, UnidentifiedImageError):
         return _unknown(name, head, kind)
     reason = str(error) or type(error).__name__
-    if (
-        isinstance(error, EOFError)
-        or any(word in reason.lower() for word in _ENDS_EARLY)
-        or _riff_ends_early(head, size_bytes)
-    ):
+    if isinstance(error, EOFError) or any(word in reason.lower() for word in _ENDS_EARLY) or _riff_ends_early(head, size_bytes):
         return ImageError("truncated", f"image {name} is truncated ({reason}): fetch it again")
     return ImageError("corrupt", f"image {name} cannot be decoded ({reason}): replace the file")
 
 
 def _riff_ends_early(head: bytes, size_bytes: int | None) -> bool:
     """Whether a WebP file is shorter than its header says; its decoder only reports that it failed."""
-    return (
-        size_bytes is not None
-        and head[:4] == b"RIFF"
-        and len(head) >= 8
-        and int.from_bytes(head[4:8], "little") + 8 > size_bytes
-    )
+    return size_bytes is not None and head[:4] == b"RIFF" and len(head) >= 8 and int.from_bytes(head[4:8], "little") + 8 > size_bytes
 
 
 def _unknown(name: str, head: bytes, kind: FileKind | None) -> ImageError:

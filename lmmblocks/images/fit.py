@@ -12,9 +12,7 @@ CHOICES = ("image_fit", "exif", "transparent")
 """What a model, and a stage of its training, choose about pictures, by the names they give it."""
 
 
-def with_choices(
-    preprocess: Any, *, image_fit: str | None = None, exif: str | None = None, transparent: str | None = None
-) -> Any:
+def with_choices(preprocess: Any, *, image_fit: str | None = None, exif: str | None = None, transparent: str | None = None) -> Any:
     """Return the same preprocessing with other choices; None = as it is.
 
     Args:
@@ -54,16 +52,12 @@ def with_reading(preprocess: Any, *, exif: str | None = None, transparent: str |
     Raises:
         LmmError: an unknown value, or a preprocessing that has no such setting.
     """
-    changes = {
-        name: value for name, value in (("exif", exif), ("transparent", transparent)) if value is not None
-    }
+    changes = {name: value for name, value in (("exif", exif), ("transparent", transparent)) if value is not None}
     if hasattr(preprocess, "with_reading"):
         return preprocess.with_reading(**changes)
     lacking = [name for name in changes if not hasattr(preprocess, name)]
     if lacking:
-        raise LmmError(
-            f"the encoder's preprocessing, {type(preprocess).__name__}, has no {lacking[0]}: leave it out"
-        )
+        raise LmmError(f"the encoder's preprocessing, {type(preprocess).__name__}, has no {lacking[0]}: leave it out")
     return replace(preprocess, **changes)
 
 

@@ -42,9 +42,7 @@ MAX_SIDE_PX = 32_768
 """Longest side; padding to a square costs its square."""
 
 
-def load_image(
-    source: ImageSource, *, exif: Exif = "ignore", transparent: Transparent = "drop"
-) -> Image.Image:
+def load_image(source: ImageSource, *, exif: Exif = "ignore", transparent: Transparent = "drop") -> Image.Image:
     """Return ``source`` fully decoded, as RGB.
 
     Args:
@@ -147,9 +145,7 @@ def _binary(source: ImageSource, name: str) -> Iterator[BinaryIO]:
 def _unopened(name: str, error: Exception) -> LmmError:
     """Tell a path that names nothing from a machine that doesn't open it."""
     if name.startswith(URLS):
-        return ImageError(
-            "missing", f"image {name[:80]}: URLs aren't read: download it and give the path of the file"
-        )
+        return ImageError("missing", f"image {name[:80]}: URLs aren't read: download it and give the path of the file")
     machine = machine_failure(f"image {name} cannot be opened", error)
     reason = error.strerror if isinstance(error, OSError) else error
     if machine is not None:
@@ -188,9 +184,7 @@ def _refuse_shape(size: tuple[int, int], name: str) -> None:
 
 def _refuse_closed(image: Image.Image, name: str) -> None:
     """Raise for a PIL image whose pixels are gone."""
-    closed = LmmError(
-        f"image {name} was closed before it was used: give it inside its `with` block, or call .load() in there, or give the path"
-    )
+    closed = LmmError(f"image {name} was closed before it was used: give it inside its `with` block, or call .load() in there, or give the path")
     try:
         unread = image.im is None or not image.im.size  # the latter raises for what an older Pillow closed
     except AssertionError:  # of newer Pillows, for a picture that was not decoded yet

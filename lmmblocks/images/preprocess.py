@@ -66,9 +66,7 @@ class ImagePreprocess(metaclass=ByKeywords):
     def __post_init__(self) -> None:
         check_fields(self)
         if not 1 <= self.patch_px <= self.size_px:
-            raise LmmError(
-                f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}"
-            )
+            raise LmmError(f"expected 1 <= patch_px <= size_px, found patch_px={self.patch_px}, size_px={self.size_px}")
         if self.resize_px is not None and self.resize_px < self.size_px:
             raise LmmError(f"expected resize_px >= size_px, found resize_px={self.resize_px}, size_px={self.size_px}")
 
@@ -127,9 +125,7 @@ class ImagePreprocess(metaclass=ByKeywords):
         return to_hf(self)
 
     @classmethod
-    def from_hf_processor_config(
-        cls, config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None
-    ) -> ImagePreprocess:
+    def from_hf_processor_config(cls, config: Mapping[str, Any], *, patch_px: int, fit: Fit | None = None) -> ImagePreprocess:
         """Read ``preprocessor_config.json``; see ``hf_processor.read_hf``."""
         return cls(**read_hf(config, patch_px=patch_px, fit=fit))
 
@@ -164,9 +160,7 @@ def _crop_centre(image: Image.Image, size_px: int, short_px: int, resample: Imag
     return image.resize(new, resample).crop((left, top, left + size_px, top + size_px))
 
 
-def _pad_to_square(
-    image: Image.Image, size_px: int, colour: tuple[int, int, int], resample: Image.Resampling
-) -> Image.Image:
+def _pad_to_square(image: Image.Image, size_px: int, colour: tuple[int, int, int], resample: Image.Resampling) -> Image.Image:
     """Centre the image on a square of its longest side (offsets rounded down), then scale to ``size_px``.
 
     PIL resizes each row first and the columns of the result next. Rows of padding stay what they are in the first

@@ -57,16 +57,12 @@ def is_transparent(image: Image.Image) -> bool:
         keyed = has_key(image)
         return keyed is not None and bool(keyed.any())
     palette = image.palette.mode if image.mode == "P" and image.palette else ""
-    if not (
-        image.mode in ("RGBA", "LA", "PA") or palette == "RGBA" or "transparency" in image.info
-    ):
+    if not (image.mode in ("RGBA", "LA", "PA") or palette == "RGBA" or "transparency" in image.info):
         return False
     return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
-def to_rgb(
-    image: Image.Image, name: str, exif: Exif = "ignore", transparent: Transparent = "drop"
-) -> Image.Image:
+def to_rgb(image: Image.Image, name: str, exif: Exif = "ignore", transparent: Transparent = "drop") -> Image.Image:
     """Return a decoded picture as RGB.
 
     Args:
@@ -78,16 +74,12 @@ def to_rgb(
     Raises:
         ImageError: values of an unknown range (kind ``range``), or a mode that can't be turned into RGB (``format``).
     """
-    rgb = (
-        _flat(image, name) if transparent == "drop" or not is_transparent(image) else _on(image, name, transparent)
-    )
+    rgb = _flat(image, name) if transparent == "drop" or not is_transparent(image) else _on(image, name, transparent)
     turn = turn_of(image) if exif == "rotate" else None
     if turn is None:
         return rgb
     turned = rgb.transpose(turn)
-    turned.info = {
-        key: value for key, value in turned.info.items() if key not in _EXIF_KEYS
-    }  # it stands now, and must not be turned again
+    turned.info = {key: value for key, value in turned.info.items() if key not in _EXIF_KEYS}  # it stands now, and must not be turned again
     return turned
 
 
@@ -143,9 +135,7 @@ def unit_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
         ImageError: NaN, infinity, or values outside [0, 1] (kind ``range``).
     """
     if not np.isfinite(values).all():
-        raise ImageError(
-            "range", f"image {name} holds NaN or infinity: replace these values by numbers in [0, 1]"
-        )
+        raise ImageError("range", f"image {name} holds NaN or infinity: replace these values by numbers in [0, 1]")
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
         raise ImageError(

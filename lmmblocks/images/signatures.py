@@ -23,9 +23,7 @@ class FileKind:
 
 _CONVERT = "convert it to PNG or JPEG"
 _FRAMES = "save its frames as pictures and list those"
-_HEIC = FileKind(
-    "HEIC", f"{_CONVERT}, or install pillow-heif and call pillow_heif.register_heif_opener() first"
-)
+_HEIC = FileKind("HEIC", f"{_CONVERT}, or install pillow-heif and call pillow_heif.register_heif_opener() first")
 _AVIF = FileKind("AVIF", f"{_CONVERT}, or install Pillow 11.3 or newer, which reads it")
 _JXL = FileKind("JPEG XL", f"{_CONVERT}, or install pillow-jxl-plugin and import pillow_jxl first")
 _VIDEO = FileKind("a video", _FRAMES)
@@ -53,13 +51,9 @@ _STARTS = {
         "parquet",
         "write its rows as JSON, such as with pandas.read_parquet(FILE).to_json(..., orient='records')",
     ),
-    b"ARROW1": FileKind(
-        "arrow", "write its rows as JSON, such as with datasets.Dataset.from_file(FILE).to_json(...)"
-    ),
+    b"ARROW1": FileKind("arrow", "write its rows as JSON, such as with datasets.Dataset.from_file(FILE).to_json(...)"),
     b"SQLite format 3": FileKind("an SQLite database", "write its rows as JSON"),
-    b"\x93NUMPY": FileKind(
-        "a numpy array", "numpy.load reads it, and PIL.Image.fromarray(...).save(...) makes a picture of it"
-    ),
+    b"\x93NUMPY": FileKind("a numpy array", "numpy.load reads it, and PIL.Image.fromarray(...).save(...) makes a picture of it"),
     b"\x89HDF": FileKind("HDF5", "h5py reads it; save its pictures as PNG"),
     b"v/1\x01": FileKind("OpenEXR", "map its range to 8 bits and save it as PNG"),
     b"#?RADIANCE": FileKind("Radiance HDR", "map its range to 8 bits and save it as PNG"),

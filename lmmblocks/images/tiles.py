@@ -2,7 +2,7 @@
 
 LLaVA-NeXT (``llava/mm_utils.py``: ``select_best_resolution, resize_and_pad_image, process_anyres_image``; the same in transformers'
 ``LlavaNextImageProcessor``): of the resolutions on offer take the one that keeps the most of the picture's pixels and wastes the
-fewest, scale the picture into it, pad with black to both sides, cut into tiles; in front of them goes the whole picture, squashed to
+fewest, scale the picture into it, pad with black to both sides, cut into tiles; before them goes the whole picture, squashed to
 one tile. LLaVA-1.5-HD (arXiv 2310.03744, section 3.4) does the same with every grid of up to six tiles: :func:`resolutions_up_to`.
 """
 
@@ -195,13 +195,8 @@ class TilePreprocess(metaclass=ByKeywords):
 def resolution_problem(resolutions: Any) -> str | None:
     """Say what is wrong with the form of resolutions, None if nothing is."""
     pairs = isinstance(resolutions, (tuple, list)) and all(
-        isinstance(entry, (tuple, list))
-        and len(entry) == 2
-        and all(isinstance(px, int) and px > 0 for px in entry)
-        for entry in resolutions
+        isinstance(entry, (tuple, list)) and len(entry) == 2 and all(isinstance(px, int) and px > 0 for px in entry) for entry in resolutions
     )
     if pairs and resolutions:
         return None
-    return (
-        f"expected (height, width) pairs in pixels, such as {LLAVA_NEXT_RESOLUTIONS}, found {resolutions!r}"
-    )
+    return f"expected (height, width) pairs in pixels, such as {LLAVA_NEXT_RESOLUTIONS}, found {resolutions!r}"

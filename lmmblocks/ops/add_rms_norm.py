@@ -47,17 +47,13 @@ def add_rms_norm(
     return dispatch("add_rms_norm", x, residual, weight_D, eps, offset, backend=backend)
 
 
-def add_rms_norm_reference(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm_reference(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
     """The sum, rounded to the dtype of ``x``, then the reference of the norm."""
     summed = x + residual
     return rms_norm_reference(summed, weight_D, eps, offset), summed
 
 
-def add_rms_norm_composed(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm_composed(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
     """The sum, then :func:`rms_norm` as its own ladder has it."""
     summed = x + residual
     return rms_norm(summed, weight_D, eps, offset=offset), summed
@@ -76,17 +72,13 @@ _BWD = kernel_op(
     "add_rms_norm_bwd(Tensor summed, Tensor weight, Tensor rstd, Tensor grad, Tensor grad_summed, float offset=0.0,"
     " bool weight_grad=True) -> (Tensor, Tensor)",
     "rms_norm:add_rms_norm_bwd",
-    lambda summed, weight, rstd, grad, grad_summed, offset=0.0, weight_grad=True: gradients_like(
-        summed, weight, weight_grad
-    ),
+    lambda summed, weight, rstd, grad, grad_summed, offset=0.0, weight_grad=True: gradients_like(summed, weight, weight_grad),
 )
 
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
         y, summed, rstd_R = _FWD(x, residual, weight_D, eps, offset)
         ctx.save_for_backward(summed, weight_D, rstd_R)
         ctx.offset = offset
@@ -109,27 +101,21 @@ class _AddRMSNorm(torch.autograd.Function):
         return dx, dx, dw_D if wanted else None, None, None
 
 
-def add_rms_norm_triton(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm_triton(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> tuple[Tensor, Tensor]:
     """One pass forward, one pass and a short sum backward, which takes the gradients of both results."""
     if unrecorded(x, residual, weight_D):
         return _FWD(x, residual, weight_D, eps, offset)[:2]
     return _AddRMSNorm.apply(x, residual, weight_D, eps, offset)
 
 
-def _triton_supports(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> bool | str:
+def _triton_supports(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> bool | str:
     return row_refusal(x, weight_D, residual=residual) or True
 
 
-def _triton_trusted(
-    x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
-) -> bool | str:
+def _triton_trusted(x: Tensor, residual: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0) -> bool | str:
     return triton_distrust("add_rms_norm", x) or True
 
 
-ADD_RMS_NORM_TRITON = Implementation('triton', add_rms_norm_triton, _triton_supports, _triton_trusted)
-ADD_RMS_NORM_COMPOSED = Implementation('composed', add_rms_norm_composed)
-ADD_RMS_NORM_REFERENCE = Implementation('reference', add_rms_norm_reference)
+ADD_RMS_NORM_TRITON = Implementation("triton", add_rms_norm_triton, _triton_supports, _triton_trusted)
+ADD_RMS_NORM_COMPOSED = Implementation("composed", add_rms_norm_composed)
+ADD_RMS_NORM_REFERENCE = Implementation("reference", add_rms_norm_reference)

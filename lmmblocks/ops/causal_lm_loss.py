@@ -68,17 +68,13 @@ def causal_lm_loss(
             "don't shift or flatten one of them alone"
         )
     if capacity is not None and capacity < 1:
-        raise LmmError(
-            f"causal_lm_loss: capacity must be 1 or more, found {capacity}: leave it out to take every row"
-        )
+        raise LmmError(f"causal_lm_loss: capacity must be 1 or more, found {capacity}: leave it out to take every row")
     targets = (labels if shifted else F.pad(labels, (0, 1), value=ignore_index)[..., 1:]).flatten()
     if ignore_index != IGNORED:
         targets = torch.where(targets == ignore_index, IGNORED, targets)
     hidden_TD, kept, most = hidden.flatten(0, -2), targets != IGNORED, capacity
     if labels.device.type == "cpu":
-        most = (
-            max(1, int(kept.sum())) if capacity is None else capacity
-        )  # counting on the host waits for no device
+        most = max(1, int(kept.sum())) if capacity is None else capacity  # counting on the host waits for no device
     overflow = None
     if most is not None and most < targets.shape[0]:
         rows = torch.argsort(~kept, stable=True)[:most]
@@ -88,12 +84,8 @@ def causal_lm_loss(
             hidden_TD.index_select(0, rows.to(hidden.device, non_blocking=True)),
         )
     targets = targets.to(hidden.device, non_blocking=True)
-    normalizer = (
-        num_items_in_batch.to(hidden.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-    )
-    loss = linear_cross_entropy(
-        hidden_TD, weight_VD, targets, normalizer=normalizer, softcap=softcap, bias_V=bias_V, backend=backend
-    )
+    normalizer = num_items_in_batch.to(hidden.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+    loss = linear_cross_entropy(hidden_TD, weight_VD, targets, normalizer=normalizer, softcap=softcap, bias_V=bias_V, backend=backend)
     if overflow is None:
         return loss
     return loss * torch.where(overflow.to(hidden.device, non_blocking=True), float("nan"), 1.0)

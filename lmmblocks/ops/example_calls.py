@@ -45,15 +45,11 @@ class Examples:
             "attention (one new token)": self._decode,
             "attention_of_cls": lambda: attention_of_cls(self._new(2, 16, 64), self._new(2, 577, 16, 64), 1),
             "geglu": lambda: geglu(self._rows(FFN), self._rows(FFN)),
-            "last_row_scores": lambda: last_row_scores(
-                *self._heads()[:2], Segments.of(LENGTHS, device=device)
-            ),
+            "last_row_scores": lambda: last_row_scores(*self._heads()[:2], Segments.of(LENGTHS, device=device)),
             "layer_norm": lambda: layer_norm(self._rows(TOWER), self._new(TOWER), self._new(TOWER)),
             "linear_cross_entropy": self._loss,
             "paged_attention": self._paged,
-            "qk_norm_rope": lambda: qk_norm_rope(
-                *self._heads()[:2], self._new(HEAD), self._new(HEAD), *self._table()
-            ),
+            "qk_norm_rope": lambda: qk_norm_rope(*self._heads()[:2], self._new(HEAD), self._new(HEAD), *self._table()),
             "quick_gelu": lambda: quick_gelu(self._rows(TOWER)),
             "rms_norm": lambda: rms_norm(self._rows(DIM), self._new(DIM)),
             "rope": lambda: rope(*self._heads()[:2], *self._table()),

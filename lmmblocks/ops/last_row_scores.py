@@ -51,9 +51,7 @@ def last_row_scores(
     return dispatch("last_row_scores", q_TNE, k_TKE, segments, scale, window, softcap, backend=backend)
 
 
-def last_row_scores_reference(
-    q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+def last_row_scores_reference(q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """The formula in fp32, one segment at a time."""
     wide = torch.promote_types(q_TNE.dtype, torch.float32)
     group = q_TNE.shape[1] // k_TKE.shape[1]
@@ -70,24 +68,18 @@ def last_row_scores_reference(
     return scores_Tk
 
 
-def last_row_scores_triton(
-    q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+def last_row_scores_triton(q_TNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> Tensor:
     """The kernel of ``ops.row_scores``, which finds the last row of each segment on the device."""
     return launched(q_TNE, k_TKE, segments, scale, window, softcap, last=True)
 
 
-def _triton_supports(
-    q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
-) -> bool | str:
+def _triton_supports(q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> bool | str:
     return kernel_refusal(q, k, 1, False) or True
 
 
-def _triton_trusted(
-    q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None
-) -> bool | str:
+def _triton_trusted(q: Tensor, k: Tensor, segments: Segments, scale: float, window: int | None, softcap: float | None) -> bool | str:
     return triton_distrust("last_row_scores", k) or True
 
 
-LAST_ROW_SCORES_TRITON = Implementation('triton', last_row_scores_triton, _triton_supports, _triton_trusted)
-LAST_ROW_SCORES_REFERENCE = Implementation('reference', last_row_scores_reference)
+LAST_ROW_SCORES_TRITON = Implementation("triton", last_row_scores_triton, _triton_supports, _triton_trusted)
+LAST_ROW_SCORES_REFERENCE = Implementation("reference", last_row_scores_reference)

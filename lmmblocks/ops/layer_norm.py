@@ -18,9 +18,7 @@ from .row_refusal import row_refusal, rows_fit
 from .triton_gate import triton_distrust
 
 
-def layer_norm(
-    x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float = 1e-5, *, backend: str = "auto"
-) -> Tensor:
+def layer_norm(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float = 1e-5, *, backend: str = "auto") -> Tensor:
     """Normalise the last dimension of ``x`` by its mean and variance.
 
     Args:
@@ -110,5 +108,5 @@ def _triton_trusted(x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> 
     return triton_distrust("layer_norm", x) or True
 
 
-LAYER_NORM_TRITON = Implementation('triton', layer_norm_triton, _triton_supports, _triton_trusted)
-LAYER_NORM_REFERENCE = Implementation('reference', layer_norm_reference)
+LAYER_NORM_TRITON = Implementation("triton", layer_norm_triton, _triton_supports, _triton_trusted)
+LAYER_NORM_REFERENCE = Implementation("reference", layer_norm_reference)

@@ -41,11 +41,7 @@ class KernelOp:
 
 def _somebody_listens() -> bool:
     """Whether calls must be seen by torch: a dispatch mode, a transform of functions, or the profiler."""
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._autograd._profiler_enabled()
-    )
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._functorch.maybe_current_level() is not None or torch._C._autograd._profiler_enabled()
 
 
 def unrecorded(*tensors: Tensor) -> bool:

@@ -105,9 +105,7 @@ def linear_cross_entropy_reference(
     return reduced(_row_losses(hidden_RD, weight_VD, targets_R, softcap, bias_V), weights_R, normalizer, reduction)
 
 
-def _row_losses(
-    hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
-) -> Tensor:
+def _row_losses(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None) -> Tensor:
     logits_RV = F.linear(hidden_RD, weight_VD, bias_V)
     wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     return F.cross_entropy(softcapped(wide_RV, softcap), targets_R, reduction="none", ignore_index=IGNORED)
@@ -115,9 +113,7 @@ def _row_losses(
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, softcap: float | None, bias_V: Tensor | None) -> Tensor:
         ctx.compute, ctx.softcap = compute_dtype(hidden_RD), softcap
         head_VD, shift_V = weight_VD.to(ctx.compute), None if bias_V is None else bias_V.to(ctx.compute)
         chunks = [slice(i, i + CHUNK_ROWS) for i in range(0, hidden_RD.shape[0], CHUNK_ROWS)]
@@ -187,5 +183,5 @@ def _torch_supports(hidden_RD: Tensor, *others: Any) -> bool | str:
     return True if hidden_RD.shape[0] > CHUNK_ROWS else f"the rows fit one chunk of {CHUNK_ROWS}: nothing to save"
 
 
-LINEAR_CROSS_ENTROPY_TORCH = Implementation('torch', linear_cross_entropy_torch, _torch_supports)
-LINEAR_CROSS_ENTROPY_REFERENCE = Implementation('reference', linear_cross_entropy_reference)
+LINEAR_CROSS_ENTROPY_TORCH = Implementation("torch", linear_cross_entropy_torch, _torch_supports)
+LINEAR_CROSS_ENTROPY_REFERENCE = Implementation("reference", linear_cross_entropy_reference)

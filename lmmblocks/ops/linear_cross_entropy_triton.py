@@ -119,21 +119,15 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_RD, weight_VD, bias_V, targets_R)
         ctx.softcap, ctx.compute = softcap, compute
-        return _LOSSES(
-            hidden_RD.to(compute), weight_VD.to(compute), targets_R, _cast(bias_V, compute), softcap
-        )
+        return _LOSSES(hidden_RD.to(compute), weight_VD.to(compute), targets_R, _cast(bias_V, compute), softcap)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_RD, weight_VD, bias_V, targets_R = ctx.saved_tensors
         needs, dtypes = list(ctx.needs_input_grad[:3]), (hidden_RD.dtype, weight_VD.dtype)
-        hidden_RD, head_VD, shift_V = (
-            _cast(tensor, ctx.compute) for tensor in (hidden_RD, weight_VD, bias_V)
-        )
-        _, dh, dw, db = _GRADS(
-            hidden_RD, head_VD, targets_R, grads[0].contiguous(), shift_V, ctx.softcap, needs, *dtypes
-        )
+        hidden_RD, head_VD, shift_V = (_cast(tensor, ctx.compute) for tensor in (hidden_RD, weight_VD, bias_V))
+        _, dh, dw, db = _GRADS(hidden_RD, head_VD, targets_R, grads[0].contiguous(), shift_V, ctx.softcap, needs, *dtypes)
         db = _cast(db, None if bias_V is None else bias_V.dtype)
         return (*(grad if needed else None for needed, grad in zip(needs, (dh, dw, db))), None, None, None)
 
@@ -162,9 +156,7 @@ def linear_cross_entropy_triton(
             factors_R = factors_R * weights_R
         if normalizer is not None:
             factors_R = factors_R / normalizer
-        return _MadeInForward.apply(
-            hidden_RD, weight_VD, bias_V, targets_R, factors_R.float().contiguous(), softcap, needs, compute
-        )
+        return _MadeInForward.apply(hidden_RD, weight_VD, bias_V, targets_R, factors_R.float().contiguous(), softcap, needs, compute)
     losses_R = _Recomputed.apply(hidden_RD, weight_VD, bias_V, targets_R, softcap, compute)
     return reduced(losses_R, weights_R, normalizer, reduction)
 
@@ -191,4 +183,4 @@ def _triton_trusted(hidden_RD: Tensor, *others: Any) -> bool | str:
     return triton_distrust("linear_cross_entropy", hidden_RD) or True
 
 
-LINEAR_CROSS_ENTROPY_TRITON = Implementation('triton', linear_cross_entropy_triton, _triton_supports, _triton_trusted)
+LINEAR_CROSS_ENTROPY_TRITON = Implementation("triton", linear_cross_entropy_triton, _triton_supports, _triton_trusted)

@@ -50,18 +50,12 @@ class Override:
         """
         named = dict(model.named_modules())
         _check(named, choices)
-        self.modules = {
-            name: chosen
-            for name, chosen in _per_module(named, choices).items()
-            if chosen and _may_call_ops(named[name])
-        }
+        self.modules = {name: chosen for name, chosen in _per_module(named, choices).items() if chosen and _may_call_ops(named[name])}
         self._handles: list[RemovableHandle] = []
         for name, chosen in self.modules.items():
             enter = _Enter(chosen)
             self._handles.append(named[name].register_forward_pre_hook(enter))
-            self._handles.append(
-                named[name].register_forward_hook(_Leave(enter), always_call=True, prepend=True)
-            )
+            self._handles.append(named[name].register_forward_hook(_Leave(enter), always_call=True, prepend=True))
 
         _ACTIVE[id(self)] = f"override {next(_COUNT)}"
         note_overrides(", ".join(_ACTIVE.values()))
@@ -99,9 +93,7 @@ class _Leave:
         pop(self.enter)
 
 
-def _per_module(
-    named: Mapping[str, nn.Module], choices: Mapping[str, Mapping[str, str]]
-) -> dict[str, dict[str, str]]:
+def _per_module(named: Mapping[str, nn.Module], choices: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
     """Return what holds for each module: what holds around it, and the patterns that match it and nothing around it."""
     holds: dict[str, dict[str, str]] = {}
     matched: dict[str, frozenset[str]] = {}
@@ -136,9 +128,7 @@ def _check(named: Mapping[str, nn.Module], choices: Mapping[str, Mapping[str, st
         if not found:
             problems.append(f"no module is named like {pattern!r}{_nearest(pattern, named)}")
         elif not any(map(_may_call_ops, inside)):
-            problems.append(
-                f"{pattern!r} matches only modules of torch.nn ({found[0]!r}), which call no op: name the module around them"
-            )
+            problems.append(f"{pattern!r} matches only modules of torch.nn ({found[0]!r}), which call no op: name the module around them")
         try:
             check_choices(chosen)
         except LmmError as error:
@@ -149,11 +139,7 @@ def _check(named: Mapping[str, nn.Module], choices: Mapping[str, Mapping[str, st
 
 def _nearest(pattern: str, named: Mapping[str, nn.Module]) -> str:
     """Name the module whose name is nearest to a pattern that matches none."""
-    return (
-        closest(pattern, named)
-        or closest(pattern.replace("*", "").strip("."), named)
-        or f"; the outermost are {_outermost(named)}"
-    )
+    return closest(pattern, named) or closest(pattern.replace("*", "").strip("."), named) or f"; the outermost are {_outermost(named)}"
 
 
 def _outermost(named: Mapping[str, nn.Module]) -> str:

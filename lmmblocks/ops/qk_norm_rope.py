@@ -1,4 +1,4 @@
-"""Norm of each head of queries and keys, then rotary embedding: what Qwen3 and Gemma 3 do in front of attention."""
+"""Norm of each head of queries and keys, then rotary embedding: what Qwen3 and Gemma 3 do before attention."""
 
 from __future__ import annotations
 
@@ -46,13 +46,11 @@ def qk_norm_rope(
     check_turn("qk_norm_rope", q_TNE, k_TKE, cos_TE, sin_TE)
     if q_weight_E.dim() != 1 or q_weight_E.shape != k_weight_E.shape or q_weight_E.numel() != q_TNE.shape[2]:
         raise misfit("qk_norm_rope needs weights (E,) for q (T,N,E)", q=q_TNE, q_weight=q_weight_E, k_weight=k_weight_E)
-    return dispatch(
-        "qk_norm_rope", q_TNE, k_TKE, q_weight_E, k_weight_E, cos_TE, sin_TE, eps, offset, backend=backend
-    )
+    return dispatch("qk_norm_rope", q_TNE, k_TKE, q_weight_E, k_weight_E, cos_TE, sin_TE, eps, offset, backend=backend)
 
 
 def _in_turn(norm: Callable[..., Tensor], turn: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Return the implementation that runs the two ops one behind the other."""
+    """Return the implementation that runs the two ops one after the other."""
 
     def run(
         q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float, offset: float = 0.0
@@ -67,8 +65,7 @@ qk_norm_rope_composed = _in_turn(rms_norm, rope)
 
 
 _FWD = kernel_op(
-    "qk_norm_rope_fwd(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps, float offset=0.0)"
-    " -> (Tensor, Tensor)",
+    "qk_norm_rope_fwd(Tensor q, Tensor k, Tensor q_weight, Tensor k_weight, Tensor cos, Tensor sin, float eps, float offset=0.0) -> (Tensor, Tensor)",
     "qk_norm_rope:qk_norm_rope_fwd",
     lambda q, k, q_weight, k_weight, cos, sin, eps, offset=0.0: (q.new_empty(q.shape), k.new_empty(k.shape)),
 )
@@ -114,9 +111,7 @@ def qk_norm_rope_triton(*call: Any) -> tuple[Tensor, Tensor]:
     return _FWD(*call) if unrecorded(*call[:4]) else _QKNormRope.apply(*call)
 
 
-def _triton_supports(
-    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *constants: float
-) -> bool | str:
+def _triton_supports(q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, *constants: float) -> bool | str:
     problem = rope_refusal(q, k, cos, sin)
     if problem is not None:
         return problem
@@ -132,6 +127,6 @@ def _triton_trusted(q: Tensor, *others: Any) -> bool | str:
     return triton_distrust("qk_norm_rope", q) or True
 
 
-QK_NORM_ROPE_TRITON = Implementation('triton', qk_norm_rope_triton, _triton_supports, _triton_trusted)
-QK_NORM_ROPE_COMPOSED = Implementation('composed', qk_norm_rope_composed)
-QK_NORM_ROPE_REFERENCE = Implementation('reference', qk_norm_rope_reference)
+QK_NORM_ROPE_TRITON = Implementation("triton", qk_norm_rope_triton, _triton_supports, _triton_trusted)
+QK_NORM_ROPE_COMPOSED = Implementation("composed", qk_norm_rope_composed)
+QK_NORM_ROPE_REFERENCE = Implementation("reference", qk_norm_rope_reference)

@@ -16,9 +16,7 @@ from .row_refusal import row_refusal, rows_fit
 from .triton_gate import triton_distrust
 
 
-def rms_norm(
-    x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, offset: float = 0.0, backend: str = "auto"
-) -> Tensor:
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float = 1e-5, *, offset: float = 0.0, backend: str = "auto") -> Tensor:
     """Normalise the last dimension of ``x`` by its root mean square.
 
     Args:
@@ -65,11 +63,7 @@ def _torch_supports(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
         return True
     if x.dtype != weight_D.dtype:
         return f"x is {x.dtype} but the weight is {weight_D.dtype}"
-    return (
-        True
-        if x.dtype in (torch.float32, torch.float64)
-        else "rounds once instead of twice below fp32, unlike Llama"
-    )
+    return True if x.dtype in (torch.float32, torch.float64) else "rounds once instead of twice below fp32, unlike Llama"
 
 
 RMS_NORM_FWD = kernel_op(
@@ -126,6 +120,6 @@ def _triton_trusted(x: Tensor, weight_D: Tensor, eps: float, offset: float = 0.0
     return triton_distrust("rms_norm", x) or True
 
 
-RMS_NORM_TRITON = Implementation('triton', rms_norm_triton, _triton_supports, _triton_trusted)
-RMS_NORM_TORCH = Implementation('torch', rms_norm_torch, _torch_supports)
-RMS_NORM_REFERENCE = Implementation('reference', rms_norm_reference)
+RMS_NORM_TRITON = Implementation("triton", rms_norm_triton, _triton_supports, _triton_trusted)
+RMS_NORM_TORCH = Implementation("torch", rms_norm_torch, _torch_supports)
+RMS_NORM_REFERENCE = Implementation("reference", rms_norm_reference)

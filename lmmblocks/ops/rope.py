@@ -24,9 +24,7 @@ def rope_frequencies(head_dim: int, theta: float, device: torch.device | str = "
     return 1.0 / (theta**exponent)
 
 
-def rope_table(
-    positions_T: Tensor, head_dim: int, theta: float = 10000.0, *, frequencies: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def rope_table(positions_T: Tensor, head_dim: int, theta: float = 10000.0, *, frequencies: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return fp32 ``cos_TE, sin_TE`` of the rotation angles.
 
     Args:
@@ -85,9 +83,7 @@ def check_turn(op: str, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Te
     raise misfit(needs, q=q_TNE, k=k_TKE, cos=cos_TE, sin=sin_TE)
 
 
-def rope_reference(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
-) -> tuple[Tensor, Tensor]:
+def rope_reference(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor]:
     """The formula, the table rounded to the dtype of ``q`` first, as Llama does."""
     cos, sin = cos_TE[:, None].to(q_TNE.dtype), sin_TE[:, None].to(q_TNE.dtype)
     q_out, k_out = _rotated(q_TNE, cos, sin), _rotated(k_TKE, cos, sin)
@@ -126,9 +122,7 @@ def unit_stride(grad: Tensor) -> Tensor:
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(cos_TE, sin_TE)
         return _APART(q_TNE, k_TKE, cos_TE, sin_TE)
 
@@ -158,9 +152,7 @@ class _RopeInPlace(torch.autograd.Function):
         return _APART(grad, grad[:, :0], *ctx.saved_tensors, True)[0], None, None
 
 
-def rope_triton(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
-) -> tuple[Tensor, Tensor]:
+def rope_triton(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor]:
     """One launch for queries and keys, one for both gradients; in place while autograd records, one for each."""
     if not inplace:
         return _APART(q_TNE, k_TKE, cos_TE, sin_TE) if unrecorded(q_TNE, k_TKE) else _Rope.apply(q_TNE, k_TKE, cos_TE, sin_TE)
@@ -186,17 +178,13 @@ def rope_refusal(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -
     return triton_refusal(q_TNE, k_TKE, cos_TE, sin_TE)
 
 
-def _triton_supports(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
-) -> bool | str:
+def _triton_supports(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False) -> bool | str:
     return rope_refusal(q_TNE, k_TKE, cos_TE, sin_TE) or True
 
 
-def _triton_trusted(
-    q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False
-) -> bool | str:
+def _triton_trusted(q_TNE: Tensor, k_TKE: Tensor, cos_TE: Tensor, sin_TE: Tensor, inplace: bool = False) -> bool | str:
     return triton_distrust("rope", q_TNE) or True
 
 
-ROPE_TRITON = Implementation('triton', rope_triton, _triton_supports, _triton_trusted)
-ROPE_REFERENCE = Implementation('reference', rope_reference)
+ROPE_TRITON = Implementation("triton", rope_triton, _triton_supports, _triton_trusted)
+ROPE_REFERENCE = Implementation("reference", rope_reference)

@@ -28,9 +28,7 @@ ROW_SCORES = kernel_op(
     "row_scores(Tensor q, Tensor k, Tensor cu_q, Tensor cu_k, SymInt longest_q, SymInt longest_k, bool even, float scale, SymInt? window, "
     "float? softcap, bool last=False) -> Tensor",
     "row_scores:row_scores",
-    lambda q, k, cu_q, cu_k, longest_q, longest_k, even, scale, window, softcap, last=False: k.new_empty(
-        k.shape[0], dtype=torch.float32
-    ),
+    lambda q, k, cu_q, cu_k, longest_q, longest_k, even, scale, window, softcap, last=False: k.new_empty(k.shape[0], dtype=torch.float32),
 )
 
 
@@ -60,27 +58,16 @@ def row_scores(
         LmmError: shapes that don't fit together.
     """
     require_segments("row_scores", "segments", segments)
-    if (
-        q_RNE.dim() != 3
-        or k_TKE.dim() != 3
-        or q_RNE.shape[2] != k_TKE.shape[2]
-        or q_RNE.shape[1] % k_TKE.shape[1]
-    ):
-        raise LmmError(
-            f"row_scores needs q (R,N,E) and k (T,K,E), N a multiple of K: found {tuple(q_RNE.shape)}, {tuple(k_TKE.shape)}"
-        )
+    if q_RNE.dim() != 3 or k_TKE.dim() != 3 or q_RNE.shape[2] != k_TKE.shape[2] or q_RNE.shape[1] % k_TKE.shape[1]:
+        raise LmmError(f"row_scores needs q (R,N,E) and k (T,K,E), N a multiple of K: found {tuple(q_RNE.shape)}, {tuple(k_TKE.shape)}")
     if q_RNE.shape[0] < sum(segments.lengths_q) or k_TKE.shape[0] < sum(segments.lengths_k):
         found = (q_RNE.shape[0], k_TKE.shape[0])
-        raise LmmError(
-            f"row_scores: segments need {sum(segments.lengths_q)} rows and {sum(segments.lengths_k)} keys, found {found}"
-        )
+        raise LmmError(f"row_scores: segments need {sum(segments.lengths_q)} rows and {sum(segments.lengths_k)} keys, found {found}")
     scale = q_RNE.shape[-1] ** -0.5 if scale is None else scale
     return dispatch("row_scores", q_RNE, k_TKE, segments, scale, softcap, backend=backend)
 
 
-def row_scores_reference(
-    q_RNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, softcap: float | None
-) -> Tensor:
+def row_scores_reference(q_RNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, softcap: float | None) -> Tensor:
     """The formula in fp32, one segment at a time."""
     wide = torch.promote_types(q_RNE.dtype, torch.float32)
     group, parts = q_RNE.shape[1] // k_TKE.shape[1], []
@@ -103,9 +90,7 @@ def _rows(segments: Segments) -> Iterator[tuple[slice, slice]]:
         yield slice(q_end - len_q, q_end), slice(k_end - len_k, k_end)
 
 
-def row_scores_triton(
-    q_RNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, softcap: float | None
-) -> Tensor:
+def row_scores_triton(q_RNE: Tensor, k_TKE: Tensor, segments: Segments, scale: float, softcap: float | None) -> Tensor:
     """Keys read once; three launches."""
     return launched(q_RNE, k_TKE, segments, scale, None, softcap, last=False)
 
@@ -122,9 +107,7 @@ def launched(
 ) -> Tensor:
     """Run the kernel for given rows, or for the last one of each segment."""
     even = len(set(segments.lengths_k)) == 1 and sum(segments.lengths_k) == k.shape[0]
-    return ROW_SCORES(
-        q, k, segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, even, scale, window, softcap, last
-    )
+    return ROW_SCORES(q, k, segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, even, scale, window, softcap, last)
 
 
 def kernel_refusal(q: Tensor, k: Tensor, rows: int, needs_gradient: bool) -> str | None:
@@ -148,15 +131,13 @@ def _trusted(q: Tensor, k: Tensor, segments: Segments, scale: float, softcap: fl
     return triton_distrust("row_scores", k) or True
 
 
-def attention_of_cls(
-    query_INE: Tensor, keys_ITNE: Tensor, prefix: int, *, scale: float | None = None, backend: str = "auto"
-) -> Tensor:
+def attention_of_cls(query_INE: Tensor, keys_ITNE: Tensor, prefix: int, *, scale: float | None = None, backend: str = "auto") -> Tensor:
     """Return the attention that the first token of each image pays to its patches, mean over heads.
 
     Args:
         query_INE: query of the CLS token of each image.
         keys_ITNE: keys of all tokens, over which the softmax runs.
-        prefix: tokens in front of the patches, which are left out of the result.
+        prefix: tokens before the patches, which are left out of the result.
         scale: default ``E ** -0.5``.
         backend: ``auto`` or the name of an implementation.
 
@@ -193,7 +174,7 @@ def _cls_trusted(query: Tensor, keys: Tensor, prefix: int, scale: float) -> bool
     return triton_distrust("attention_of_cls", keys) or True
 
 
-ROW_SCORES_TRITON = Implementation('triton', row_scores_triton, _supports, _trusted)
-ROW_SCORES_REFERENCE = Implementation('reference', row_scores_reference)
-ATTENTION_OF_CLS_TRITON = Implementation('triton', attention_of_cls_triton, _cls_supports, _cls_trusted)
-ATTENTION_OF_CLS_REFERENCE = Implementation('reference', attention_of_cls_reference)
+ROW_SCORES_TRITON = Implementation("triton", row_scores_triton, _supports, _trusted)
+ROW_SCORES_REFERENCE = Implementation("reference", row_scores_reference)
+ATTENTION_OF_CLS_TRITON = Implementation("triton", attention_of_cls_triton, _cls_supports, _cls_trusted)
+ATTENTION_OF_CLS_REFERENCE = Implementation("reference", attention_of_cls_reference)

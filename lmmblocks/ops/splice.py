@@ -58,9 +58,7 @@ def _misfits(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan) -> list[str
     problems, (vocabulary, width) = [], table_VD.shape
     expected, found = plan.image_rows.shape[0], image_rows.shape[:-1].numel()
     if found != expected:
-        problems.append(
-            f"the plan places {expected} image rows, the projector gave {found}: make the projector's out_grid() and its output agree"
-        )
+        problems.append(f"the plan places {expected} image rows, the projector gave {found}: make the projector's out_grid() and its output agree")
     if image_rows.shape[-1] != width:
         problems.append(f"image rows are {image_rows.shape[-1]} wide, the decoder is {width} wide")
     if plan.largest_id >= vocabulary:
@@ -74,9 +72,7 @@ def _gradient_misfits(table_VD: Tensor, plan: SplicePlan) -> list[str]:
     problems = []
     learns = table_VD.requires_grad and torch.is_grad_enabled()
     if learns and plan.has_slack and plan.total_rows and not plan.token_order.shape[0]:
-        problems.append(
-            "the plan was made with gradient=False but the table is trainable: make it with gradient=True, or freeze the table"
-        )
+        problems.append("the plan was made with gradient=False but the table is trainable: make it with gradient=True, or freeze the table")
     return problems
 
 
@@ -94,7 +90,7 @@ class _Splice(torch.autograd.Function):
         ctx.scale = None if scale is None else table_VD.new_full((), scale)
         ctx.main_VD = main_VD
         rows = plan.source.shape[0]
-        # One slack row behind the packed ones takes the image rows that were truncated away: no host sync, no boolean index.
+        # One slack row after the packed ones takes the image rows that were truncated away: no host sync, no boolean index.
         embeds = table_VD.new_empty(rows + 1, table_VD.shape[1])
         torch.index_select(table_VD, 0, plan.source.clamp_min(0), out=embeds[:rows])
         if ctx.scale is not None:
@@ -146,4 +142,4 @@ def splice_reference(
     return _Splice.apply(table_VD, image_rows.reshape(-1, table_VD.shape[1]), plan, scale, accumulate_into)
 
 
-SPLICE_REFERENCE = Implementation('reference', splice_reference)
+SPLICE_REFERENCE = Implementation("reference", splice_reference)

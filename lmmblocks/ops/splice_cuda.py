@@ -121,9 +121,7 @@ def splice_bwd_table_into(
     _launch_table(main_grad_VD, grad_TD, token_order_K, partial_PD, bounds, scale, adding=True)
 
 
-def _launch_table(
-    out: Tensor, grad: Tensor, order: Tensor, partial: Tensor, bounds: Tensor, scale: float | None, adding: bool
-) -> None:
+def _launch_table(out: Tensor, grad: Tensor, order: Tensor, partial: Tensor, bounds: Tensor, scale: float | None, adding: bool) -> None:
     _launch(
         "splice_backward_table",
         grad,
@@ -158,14 +156,10 @@ def splice_cuda(
     accumulate_into: Tensor | None,
 ) -> Tensor:
     """One launch forward, two backward, one where the table is frozen; strided image rows are read where they lie."""
-    return KernelSplice.apply(
-        "cuda", table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into
-    )
+    return KernelSplice.apply("cuda", table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into)
 
 
-def _supports(
-    table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None
-) -> bool | str:
+def _supports(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None) -> bool | str:
     indices = (plan.source, plan.image_rows, plan.token_order)
     if not all(tensor.is_contiguous() and tensor.dtype == torch.int32 for tensor in indices):
         return "source, image_rows and token_order of the plan must be contiguous int32"
@@ -176,4 +170,4 @@ def _trusted(table_VD: Tensor, *rest: Any) -> bool | str:
     return cuda_distrust("splice", table_VD) or True
 
 
-SPLICE_CUDA = Implementation('cuda', splice_cuda, _supports, _trusted)
+SPLICE_CUDA = Implementation("cuda", splice_cuda, _supports, _trusted)

@@ -56,9 +56,7 @@ def define_kernels(name: str, suffix: str, forward: str, backward: str) -> None:
     bwd_table = kernel_op(
         f"splice_bwd_table{suffix}(Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale, ScalarType dtype) -> Tensor",
         f"{backward}:splice_bwd_table",
-        lambda grad, token_order, partial, bounds, scale, dtype: grad.new_empty(
-            bounds.shape[0] - 1, grad.shape[1], dtype=dtype
-        ),
+        lambda grad, token_order, partial, bounds, scale, dtype: grad.new_empty(bounds.shape[0] - 1, grad.shape[1], dtype=dtype),
     )
     bwd_table_into = kernel_op(
         f"splice_bwd_table_into{suffix}(Tensor(a!) main_grad, Tensor grad, Tensor token_order, Tensor partial, Tensor bounds, float? scale) -> ()",
@@ -107,9 +105,7 @@ class KernelSplice(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, *grads: Tensor
-    ) -> tuple[None, Tensor | None, Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None, None, None, None]:
         # A broadcast gradient (of a sum) has stride 0.
         grad_TD = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
         source_T, image_rows_M, order_K = ctx.saved_tensors

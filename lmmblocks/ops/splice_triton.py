@@ -22,14 +22,10 @@ def splice_triton(
     accumulate_into: Tensor | None,
 ) -> Tensor:
     """One launch forward, two backward, one where the table is frozen; strided image rows are read where they lie."""
-    return KernelSplice.apply(
-        "triton", table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into
-    )
+    return KernelSplice.apply("triton", table_VD, image_rows, plan.source, plan.image_rows, plan.token_order, scale, accumulate_into)
 
 
-def _supports(
-    table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None
-) -> bool | str:
+def _supports(table_VD: Tensor, image_rows: Tensor, plan: SplicePlan, scale: float | None, main_VD: Tensor | None) -> bool | str:
     indices = (plan.source, plan.image_rows, plan.token_order)
     if not all(tensor.is_contiguous() for tensor in indices):
         return "source, image_rows and token_order of the plan must be contiguous"
@@ -40,4 +36,4 @@ def _trusted(table_VD: Tensor, *rest: Any) -> bool | str:
     return triton_distrust("splice", table_VD) or True
 
 
-SPLICE_TRITON = Implementation('triton', splice_triton, _supports, _trusted)
+SPLICE_TRITON = Implementation("triton", splice_triton, _supports, _trusted)

@@ -105,7 +105,7 @@ def plan_splice(
         labels: one list per sample, as long as its ids; -100 = not supervised. None = nothing is supervised.
         image_token: the id that marks an image (a sentinel such as -200, or a real id such as 32000).
         max_length: most rows a segment may have.
-        truncate: for longer samples: ``error``; ``drop`` the sample; ``turn``: keep the turns that fit (cut behind a supervised answer,
+        truncate: for longer samples: ``error``; ``drop`` the sample; ``turn``: keep the turns that fit (cut after a supervised answer,
             never inside an image; a sample whose first turn doesn't fit is dropped); ``right``: cut at ``max_length`` wherever that is,
             as LLaVA does.
         bidirectional_images: each image row sees its whole image.
@@ -152,10 +152,7 @@ def expand_samples(
         for index, (ids, counts) in enumerate(zip(token_ids, image_lengths))
     ]
     return ExpandedSamples(
-        tuple(
-            replace(rows, keep=fitting_rows(rows.labels, rows.source < 0, max_length, truncate, name))
-            for rows, name in zip(expanded, names)
-        )
+        tuple(replace(rows, keep=fitting_rows(rows.labels, rows.source < 0, max_length, truncate, name)) for rows, name in zip(expanded, names))
     )
 
 
@@ -170,7 +167,7 @@ def _check_arguments(
     if len(set(counts.values())) > 1:
         raise LmmError(f"plan_splice needs one entry per sample in each list, found {counts}")
     if truncate == "turn" and labels is None and max_length is not None:
-        raise LmmError("truncate='turn' cuts behind supervised answers and needs labels: pass labels or choose 'error' or 'drop'")
+        raise LmmError("truncate='turn' cuts after supervised answers and needs labels: pass labels or choose 'error' or 'drop'")
     if max_length is not None and not is_whole(max_length):
         raise LmmError(f"max_length must be a whole number or None, found {max_length!r}")
     if max_length is not None and max_length < 1:
@@ -210,15 +207,10 @@ def _whole(values: Sequence[int], what: str, name: object) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _check_sample(
-    tokens: np.ndarray, is_image: np.ndarray, image_lengths: np.ndarray, labels: np.ndarray | None, name: object
-) -> None:
+def _check_sample(tokens: np.ndarray, is_image: np.ndarray, image_lengths: np.ndarray, labels: np.ndarray | None, name: object) -> None:
     marks = int(is_image.sum())
     if marks != len(image_lengths):
-        raise LmmError(
-            f"sample {name!r} marks {marks} images in its text but has {len(image_lengths)} images: "
-            f"write one <image> per image, in order"
-        )
+        raise LmmError(f"sample {name!r} marks {marks} images in its text but has {len(image_lengths)} images: write one <image> per image, in order")
     if labels is not None and len(labels) != len(tokens):
         raise LmmError(f"sample {name!r} has {len(tokens)} token ids but {len(labels)} labels")
     if len(image_lengths) and image_lengths.min() < 0:

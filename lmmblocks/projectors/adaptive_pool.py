@@ -60,7 +60,7 @@ class AdaptivePool(MLP):
         out_dim: decoder width ``D``.
         grid: cells along height and width, or one number for both.
         small: ``keep`` the patches of an image along a side that has fewer than ``grid``, or ``error``.
-        depth: linear layers of the MLP behind it.
+        depth: linear layers of the MLP after it.
         bias: add biases.
 
     Raises:
@@ -72,9 +72,7 @@ class AdaptivePool(MLP):
     Grid(h=12, w=8)
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int, grid: int | Sequence[int] = 12, small: str = "keep", depth: int = 2, bias: bool = True
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, grid: int | Sequence[int] = 12, small: str = "keep", depth: int = 2, bias: bool = True) -> None:
         super().__init__(in_dim, out_dim, depth, bias)
         self.target = PoolTarget("adaptive_pool", grid, small)
 

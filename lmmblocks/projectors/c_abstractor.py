@@ -71,7 +71,7 @@ class CAbstractor(nn.Module):
         out_dim: decoder width ``D``.
         grid: rows and columns of the pooled map, or one number for both.
         dim: width of the convolutions.
-        depth: blocks before and blocks behind the pooling.
+        depth: blocks before and blocks after the pooling.
         mlp_depth: linear layers, SiLU between them.
         small: ``keep`` the patches of an image along a side that has fewer than ``grid``, or ``error``.
         positions: side of the square of learned positions that are added to the patches, stretched (bilinear) to other grids; None = none.

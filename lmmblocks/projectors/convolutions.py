@@ -22,14 +22,12 @@ class SqueezeExcite(nn.Module):
         channels: of the map.
         squeezed: width between the two layers.
         activation: between them.
-        gate: behind them.
+        gate: after them.
 
     Source: Hu et al., arXiv 1709.01507.
     """
 
-    def __init__(
-        self, channels: int, squeezed: int, activation: Callable[[Tensor], Tensor], gate: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, channels: int, squeezed: int, activation: Callable[[Tensor], Tensor], gate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)
         self.activation, self.gate = activation, gate

@@ -61,14 +61,14 @@ def channels_first(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 
 
 def interleave(first: Tensor, lengths_first: Sequence[int], then: Tensor, lengths_then: Sequence[int]) -> Tensor:
-    """Pack, for each image, its rows of ``first`` and behind them its rows of ``then``."""
+    """Pack, for each image, its rows of ``first`` and after them its rows of ``then``."""
     pairs = zip(first.split(list(lengths_first)), then.split(list(lengths_then)))
     rows = [part for pair in pairs for part in pair]
     return torch.cat(rows) if rows else first
 
 
 def context(features: VisionFeatures, prefix: bool) -> tuple[Tensor, tuple[int, ...]]:
-    """Return what queries of an image may look at: its patches, behind its prefix tokens where ``prefix`` is set, and their numbers."""
+    """Return what queries of an image may look at: its patches, after its prefix tokens where ``prefix`` is set, and their numbers."""
     lengths = tuple(grid.rows for grid in features.grids)
     if not prefix:
         return features.patches, lengths

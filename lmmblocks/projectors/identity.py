@@ -26,9 +26,7 @@ class Identity(nn.Module):
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
         if in_dim != out_dim:
-            raise LmmError(
-                f"projector 'identity' needs equal widths, encoder gives {in_dim}, decoder takes {out_dim}: use projector 'linear'"
-            )
+            raise LmmError(f"projector 'identity' needs equal widths, encoder gives {in_dim}, decoder takes {out_dim}: use projector 'linear'")
 
     def out_grid(self, grid: Grid) -> Grid:
         """One row per patch."""

@@ -56,7 +56,7 @@ class InstructionTokens:
 
 
 def _cut(ids: list[int], special: Sequence[int], most: int) -> list[int]:
-    """Cut the text at its end, in front of the special tokens that close it.
+    """Cut the text at its end, before the special tokens that close it.
 
     >>> _cut([1, 5, 6, 7, 2], [1, 0, 0, 0, 1], 4)
     [1, 5, 6, 2]

@@ -19,7 +19,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F
 
 
 class _Attention(nn.Module):
-    """Queries are the latents, keys and values the patches with the latents behind them; no biases (Flamingo)."""
+    """Queries are the latents, keys and values the patches with the latents after them; no biases (Flamingo)."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, qk_norm: bool) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Perceiver(nn.Module):
         qk_norm: LayerNorm of queries and keys per head, as IDEFICS' released models have.
         activation: of the MLP: ``relu`` (IDEFICS) or ``gelu`` (OpenFlamingo).
         prefix: the latents also look at the encoder's prefix tokens (CLS), as in IDEFICS.
-        project: a linear layer to ``out_dim`` behind it. Without it (IDEFICS, whose decoder attends to these rows) the widths must be equal.
+        project: a linear layer to ``out_dim`` after it. Without it (IDEFICS, whose decoder attends to these rows) the widths must be equal.
 
     Raises:
         LmmError: an option of no such value, or unequal widths without ``project``.

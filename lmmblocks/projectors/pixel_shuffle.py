@@ -24,7 +24,7 @@ class PixelShuffle(MLP):
         factor: side of a square.
         odd: what happens to a grid that isn't divisible: ``pad`` with zeros, or ``error``.
         depth: linear layers, GELU between them.
-        norm: LayerNorm of the joined channels in front of them.
+        norm: LayerNorm of the joined channels before them.
         bias: add biases.
 
     Raises:
@@ -37,9 +37,7 @@ class PixelShuffle(MLP):
     Grid(h=14, w=14)
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int, factor: int = 2, odd: str = "pad", depth: int = 2, norm: bool = True, bias: bool = True
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, factor: int = 2, odd: str = "pad", depth: int = 2, norm: bool = True, bias: bool = True) -> None:
         whole("pixel_shuffle", factor=factor)
         one_of("pixel_shuffle", odd=(odd, ("pad", "error")))
         super().__init__(in_dim * factor**2, out_dim, depth, bias)

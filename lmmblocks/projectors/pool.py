@@ -1,4 +1,4 @@
-"""Average pooling by a factor, with an MLP before or behind it (PerceptionLM, LLaVA-NeXT-Video)."""
+"""Average pooling by a factor, with an MLP before or after it (PerceptionLM, LLaVA-NeXT-Video)."""
 
 from __future__ import annotations
 

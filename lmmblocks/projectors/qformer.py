@@ -23,7 +23,7 @@ class _Dense(nn.Module):
 
 
 class _DenseNorm(_Dense):
-    """``LayerNorm(dense(x) + residual)``: BERT normalises behind the sum."""
+    """``LayerNorm(dense(x) + residual)``: BERT normalises after the sum."""
 
     def __init__(self, in_dim: int, out_dim: int, eps: float) -> None:
         super().__init__(in_dim, out_dim)
@@ -260,9 +260,7 @@ def _instruction_of(features: VisionFeatures) -> Instruction:
     found = features.instruction
     images = len(features.grids)
     if found is None and images:
-        raise LmmError(
-            "projector 'instruct_qformer' reads what is asked about each image: make batches with collate(), or set features.instruction"
-        )
+        raise LmmError("projector 'instruct_qformer' reads what is asked about each image: make batches with collate(), or set features.instruction")
     if found is None:
         return Instruction.of([], device=features.patches.device)
     if len(found.segments.lengths_q) != images:

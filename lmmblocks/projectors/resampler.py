@@ -18,7 +18,7 @@ _EPS = 1e-6
 def sincos_2d(side: int, dim: int) -> Tensor:
     """Return fp32 ``(side * side, dim)``: the first half of the channels encodes the column, the other half the row (MAE's order).
 
-    Each half is ``sin(place * w)`` and behind it ``cos(place * w)`` with ``w_i = 10000 ** (-i / (dim / 4))``.
+    Each half is ``sin(place * w)`` and after it ``cos(place * w)`` with ``w_i = 10000 ** (-i / (dim / 4))``.
     """
     frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
@@ -87,7 +87,7 @@ class Resampler(nn.Module):
         out_dim: decoder width ``D``, which is the width of the attention too; a multiple of 4.
         grid: side of the square of queries.
         heads: attention heads; None = one for every 128 of ``out_dim``.
-        post: the LayerNorm and the matrix behind the attention.
+        post: the LayerNorm and the matrix after the attention.
 
     Raises:
         LmmError: an option of no such value.

@@ -18,27 +18,15 @@ from ..ops.call_checks import misfit, require_segments
 from ..spec import LmmError, Segments
 
 
-def check_rows(
-    op: str, x: Tensor, keys: Tensor, scores: Tensor, images: Segments, keep: int, others: int
-) -> None:
+def check_rows(op: str, x: Tensor, keys: Tensor, scores: Tensor, images: Segments, keep: int, others: int) -> None:
     require_segments(op, "images", images)
     rows = sum(images.lengths_k)
-    if (
-        x.dim() != 2
-        or keys.dim() != 2
-        or x.shape[0] != rows
-        or keys.shape[0] != rows
-        or tuple(scores.shape) != (rows,)
-    ):
+    if x.dim() != 2 or keys.dim() != 2 or x.shape[0] != rows or keys.shape[0] != rows or tuple(scores.shape) != (rows,):
         found = [tuple(tensor.shape) for tensor in (x, keys, scores)]
-        raise LmmError(
-            f"{op} needs x (M,D), keys (M,C) and scores (M,) of M = {rows} rows of images: found {found}"
-        )
+        raise LmmError(f"{op} needs x (M,D), keys (M,C) and scores (M,) of M = {rows} rows of images: found {found}")
     fewest = min(images.lengths_k, default=keep + others)
     if keep < 1 or others < 0 or fewest < keep + others:
-        raise LmmError(
-            f"{op} keeps {keep} + {others} rows, an image has {fewest}: it needs at least one, and no more than there are"
-        )
+        raise LmmError(f"{op} keeps {keep} + {others} rows, an image has {fewest}: it needs at least one, and no more than there are")
 
 
 def _highest(scores_IP: Tensor, count: int) -> Tensor:
@@ -81,14 +69,10 @@ def merge_neighbours(
         kept_IK = _kept(scores_IP, keep, spread)
         keys_IPC = _unit(keys_IPC)
         picked = kept_IK[..., None].expand(-1, -1, keys_IPC.shape[-1])
-        similar_IKP = (keys_IPC.gather(1, picked) @ keys_IPC.transpose(1, 2)).scatter(
-            2, kept_IK[..., None], float("-inf")
-        )
+        similar_IKP = (keys_IPC.gather(1, picked) @ keys_IPC.transpose(1, 2)).scatter(2, kept_IK[..., None], float("-inf"))
         nearest_IKn = _highest(similar_IKP, min(neighbours, x_IPD.shape[1] - 1))
         everyone = scores_IP[:, None].expand(-1, kept_IK.shape[1], -1)
-        weights_IKP = torch.zeros_like(similar_IKP, dtype=x_IPD.dtype).scatter(
-            2, nearest_IKn, everyone.gather(2, nearest_IKn).to(x_IPD.dtype)
-        )
+        weights_IKP = torch.zeros_like(similar_IKP, dtype=x_IPD.dtype).scatter(2, nearest_IKn, everyone.gather(2, nearest_IKn).to(x_IPD.dtype))
         weights_IKP = weights_IKP.scatter(2, kept_IK[..., None], 1.0)
         if rest:
             left_IP = scores_IP.to(x_IPD.dtype).scatter(1, kept_IK, 0.0)
@@ -102,18 +86,12 @@ def _kept(scores_IP: Tensor, keep: int, spread: int) -> Tensor:
     top_IK = _highest(scores_IP, keep)
     if not spread:
         return top_IK
-    others_IP = (
-        torch.zeros_like(scores_IP, dtype=torch.uint8).scatter(1, top_IK, 1).argsort(dim=1, stable=True)
-    )
+    others_IP = torch.zeros_like(scores_IP, dtype=torch.uint8).scatter(1, top_IK, 1).argsort(dim=1, stable=True)
     steps = torch.arange(spread, device=scores_IP.device)
-    return torch.cat(
-        [top_IK, others_IP.index_select(1, (2 * steps + 1) * (scores_IP.shape[1] - keep) // (2 * spread))], 1
-    )
+    return torch.cat([top_IK, others_IP.index_select(1, (2 * steps + 1) * (scores_IP.shape[1] - keep) // (2 * spread))], 1)
 
 
-def merge_to_nearest(
-    x_MD: Tensor, keys_MC: Tensor, scores_M: Tensor, images: Segments, keep: int, targets: int
-) -> Tensor:
+def merge_to_nearest(x_MD: Tensor, keys_MC: Tensor, scores_M: Tensor, images: Segments, keep: int, targets: int) -> Tensor:
     """Keep some rows of each image and merge the others into a few of them: ``x_t`` plus the mean of the rows most similar to ``t``.
 
     Args:
@@ -135,9 +113,7 @@ def merge_to_nearest(
     parts = [x_MD[:0]]
     for x_IPD, keys_IPC, scores_IP in equal_segments(images.lengths_k, x_MD, keys_MC, scores_M):
         stays_IP = torch.zeros_like(scores_IP, dtype=torch.uint8).scatter(1, _highest(scores_IP, keep), 1)
-        order_IP = stays_IP.argsort(
-            dim=1, stable=True
-        )  # the others in their order, then those that stay in theirs
+        order_IP = stays_IP.argsort(dim=1, stable=True)  # the others in their order, then those that stay in theirs
         x_IPD = x_IPD.gather(1, order_IP[..., None].expand_as(x_IPD))
         others_IRD, stayers_IKD = x_IPD.tensor_split([x_IPD.shape[1] - keep], 1)
         keys_IPC = _unit(keys_IPC).gather(1, order_IP[..., None].expand_as(keys_IPC))
@@ -152,9 +128,7 @@ def _joined(x_IRD: Tensor, keys_IRC: Tensor, targets: int) -> Tensor:
     if not targets:
         return x_IRD[:, chosen]
     similar_IRT = keys_IRC @ keys_IRC[:, chosen].transpose(1, 2)
-    joins_IRT = torch.zeros_like(similar_IRT, dtype=x_IRD.dtype).scatter(
-        2, similar_IRT.argmax(2, keepdim=True), 1
-    )
+    joins_IRT = torch.zeros_like(similar_IRT, dtype=x_IRD.dtype).scatter(2, similar_IRT.argmax(2, keepdim=True), 1)
     joins_IRT[:, chosen] = 0
     mean_ITD = joins_IRT.transpose(1, 2) @ x_IRD / joins_IRT.sum(1).clamp_min(1)[..., None]
     return x_IRD[:, chosen] + mean_ITD

@@ -68,9 +68,7 @@ class PruMerge(nn.Module):
             LmmError: it has fewer patches than are to be kept.
         """
         if self.keep + self.spatial > image_count(grid):
-            raise LmmError(
-                f"reducer 'prumerge' keeps {self.keep} + {self.spatial} patches, an image has {image_count(grid)}: lower keep or spatial"
-            )
+            raise LmmError(f"reducer 'prumerge' keeps {self.keep} + {self.spatial} patches, an image has {image_count(grid)}: lower keep or spatial")
         return self.keep + self.spatial + self.rest
 
     def forward(self, features: VisionFeatures, rows: Tensor, grids: tuple[Grid | int, ...]) -> Tensor:

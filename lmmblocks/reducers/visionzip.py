@@ -28,12 +28,10 @@ class VisionZip(nn.Module):
         before_projector: merge the encoder's features, as the paper does, instead of the projected rows.
 
     Raises:
-        LmmError: numbers that leave nothing, or ``cls`` behind the projector.
+        LmmError: numbers that leave nothing, or ``cls`` after the projector.
     """
 
-    def __init__(
-        self, dominant: int = 54, contextual: int = 10, cls: bool = True, before_projector: bool = True
-    ) -> None:
+    def __init__(self, dominant: int = 54, contextual: int = 10, cls: bool = True, before_projector: bool = True) -> None:
         super().__init__()
         if dominant <= cls or contextual < 1:
             raise LmmError(f"reducer 'visionzip' needs dominant > {int(cls)} and contextual >= 1, found {dominant} and {contextual}")

@@ -22,7 +22,7 @@ class FeatureSpec:
         dim: width ``C`` of each patch feature.
         patch: side of a patch in pixels.
         image_size: side of the square input in pixels; None = native resolution.
-        prefix: tokens in front of the patches inside the encoder (CLS, registers); already removed from ``patches``.
+        prefix: tokens before the patches inside the encoder (CLS, registers); already removed from ``patches``.
         layers: hidden states that make up ``patches``, Hugging Face indexing (0 = embeddings, -1 = last layer).
         offers: of ``patches, prefix, layers, keys, cls_attn, towers``: what ``need=`` may ask for.
         towers: of an encoder that keeps several towers apart, what each of them emits; else empty.

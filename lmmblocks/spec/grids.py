@@ -30,7 +30,7 @@ class TileGrid:
         each: patch grid of one tile after the encoder.
         width_px: of the picture itself; what of the tiles is padding follows from it.
         height_px: of the picture itself.
-        global_view: one more tile, in front of the others, shows the whole picture.
+        global_view: one more tile, before the others, shows the whole picture.
     """
 
     tiles: Grid

@@ -57,7 +57,5 @@ def machine_failure(what: str, error: BaseException) -> MachineError | None:
     if error.errno not in _OF_THE_PATH:
         return MachineError(f"{what}: {error.strerror or error}: {_ADVICE.get(error.errno or 0, _MOUNT)}")
     said = str(error).lower()
-    advice = (
-        next((text for words, text in _SAID.items() if words in said), None) if error.errno is None else None
-    )
+    advice = next((text for words, text in _SAID.items() if words in said), None) if error.errno is None else None
     return None if advice is None else MachineError(f"{what}: {error}: {advice}")

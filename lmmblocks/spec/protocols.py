@@ -104,7 +104,7 @@ class Reducer(Protocol):
     """Drops or merges image rows before the decoder sees them.
 
     ``before_projector`` (optional, default False): it works on the encoder's features instead of on the projected rows; then ``rows`` are
-    ``features.patches``, and a projector that takes each patch alone comes behind it. The number of rows has to follow from the grid: the plan of
+    ``features.patches``, and a projector that takes each patch alone comes after it. The number of rows has to follow from the grid: the plan of
     a batch is made on the host, before the encoder runs.
     """
 

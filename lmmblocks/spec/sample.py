@@ -57,13 +57,9 @@ def image_list(images: Any, name: str) -> list[Any]:
     if images is None:
         raise LmmError(f"{name} has images=None: give [] for no image")
     if hasattr(images, "shape"):
-        raise LmmError(
-            f"{name} has an array of shape {tuple(images.shape)} as images: give list(array), one picture (height, width, channels) each"
-        )
+        raise LmmError(f"{name} has an array of shape {tuple(images.shape)} as images: give list(array), one picture (height, width, channels) each")
     if hasattr(images, "__next__"):
-        raise LmmError(
-            f"{name} has a {type(images).__name__} as images, which can be read only once: give list(...) of it"
-        )
+        raise LmmError(f"{name} has a {type(images).__name__} as images, which can be read only once: give list(...) of it")
     raise LmmError(f"{name} has {_kind(images)} as images: give a list of pictures, such as ['cat.jpg']")
 
 
@@ -94,26 +90,16 @@ def _is_picture(value: Any) -> bool:
     """Whether a value is one PIL image, file object, or array of two or three axes."""
     if hasattr(value, "shape"):
         return len(value.shape) in (2, 3)
-    return (hasattr(value, "convert") and hasattr(value, "mode")) or (
-        hasattr(value, "read") and hasattr(value, "seek")
-    )
+    return (hasattr(value, "convert") and hasattr(value, "mode")) or (hasattr(value, "read") and hasattr(value, "seek"))
 
 
 def _messages(messages: Any, name: str) -> list[Any]:
     if isinstance(messages, Sequence) and not isinstance(messages, (str, bytes)):
         return list(messages)
     one = "; one message is given as [message]" if isinstance(messages, Mapping) else ""
-    once = (
-        f"; a {type(messages).__name__} can be read only once: give list(...) of it"
-        if hasattr(messages, "__next__")
-        else ""
-    )
+    once = f"; a {type(messages).__name__} can be read only once: give list(...) of it" if hasattr(messages, "__next__") else ""
     raise LmmError(f"{name} has {_kind(messages)} as messages, expected a list such as {_TURNS}{one or once}")
 
 
 def _kind(value: Any) -> str:
-    return (
-        f"{type(value).__name__} {value!r:.60}"
-        if isinstance(value, (str, int, float))
-        else type(value).__name__
-    )
+    return f"{type(value).__name__} {value!r:.60}" if isinstance(value, (str, int, float)) else type(value).__name__

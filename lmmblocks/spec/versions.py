@@ -12,9 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from .errors import LmmError
 
-_REQUIREMENT = re.compile(
-    r"""(?P<package>[\w.-]+)(?:\[[^\]]*\])?>=(?P<oldest>[\d.]+)(?:\s*;.*?extra == ["'](?P<extra>[\w-]+)["'].*)?"""
-)
+_REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+)(?:\[[^\]]*\])?>=(?P<oldest>[\d.]+)(?:\s*;.*?extra == ["'](?P<extra>[\w-]+)["'].*)?""")
 _RELEASE = re.compile(r"\d+(?:\.\d+)*")
 
 
@@ -40,11 +38,7 @@ def requirements() -> tuple[Requirement, ...]:
     except PackageNotFoundError:
         return ()
     found = (_REQUIREMENT.fullmatch(line) for line in declared)
-    return tuple(
-        Requirement(match["package"], match["oldest"], _underscored(match["extra"]))
-        for match in found
-        if match
-    )
+    return tuple(Requirement(match["package"], match["oldest"], _underscored(match["extra"])) for match in found if match)
 
 
 def too_old(*, extra: str | None = None) -> list[str]:
@@ -79,9 +73,7 @@ def refuse_older_than(oldest: str, package: str, what: str) -> None:
         LmmError: what is installed is older.
     """
     if _older(package, oldest):
-        raise LmmError(
-            f"{what} needs {package} {oldest} or newer, {version(package)} is installed: pip install --upgrade '{package}>={oldest}'"
-        )
+        raise LmmError(f"{what} needs {package} {oldest} or newer, {version(package)} is installed: pip install --upgrade '{package}>={oldest}'")
 
 
 def release(text: str) -> tuple[int, ...]:

@@ -37,14 +37,10 @@ def refuse_diverged_weights(model: LMM, stage: Stage, step: int) -> None:
     """Raise an LmmError when the updates so far made weights NaN or inf: a checkpoint of them would be of no use."""
     broken = broken_weights(model)
     if broken is not None:
-        raise LmmError(
-            f"stage {stage.name!r}, step {step}: {_diverged(broken, stage)}. No checkpoint was written of them"
-        )
+        raise LmmError(f"stage {stage.name!r}, step {step}: {_diverged(broken, stage)}. No checkpoint was written of them")
 
 
-def cause(
-    stepper: Stepper, spec: InputSpec, stage: Stage, samples: Sequence[Sample], first: Sequence[Sample]
-) -> str:
+def cause(stepper: Stepper, spec: InputSpec, stage: Stage, samples: Sequence[Sample], first: Sequence[Sample]) -> str:
     """Return whom to blame for a step that wasn't finite, and what to change.
 
     Args:

@@ -110,12 +110,8 @@ class CheckpointStore:
         try:
             temporary.mkdir(parents=True)
             _write_tensors(temporary / TENSORS, trained_tensors(model))
-            _write_torch(
-                temporary / OPTIMIZER, {"optimizer": optimizer.state_dict(), "random": random_state()}
-            )
-            shutil.copymode(
-                temporary / OPTIMIZER, temporary / TENSORS
-            )  # safetensors lets only the owner read
+            _write_torch(temporary / OPTIMIZER, {"optimizer": optimizer.state_dict(), "random": random_state()})
+            shutil.copymode(temporary / OPTIMIZER, temporary / TENSORS)  # safetensors lets only the owner read
             _write_text(temporary / LOSSES, losses)
             sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
             state = {"step": step, "fingerprint": fingerprint, "counts": dict(counts), "files": sizes}
@@ -125,9 +121,7 @@ class CheckpointStore:
             _flush_folder(self.folder)
         except (OSError, RuntimeError, _safetensors_error()) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise LmmError(
-                f"can't write the checkpoint {target}: {error}: make room, or choose another folder"
-            ) from error
+            raise LmmError(f"can't write the checkpoint {target}: {error}: make room, or choose another folder") from error
         for old in sorted(self._whole(), key=lambda checkpoint: checkpoint.step)[: -self.keep]:
             shutil.rmtree(old.path)
         return Checkpoint(target, step, fingerprint, counts)
@@ -149,10 +143,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: LMM, optimizer: torch.optim.O
 
     saved = load_file(checkpoint.path / TENSORS)
     wanted = trained_tensors(model)
-    problems = [
-        f"{name} is {'missing' if name in wanted else 'not trained by this run'}"
-        for name in sorted(wanted.keys() ^ saved.keys())
-    ]
+    problems = [f"{name} is {'missing' if name in wanted else 'not trained by this run'}" for name in sorted(wanted.keys() ^ saved.keys())]
     problems += [
         f"{name} has shape {tuple(saved[name].shape)}, the model {tuple(wanted[name].shape)}"
         for name in sorted(wanted.keys() & saved.keys())
@@ -187,9 +178,7 @@ def verify_checkpoint(checkpoint: Checkpoint, model: LMM, optimizer: torch.optim
     pairs = [(name, tensor, saved.get(name)) for name, tensor in live.items()] + moments
     wrong = [name for name, ours, theirs in pairs if theirs is None or not _same_bits(ours.cpu(), theirs)]
     if wrong or on_disk["param_groups"] != in_memory["param_groups"]:
-        raise LmmError(
-            f"{checkpoint.path} reads back differently from what was written ({wrong[:3]}): check the disk"
-        )
+        raise LmmError(f"{checkpoint.path} reads back differently from what was written ({wrong[:3]}): check the disk")
 
 
 def _same_bits(ours: Tensor, theirs: Tensor) -> bool:

@@ -21,9 +21,7 @@ from .stage import Stage
 if TYPE_CHECKING:
     from ..lmm import LMM
 
-FREE_SETTINGS = frozenset(
-    {"name", "workers", "prefetch_steps", "log_every", "checkpoint_every_steps", "keep_checkpoints"}
-)
+FREE_SETTINGS = frozenset({"name", "workers", "prefetch_steps", "log_every", "checkpoint_every_steps", "keep_checkpoints"})
 """Settings that change no loss: a resumed run may set them anew."""
 
 
@@ -39,11 +37,7 @@ def fingerprint(model: LMM, stage: Stage, samples: Sequence[Sample]) -> dict[str
         "stage": {name: value for name, value in stage.to_dict().items() if name not in FREE_SETTINGS},
         "model": _model_settings(model),
         "tokenizer": _vocabulary_hash(model.tokenizer),
-        "frozen weights": {
-            name: tensors_hash(part.state_dict().items())
-            for name, part in model.parts.items()
-            if name not in stage.train
-        }
+        "frozen weights": {name: tensors_hash(part.state_dict().items()) for name, part in model.parts.items() if name not in stage.train}
         | _frozen_beside_trained(model, stage),
         "data": {"samples": len(samples), "hash": samples_hash(samples)},
     }

@@ -1,4 +1,4 @@
-"""A run that is refused leaves nothing behind: what it added to its folder goes, and so do the folders it made."""
+"""A run that is refused leaves nothing after: what it added to its folder goes, and so do the folders it made."""
 
 from __future__ import annotations
 

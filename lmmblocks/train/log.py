@@ -138,8 +138,7 @@ class TrainLog:
         if self.bar.disable and (now - self.printed_s >= _QUIET_S or row.step == self.total_steps):
             self.printed_s = now
             print(
-                f"{self.name}: step {row.step}/{self.total_steps}, "
-                + ", ".join(f"{k} {v}" for k, v in shown.items()),
+                f"{self.name}: step {row.step}/{self.total_steps}, " + ", ".join(f"{k} {v}" for k, v in shown.items()),
                 flush=True,
             )
 
@@ -149,8 +148,6 @@ def _tensorboard(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.warning(
-            "tensorboard is not installed: no TensorBoard log is written (pip install 'lmmblocks[train]')"
-        )
+        log.warning("tensorboard is not installed: no TensorBoard log is written (pip install 'lmmblocks[train]')")
         return None
     return SummaryWriter(str(folder), purge_step=first_step)

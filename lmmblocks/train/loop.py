@@ -48,7 +48,7 @@ def train(
 ) -> TrainResult:
     """Train one stage; the model is changed in place. It asks, and is saved, with the template and image fit it was trained with.
 
-    Trained weights are fp32 while they are trained. Behind the run every weight has its own dtype again, so that the model generates, and is what
+    Trained weights are fp32 while they are trained. After the run every weight has its own dtype again, so that the model generates, and is what
     a saved one is loaded as: those of a bf16 model are rounded once, at the end; the checkpoint keeps them in fp32.
 
     Killed at any moment and called again with the same arguments, it goes on from its last checkpoint and gives, bit for bit, the losses of
@@ -126,9 +126,7 @@ class _Run:
         """Go on from the newest checkpoint, or start; print and save the effective settings."""
         found = self.store.latest()
         if found is not None and not resume:
-            raise LmmError(
-                f"{found.path} holds a checkpoint: resume from it, remove {self.out}, or choose another folder"
-            )
+            raise LmmError(f"{found.path} holds a checkpoint: resume from it, remove {self.out}, or choose another folder")
         rows: list[StepRow] = []
         if found is not None:
             refuse_difference(found.fingerprint, self.fingerprint, str(found.path))
@@ -136,9 +134,7 @@ class _Run:
             self.taken, self.totals, self.checkpoint = found.step, Totals(**found.counts), found
             self.moved = True
             rows = rows_from_csv(found.losses)
-        settings = effective_settings(
-            self.model, self.stage, self.data.spec, self.order, len(self.data.samples)
-        )
+        settings = effective_settings(self.model, self.stage, self.data.spec, self.order, len(self.data.samples))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             (self.out / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -174,24 +170,18 @@ class _Run:
 
     def _step(self, inputs: StepInput) -> None:
         stage = self.stage
-        factor = lr_factor(
-            inputs.step, len(self.order), warmup_ratio=stage.warmup_ratio, schedule=stage.schedule
-        )
+        factor = lr_factor(inputs.step, len(self.order), warmup_ratio=stage.warmup_ratio, schedule=stage.schedule)
         outcome = self.stepper(inputs, factor) if inputs.supervised_tokens else None
         self.taken += 1
         self.totals.add(inputs)
         if self.taken == min(len(self.order), self.order.steps_per_epoch):
             self._refuse_an_epoch_of_nothing(inputs)
-        self.pending.append(
-            (dataclasses.replace(inputs, batches=(), weights=()), outcome, factor * max(stage.train.values()))
-        )
+        self.pending.append((dataclasses.replace(inputs, batches=(), weights=()), outcome, factor * max(stage.train.values())))
 
     def _refuse_an_epoch_of_nothing(self, inputs: StepInput) -> None:
         if not self.totals.supervised_tokens:
             example = f"; such as: {inputs.skipped[0][1]}" if inputs.skipped else ""
-            raise LmmError(
-                f"stage {self.stage.name!r}: no sample of the data has anything to learn: {self.totals.report()}{example}"
-            )
+            raise LmmError(f"stage {self.stage.name!r}: no sample of the data has anything to learn: {self.totals.report()}{example}")
 
     def _refuse_an_epoch_without_gradient(self) -> None:
         if self.moved or self.taken < min(len(self.order), self.order.steps_per_epoch):
@@ -208,9 +198,7 @@ class _Run:
     def _flush(self) -> None:
         """Fetch the numbers of all steps since the last time, in one transfer, and log them."""
         outcomes = [outcome for _, outcome, _ in self.pending if outcome is not None]
-        fetched = (
-            torch.stack([torch.stack([o.loss, o.grad_norm]) for o in outcomes]).tolist() if outcomes else []
-        )
+        fetched = torch.stack([torch.stack([o.loss, o.grad_norm]) for o in outcomes]).tolist() if outcomes else []
         values = iter(fetched)
         numbers: list[Any] = [(None, None) if outcome is None else tuple(next(values)) for _, outcome, _ in self.pending]
         for (inputs, outcome, _), (loss, norm) in zip(self.pending, numbers):

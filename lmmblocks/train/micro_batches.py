@@ -117,9 +117,7 @@ def _read(samples: Sequence[Sample], spec: InputSpec, stage: Stage) -> tuple[Rea
     return (read(usable) if usable else None), tuple(skipped)
 
 
-def micro_batch_segments(
-    lengths: Sequence[int], groups: Sequence[int], most_rows: int
-) -> list[tuple[int, int]]:
+def micro_batch_segments(lengths: Sequence[int], groups: Sequence[int], most_rows: int) -> list[tuple[int, int]]:
     """Cut segments, in order, into runs ``[first, last)`` of one group and at most ``most_rows`` rows (one segment may be longer).
 
     >>> micro_batch_segments([3, 3, 3, 9, 1], [0, 0, 0, 0, 1], most_rows=6)
@@ -139,9 +137,7 @@ def micro_batch_segments(
     return cuts
 
 
-def loss_weights(
-    targets: Sequence[int], groups: Sequence[int], *, mean_of_means: bool = False
-) -> tuple[float, ...]:
+def loss_weights(targets: Sequence[int], groups: Sequence[int], *, mean_of_means: bool = False) -> tuple[float, ...]:
     """Return what to multiply the summed loss of each micro-batch with.
 
     ``1 / all targets``: the mean over all supervised tokens of the step. ``mean_of_means``: ``1 / (groups * targets of the group)``, the

@@ -40,9 +40,7 @@ def prepare_parts(model: LMM, stage: Stage, *, bf16: bool = False) -> None:
         LmmError: the model lacks a part, or the part has no parameters.
     """
     problems = [
-        f"the model has no part {part!r}, only {', '.join(model.parts)}"
-        if part not in model.parts
-        else f"part {part!r} has no parameters"
+        f"the model has no part {part!r}, only {', '.join(model.parts)}" if part not in model.parts else f"part {part!r} has no parameters"
         for part in stage.train
         if part not in model.parts or next(model.parts[part].parameters(), None) is None
     ]
@@ -64,7 +62,7 @@ def _has_chosen(part: nn.Module) -> bool:
 
 @contextmanager
 def learning_as_before(model: LMM) -> Iterator[None]:
-    """Give every parameter its ``requires_grad`` back behind the body, so that one stage doesn't forget who learns in the next."""
+    """Give every parameter its ``requires_grad`` back after the body, so that one stage doesn't forget who learns in the next."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield

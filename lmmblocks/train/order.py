@@ -31,9 +31,7 @@ class StepOrder(Sequence[tuple[int, ...]]):
         if not len(samples):
             raise LmmError(f"stage {stage.name!r}: the data is empty: expected at least one sample")
         self.stage = stage
-        self.lengths = (
-            modality_lengths(samples) if stage.sampler == "modality_length_grouped" else [1] * len(samples)
-        )
+        self.lengths = modality_lengths(samples) if stage.sampler == "modality_length_grouped" else [1] * len(samples)
         self.steps_per_epoch = -(-len(samples) // stage.batch_size)
         self.total = stage.max_steps or stage.epochs * self.steps_per_epoch
         self._epoch = lru_cache(maxsize=2)(self._steps_of_epoch)
@@ -53,12 +51,8 @@ class StepOrder(Sequence[tuple[int, ...]]):
             return packed_batches(self.lengths, stage.batch_size, stage.seed, epoch)
         group = stage.micro_batch_samples or stage.batch_size
         outer, inner = (_generator(stage.seed, epoch) for _ in range(2))
-        indices = modality_length_grouped_indices(
-            self.lengths, group, stage.batch_size // group, generator=outer, inner_generator=inner
-        )
-        return [
-            indices[start : start + stage.batch_size] for start in range(0, len(indices), stage.batch_size)
-        ]
+        indices = modality_length_grouped_indices(self.lengths, group, stage.batch_size // group, generator=outer, inner_generator=inner)
+        return [indices[start : start + stage.batch_size] for start in range(0, len(indices), stage.batch_size)]
 
 
 def modality_lengths(samples: Sequence[Sample]) -> list[int]:

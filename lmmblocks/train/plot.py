@@ -10,9 +10,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-def plot_losses(
-    losses: Sequence[float | None], path: Path, *, title: str = "", smoothing: float = 0.9
-) -> Path | None:
+def plot_losses(losses: Sequence[float | None], path: Path, *, title: str = "", smoothing: float = 0.9) -> Path | None:
     """Draw the loss of every step, and its running mean, into a PNG file.
 
     Args:
@@ -28,15 +26,11 @@ def plot_losses(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        log.warning(
-            "matplotlib is not installed: %s is not drawn (pip install 'lmmblocks[train]')", path.name
-        )
+        log.warning("matplotlib is not installed: %s is not drawn (pip install 'lmmblocks[train]')", path.name)
         return None
     steps = range(1, len(losses) + 1)
     figure = Figure(figsize=(7, 4), dpi=100)
-    axes = figure.add_axes(
-        (0.1, 0.13, 0.87, 0.79)
-    )  # placed by hand: a layout engine draws everything several times
+    axes = figure.add_axes((0.1, 0.13, 0.87, 0.79))  # placed by hand: a layout engine draws everything several times
     axes.plot(steps, [math.nan if loss is None else loss for loss in losses], color="tab:blue", alpha=0.3, linewidth=1, label="loss of the step")
     axes.plot(
         steps,
@@ -55,7 +49,7 @@ def plot_losses(
 
 
 def running_mean(values: Sequence[float | None], smoothing: float) -> list[float]:
-    """Return the exponential mean, corrected for its start; None (a step without a loss) is passed over, NaN in front of the first number.
+    """Return the exponential mean, corrected for its start; None (a step without a loss) is passed over, NaN before the first number.
 
     >>> running_mean([1.0, 3.0], 0.5)
     [1.0, 2.3333333333333335]

@@ -74,11 +74,7 @@ class Totals:
             "skipped as unusable": self.skipped,
         }
         empty = f"; {self.empty_steps} steps had no target and changed nothing" if self.empty_steps else ""
-        return (
-            f"{self.samples} samples; "
-            + ", ".join(f"{count} {what}" for what, count in counts.items())
-            + empty
-        )
+        return f"{self.samples} samples; " + ", ".join(f"{count} {what}" for what, count in counts.items()) + empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def packed_batches(
-    lengths: Sequence[int], batch_size: int, seed: int, epoch: int, *, drop_last: bool = False
-) -> list[list[int]]:
+def packed_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, *, drop_last: bool = False) -> list[list[int]]:
     """Return one epoch as a list of steps, each a list of sample indices.
 
     Args:
@@ -84,9 +82,7 @@ def modality_length_grouped_indices(
     if batch_size < 1 or world_size < 1:
         raise LmmError(f"batch_size and world_size must be at least 1, found {batch_size} and {world_size}")
     if empty := [index for index, length in enumerate(lengths) if length == 0]:
-        raise LmmError(
-            f"sample {empty[0]} has length 0 ({len(empty)} such samples): expected at least one word each"
-        )
+        raise LmmError(f"sample {empty[0]} has length 0 ({len(empty)} such samples): expected at least one word each")
     image = [index for index, length in enumerate(lengths) if length > 0]
     text = [index for index, length in enumerate(lengths) if length < 0]
     if not image or not text:
@@ -103,23 +99,14 @@ def modality_length_grouped_indices(
     return [index for position in order for index in full[position]] + sorted(rest)
 
 
-def _megabatches(
-    lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None
-) -> list[list[int]]:
+def _megabatches(lengths: Sequence[int], batch_size: int, world_size: int, generator: torch.Generator | None) -> list[list[int]]:
     """Permute, cut, sort each megabatch from long to short, and deal it to ``world_size`` balanced chunks."""
     import torch
 
     order = torch.randperm(len(lengths), generator=generator).tolist()
     size = batch_size * world_size
     megabatches = [order[start : start + size] for start in range(0, len(order), size)]
-    return [
-        [
-            index
-            for chunk in _deal(sorted(mega, key=lambda i: -lengths[i]), lengths, world_size)
-            for index in chunk
-        ]
-        for mega in megabatches
-    ]
+    return [[index for chunk in _deal(sorted(mega, key=lambda i: -lengths[i]), lengths, world_size) for index in chunk] for mega in megabatches]
 
 
 def _deal(indices: list[int], lengths: Sequence[int], chunks: int) -> list[list[int]]:

@@ -27,16 +27,12 @@ class Samples(Sequence[Sample]):
             raise LmmError(f"train reads a sequence of samples, found a {kind}: {_WANTED}")
         if not (hasattr(records, "__len__") and hasattr(records, "__getitem__")):
             end = ": pass list(...) of it, if it ends" if hasattr(records, "__iter__") else ""
-            raise LmmError(
-                f"train reads its samples in an order of its own and more than once, found {kind}, which can't be: {_WANTED}{end}"
-            )
+            raise LmmError(f"train reads its samples in an order of its own and more than once, found {kind}, which can't be: {_WANTED}{end}")
         self.records = records
         try:
             self._length = len(records)
         except TypeError as error:  # torch's IterableDataset has the method and no length
-            raise LmmError(
-                f"train needs the number of samples, and len() of {kind} says: {error}: {_WANTED}"
-            ) from error
+            raise LmmError(f"train needs the number of samples, and len() of {kind} says: {error}: {_WANTED}") from error
 
     def __len__(self) -> int:
         return self._length
@@ -57,7 +53,5 @@ class Samples(Sequence[Sample]):
         try:
             sample = self.records[place]
         except LookupError as error:
-            raise LmmError(
-                f"records[{place}] of {len(self)}: {type(error).__name__}: {error}: {_WANTED}"
-            ) from error
+            raise LmmError(f"records[{place}] of {len(self)}: {type(error).__name__}: {error}: {_WANTED}") from error
         return as_sample(sample, f"records[{place}]")

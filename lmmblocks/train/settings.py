@@ -40,15 +40,11 @@ def use_bf16(stage: Stage, device: torch.device) -> bool:
     able = torch.cuda.is_bf16_supported(including_emulation=False)
     if stage.precision == "bf16" and not able:
         name = torch.cuda.get_device_name(device)
-        raise LmmError(
-            f"stage {stage.name!r}: precision='bf16', but {name} has no bf16: set precision='fp32'"
-        )
+        raise LmmError(f"stage {stage.name!r}: precision='bf16', but {name} has no bf16: set precision='fp32'")
     return able
 
 
-def effective_settings(
-    model: LMM, stage: Stage, spec: InputSpec, order: StepOrder, samples: int
-) -> dict[str, Any]:
+def effective_settings(model: LMM, stage: Stage, spec: InputSpec, order: StepOrder, samples: int) -> dict[str, Any]:
     """Return everything that decides about the run, defaults resolved, as plain values.
 
     Args:

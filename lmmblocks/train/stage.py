@@ -35,7 +35,7 @@ class Stage(metaclass=ByKeywords):
         micro_batch_threads: micro-batches that a CPU computes side by side, each in one thread; 1 = one after the other,
             each with all threads, as on other devices.
         warmup_ratio: share of all steps with rising learning rate, rounded up to whole steps.
-        schedule: ``cosine`` to 0, or ``constant``, behind the warm-up.
+        schedule: ``cosine`` to 0, or ``constant``, after the warm-up.
         weight_decay: AdamW's, on weights that are neither biases nor scales of norms.
         betas: AdamW's.
         eps: AdamW's.
@@ -137,9 +137,7 @@ class Stage(metaclass=ByKeywords):
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise LmmError(
-                f"stage is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
-            ) from error
+            raise LmmError(f"stage is not JSON: line {error.lineno}, column {error.colno}: {error.msg}") from error
         if not isinstance(values, dict):
             raise LmmError(f"stage must be a JSON object, found {type(values).__name__}")
         return cls.from_dict(values)

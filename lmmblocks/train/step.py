@@ -58,9 +58,7 @@ class Stepper:
         halted: fp32 scalar on the device, 1 from the first non-finite step on.
     """
 
-    def __init__(
-        self, model: LMM, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False, threads: int = 1
-    ) -> None:
+    def __init__(self, model: LMM, optimizer: torch.optim.AdamW, *, clip_norm: float | None = None, bf16: bool = False, threads: int = 1) -> None:
         self.model, self.optimizer, self.bf16 = model, optimizer, bf16
         self.most_norm = float("inf") if clip_norm is None else clip_norm
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]

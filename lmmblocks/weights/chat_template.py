@@ -1,7 +1,7 @@
 """How a model is talked to, written for readers of chat templates: the tokenizer that lies in a model's folder.
 
 It is a copy of the model's own, with the model's template as its chat template (`chat_template.jinja`, which tokenizers and processors of
-transformers and vLLM read), instead of the one that it had of another model. Processors have the tokenizer put its first token in front of a
+transformers and vLLM read), instead of the one that it had of another model. Processors have the tokenizer put its first token before a
 rendered prompt that doesn't begin with it; the copy does so where the template has it there, and nowhere else.
 """
 
@@ -21,7 +21,7 @@ def with_chat_template(tokenizer: Any, model: Any, *, images_apart: bool = False
     Args:
         tokenizer: the model's, or that with an image token.
         model: its template and its way to tokenise count.
-        images_apart: the processor puts images in front of the prompt itself.
+        images_apart: the processor puts images before the prompt itself.
 
     Warns:
         UserWarning: the template can't be said in a string; the copy has no chat template then.
@@ -45,7 +45,7 @@ def _begins_with_bos(tokenizer: Any) -> bool:
 
 
 def _begin_with(tokenizer: Any, *, bos: bool) -> None:
-    """Have a tokenizer put its first token in front of texts, or nothing; and nothing behind them."""
+    """Have a tokenizer put its first token before texts, or nothing; and nothing after them."""
     expected = tokenizer("x", add_special_tokens=False).input_ids
     expected = [tokenizer.bos_token_id, *expected] if bos and tokenizer.bos_token is not None else expected
     if tokenizer("x").input_ids == expected:

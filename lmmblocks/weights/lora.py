@@ -279,4 +279,3 @@ def changed_modules(folder: Path) -> tuple[int, int, int]:
     ranks = [shape[0] for name, shape in shapes.items() if (found := _FACTOR.match(_WRAPPER.sub("", name))) and found["kind"].endswith("A")]
     whole = sum(not _FACTOR.match(_WRAPPER.sub("", name)) for name in shapes)
     return len(ranks), max(ranks, default=0), whole
-

@@ -63,9 +63,7 @@ def save(
             files (each difference is listed), or a folder that holds something else.
     """
     if format not in FORMATS:
-        raise LmmError(
-            f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}"
-        )
+        raise LmmError(f"unknown format {format!r}{closest(str(format), FORMATS)}; known: {', '.join(FORMATS)}")
     check_dtype(dtype)
     write = next(system.write for system in reversed(SYSTEMS) if system.format == format and system.holds(model))
     known = [name for name, p in inspect.signature(write).parameters.items() if p.kind is p.KEYWORD_ONLY]
@@ -90,9 +88,7 @@ def save(
 def _config_to_write(model: LMM) -> LMMConfig:
     """Return the config of the model as it is now; its weights come from the folder from now on."""
     if model.config is None:
-        raise LmmError(
-            "the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)"
-        )
+        raise LmmError("the model was composed without a config, which saving needs: pass config=LMMConfig(...) to LMM(...)")
     if model.tokenizer is not None and ids_needed(model.tokenizer) > model.decoder.vocab:
         raise LmmError(more_ids(ids_needed(model.tokenizer), model.decoder.vocab))
     for name in ("reducers", "hooks"):

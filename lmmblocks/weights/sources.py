@@ -19,9 +19,7 @@ from .systems.llava_original import load_tower
 from .systems.llava_original_config import decoder_values, is_original
 
 
-def load_encoder(
-    path_or_id: str | os.PathLike[str], *, fit: Fit | None = None
-) -> tuple[Any, dict[str, Tensor], Any]:
+def load_encoder(path_or_id: str | os.PathLike[str], *, fit: Fit | None = None) -> tuple[Any, dict[str, Tensor], Any]:
     """Read a vision tower, alone or out of a CLIP, SigLIP or LLaVA checkpoint: CLIP, SigLIP, DINOv2, or a folder of timm's or open_clip's.
 
     Args:

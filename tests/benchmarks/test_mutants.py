@@ -44,8 +44,7 @@ def test_a_passage_that_is_gone_or_doubled_is_refused_with_its_place():
 TOY = {
     "lmmblocks/toy.py": "def double(x):\n    return x + x\n\n\ndef half(x):\n    return x // 2\n",
     "tests/test_toy.py": (
-        "from lmmblocks.toy import double, half\n\n\ndef test_double():\n    assert double(3) == 6\n\n\n"
-        "def test_half():\n    assert half(4) == 2\n"
+        "from lmmblocks.toy import double, half\n\n\ndef test_double():\n    assert double(3) == 6\n\n\ndef test_half():\n    assert half(4) == 2\n"
     ),
     "tests/test_broken.py": "def test_that_fails_anyway():\n    assert False\n",
     "tests/test_slow.py": "from lmmblocks.toy import double\n\n\ndef test_end():\n    while double(1) != 2:\n        pass\n",

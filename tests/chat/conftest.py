@@ -30,17 +30,13 @@ def _llama_like(prepend_scheme, **wrap):
     )
     model = json.loads(tokenizer.to_str())["model"]
     merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(model["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    )
+    tokenizer = Tokenizer(models.BPE(model["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in LLAMA_SPECIALS])
     if prepend_scheme == "normalizer":
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return _wrap(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>", **wrap)
 
 
@@ -52,15 +48,11 @@ def _gpt_like(bos):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
-    )
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False))
     tokenizer.add_tokens([AddedToken("<tool_call>", special=False)])
     specials = ["<|begin|>", "<|end|>", "</s>", "<unk>"]
     tokenizer.add_special_tokens([AddedToken(token, rstrip=True) for token in specials])
-    return _wrap(
-        tokenizer, eos_token="<|end|>", pad_token="<|end|>", **({"bos_token": "<|begin|>"} if bos else {})
-    )
+    return _wrap(tokenizer, eos_token="<|end|>", pad_token="<|end|>", **({"bos_token": "<|begin|>"} if bos else {}))
 
 
 def _unigram():
@@ -73,9 +65,7 @@ def _unigram():
     vocabulary += [(token, -9.0) for token in characters] + [(token, -8.0) for token in words]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return _wrap(tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -101,14 +91,8 @@ def _with_markup(tokenizer, *, special=True, rstrip=False, without=()):
 
     from lmmblocks.chat import TEMPLATES
 
-    tokens = dict.fromkeys(
-        token for template in TEMPLATES.values() for token in getattr(template, "tokens", ())
-    )
-    added = [
-        AddedToken(token, normalized=False, special=special, rstrip=rstrip)
-        for token in tokens
-        if token not in without
-    ]
+    tokens = dict.fromkeys(token for template in TEMPLATES.values() for token in getattr(template, "tokens", ()))
+    added = [AddedToken(token, normalized=False, special=special, rstrip=rstrip) for token in tokens if token not in without]
     tokenizer.add_tokens(added, special_tokens=special)
     return tokenizer
 

@@ -23,11 +23,7 @@ from lmmblocks.spec import LmmError
 
 TURNS = "{% for m in messages %}"
 PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-CHATML = (
-    TURNS
-    + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    + PROMPT
-)
+CHATML = TURNS + "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}" + PROMPT
 OWN_SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 SPLIT = (
     "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set rest = messages[1:] %}"
@@ -35,23 +31,16 @@ SPLIT = (
 )
 ALTERNATES = "{% for m in rest %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
 LLAMA2 = (
-    SPLIT
-    + ALTERNATES
-    + "{% if m.role == 'user' %}{{ bos_token + '[INST] ' }}{% if loop.first and s is defined %}"
+    SPLIT + ALTERNATES + "{% if m.role == 'user' %}{{ bos_token + '[INST] ' }}{% if loop.first and s is defined %}"
     "{{ '<<SYS>>\n' + s + '\n<</SYS>>\n\n' }}{% endif %}{{ m.content + ' [/INST]' }}"
     "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
 MISTRAL = (
-    SPLIT
-    + "{{ bos_token }}"
-    + ALTERNATES
-    + "{% if m.role == 'user' %}{{ '[INST] ' }}{% if loop.first and s is defined %}{{ s + '\n\n' }}{% endif %}"
+    SPLIT + "{{ bos_token }}" + ALTERNATES + "{% if m.role == 'user' %}{{ '[INST] ' }}{% if loop.first and s is defined %}{{ s + '\n\n' }}{% endif %}"
     "{{ m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
 LLAMA3 = (
-    "{{ bos_token }}"
-    + TURNS
-    + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}{% endfor %}"
+    "{{ bos_token }}" + TURNS + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 PHI3 = (
@@ -59,34 +48,20 @@ PHI3 = (
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}"
-    + SPLIT
-    + ALTERNATES
-    + "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{{ bos_token }}" + SPLIT + ALTERNATES + "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
     "{% if loop.first and s is defined %}{{ s + '\n\n' }}{% endif %}{{ m.content + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 LAST_SYSTEM = (
-    SPLIT
-    + ALTERNATES
-    + "{% if m.role == 'user' %}[INST] {% if loop.last and s is defined %}{{ s }}\n\n{% endif %}{{ m.content }}[/INST]"
+    SPLIT + ALTERNATES + "{% if m.role == 'user' %}[INST] {% if loop.last and s is defined %}{{ s }}\n\n{% endif %}{{ m.content }}[/INST]"
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
 )
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 ZEPHYR = (
-    TURNS
-    + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    TURNS + "{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
-WORDS_ONLY = (
-    TURNS
-    + "{{ m.role + ': ' + m.content + '###' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
-)
-EMPTY_IS_NONE = (
-    "{% if messages[0].role == 'system' and not messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
-    + CHATML
-)
+WORDS_ONLY = TURNS + "{{ m.role + ': ' + m.content + '###' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+EMPTY_IS_NONE = "{% if messages[0].role == 'system' and not messages[0].content %}{% set messages = messages[1:] %}{% endif %}" + CHATML
 
 PUBLISHED = {
     "chatml": CHATML, "qwen2": OWN_SYSTEM + CHATML, "llama2": LLAMA2, "mistral": MISTRAL, "llama3": LLAMA3, "phi3": PHI3, "gemma": GEMMA,
@@ -119,23 +94,15 @@ FRAGMENTS = [
     "\x00",
 ]
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
-texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=5).map(
-    "".join
-)
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=5).map("".join)
 texts = texts.filter(lambda text: "<image>" not in text and "<0x" not in text)
 conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=4)
-words = st.lists(st.sampled_from(["What", "cat", "is", "Black", "7", "no."]), min_size=1, max_size=4).map(
-    " ".join
-)
+words = st.lists(st.sampled_from(["What", "cat", "is", "Black", "7", "no."]), min_size=1, max_size=4).map(" ".join)
 
 
 def messages_of(turns, system=None):
     messages = [] if system is None else [{"role": "system", "content": system}]
-    return messages + [
-        {"role": role, "content": content}
-        for turn in turns
-        for role, content in zip(("user", "assistant"), turn, strict=True)
-    ]
+    return messages + [{"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)]
 
 
 def with_template(tokenizer, source):
@@ -201,9 +168,7 @@ def test_the_librarys_templates_are_the_published_ones(gpt, name):
             (messages_of([("q", "a"), ("r", "b")], system), False),
             (messages_of([("q", "")], system)[:-1], True),
         ):
-            ours = written(
-                own.render(messages, add_generation_prompt=prompt), bos=gpt.bos_token, eos=gpt.eos_token
-            )
+            ours = written(own.render(messages, add_generation_prompt=prompt), bos=gpt.bos_token, eos=gpt.eos_token)
             assert ours == written(derived.render(messages, add_generation_prompt=prompt))
 
 
@@ -211,18 +176,12 @@ def test_the_librarys_templates_are_the_published_ones(gpt, name):
 def test_the_librarys_templates_have_the_ids_of_the_published_ones(gpt, name):
     tokenizer = with_template(gpt, PUBLISHED[name])
     messages = messages_of([("What is it?", "A cat."), ("Black?", "No, 7.")], "Be brief.")
-    assert encode_chat(messages, name, tokenizer).ids == tokenizer.apply_chat_template(
-        messages, return_dict=False
-    )
+    assert encode_chat(messages, name, tokenizer).ids == tokenizer.apply_chat_template(messages, return_dict=False)
 
 
 def test_a_derived_template_is_a_plain_value(gpt):
     template = from_tokenizer(with_template(gpt, OWN_SYSTEM + CHATML))
-    assert (
-        pickle.loads(pickle.dumps(template))
-        == template
-        == template_from_dict(json.loads(json.dumps(template_to_dict(template))))
-    )
+    assert pickle.loads(pickle.dumps(template)) == template == template_from_dict(json.loads(json.dumps(template_to_dict(template))))
     assert from_tokenizer(with_template(gpt, CHATML), name="chatml") == TEMPLATES["chatml"]
     assert from_tokenizer(with_template(gpt, EMPTY_IS_NONE)).empty_system is False
 
@@ -238,9 +197,7 @@ def test_where_a_system_message_is_refused_or_dropped_there_is_no_place_for_one(
 def test_auto_is_the_tokenizers_own(gpt):
     tokenizer = with_template(gpt, ZEPHYR)
     messages = messages_of([("<image>What?", "A cat.")])
-    assert encode_chat(messages, "auto", tokenizer) == encode_chat(
-        messages, from_tokenizer(tokenizer), tokenizer
-    )
+    assert encode_chat(messages, "auto", tokenizer) == encode_chat(messages, from_tokenizer(tokenizer), tokenizer)
     assert get_template("auto", tokenizer) == replace(from_tokenizer(tokenizer), name="auto")
     tokenizer.chat_template = CHATML
     assert get_template("auto", tokenizer).ending == "<|im_end|>"
@@ -248,9 +205,7 @@ def test_auto_is_the_tokenizers_own(gpt):
     assert get_template("auto", tokenizer).ending == "<|im_end|>"
 
 
-THINKS = CHATML.replace(
-    "m['content']", "(m['content'].split('</think>')[-1] if m.role == 'assistant' else m['content'])"
-)
+THINKS = CHATML.replace("m['content']", "(m['content'].split('</think>')[-1] if m.role == 'assistant' else m['content'])")
 EMPTY_THOUGHT = CHATML.replace(
     "m['role'] + '\n'",
     "m['role'] + '\n' + ('<think>\n\n</think>\n\n' if loop.last and m.role == 'assistant' else '')",
@@ -260,10 +215,10 @@ REFUSED = {
     "trims llama3": (LLAMA3.replace("m.content", "m.content | trim"), "it trims.*prompts of 'llama3' are the same"),
     "date": ("{{ strftime_now('%d %b %Y') }}" + CHATML, "depends on today's date.*choose a template by name .plain, vicuna_v1"),
     "reasoning": (THINKS, "it takes reasoning out of the assistant's messages"),
-    "empty reasoning": (EMPTY_THOUGHT, "in front of answers it writes once .* and once '.*<think>.*prompts of 'chatml' are the same"),
+    "empty reasoning": (EMPTY_THOUGHT, "before answers it writes once .* and once '.*<think>.*prompts of 'chatml' are the same"),
     "drops": (CHATML.replace("m['content']", "''"), "it writes a message of the user not at all"),
     "repeats": (CHATML.replace("m['content']", "m['content'] + m['content']"), "writes a message of the user 2 times"),
-    "no prompt": (CHATML.removesuffix(PROMPT), "a generation prompt ends with '<.im_end.>\\\\n', but .* stands in front of an answer"),
+    "no prompt": (CHATML.removesuffix(PROMPT), "a generation prompt ends with '<.im_end.>\\\\n', but .* stands before an answer"),
     "no end": (CHATML.replace("+ '<|im_end|>'", ""), "no token ends every answer"),
     "escapes": (CHATML.replace("m['content']", "m['content'] | replace('<', '&lt;')"), "in a way of its own"),
     "fails": ("{{ raise_exception('only for tools') }}", "it refuses a conversation .TemplateError: only for tools"),
@@ -299,8 +254,6 @@ def test_without_a_chat_template_there_is_nothing_to_derive(gpt, case):
     tokenizer = None if case == "no tokenizer" else with_template(gpt, None)
     with pytest.raises(
         LmmError,
-        match="there is no tokenizer: pass"
-        if tokenizer is None
-        else "has no chat template to derive one from",
+        match="there is no tokenizer: pass" if tokenizer is None else "has no chat template to derive one from",
     ):
         get_template("auto", tokenizer)

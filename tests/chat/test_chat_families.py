@@ -46,22 +46,10 @@ QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 TWO_TURNS = {
     "chatml": IM("user", "<image>q") + IM("assistant", "a") + IM("user", "r") + IM("assistant", "b"),
-    "qwen2": IM("system", "You are a helpful assistant.")
-    + IM("user", "<image>q")
-    + IM("assistant", "a")
-    + IM("user", "r")
-    + IM("assistant", "b"),
-    "qwen2_5": IM("system", QWEN)
-    + IM("user", "<image>q")
-    + IM("assistant", "a")
-    + IM("user", "r")
-    + IM("assistant", "b"),
+    "qwen2": IM("system", "You are a helpful assistant.") + IM("user", "<image>q") + IM("assistant", "a") + IM("user", "r") + IM("assistant", "b"),
+    "qwen2_5": IM("system", QWEN) + IM("user", "<image>q") + IM("assistant", "a") + IM("user", "r") + IM("assistant", "b"),
     "llama2": "<s>[INST] <image>q [/INST] a </s><s>[INST] r [/INST] b </s>",
-    "llama3": "<s>"
-    + HEADER("user", "<image>q")
-    + HEADER("assistant", "a")
-    + HEADER("user", "r")
-    + HEADER("assistant", "b"),
+    "llama3": "<s>" + HEADER("user", "<image>q") + HEADER("assistant", "a") + HEADER("user", "r") + HEADER("assistant", "b"),
     "mistral": "<s>[INST] <image>q [/INST] a</s>[INST] r [/INST] b</s>",
     "mistral_v3": "<s>[INST] <image>q[/INST] a</s>[INST] r[/INST] b</s>",
     "phi3": "<|user|>\n<image>q<|end|>\n<|assistant|>\na<|end|>\n<|user|>\nr<|end|>\n<|assistant|>\nb<|end|>\n</s>",
@@ -82,10 +70,7 @@ WITH_SYSTEM = {
     "chatml": IM("system", "S") + IM("user", "q") + "<|im_start|>assistant\n",
     "qwen2": IM("system", "S") + IM("user", "q") + "<|im_start|>assistant\n",
     "llama2": "<s>[INST] <<SYS>>\nS\n<</SYS>>\n\nq [/INST]",
-    "llama3": "<s>"
-    + HEADER("system", "S")
-    + HEADER("user", "q")
-    + "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama3": "<s>" + HEADER("system", "S") + HEADER("user", "q") + "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral": "<s>[INST] S\n\nq [/INST]",
     "phi3": "<|system|>\nS<|end|>\n<|user|>\nq<|end|>\n<|assistant|>\n",
     "gemma": "<s><start_of_turn>user\nS\n\nq<end_of_turn>\n<start_of_turn>model\n",
@@ -98,18 +83,12 @@ MARKED = [template for template in CHATS if isinstance(template, MarkedTemplate)
 
 def messages_of(turns, system=None):
     messages = [] if system is None else [{"role": "system", "content": system}]
-    return messages + [
-        {"role": role, "content": content}
-        for turn in turns
-        for role, content in zip(("user", "assistant"), turn, strict=True)
-    ]
+    return messages + [{"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)]
 
 
 def test_every_template_of_markup_has_its_text_in_the_table():
     assert set(TWO_TURNS) == {template.name for template in MARKED}
-    assert set(TEMPLATES) == set(registry.built_in("template")) and all(
-        TEMPLATES[name].name == name for name in TEMPLATES
-    )
+    assert set(TEMPLATES) == set(registry.built_in("template")) and all(TEMPLATES[name].name == name for name in TEMPLATES)
 
 
 @pytest.mark.parametrize("name", TWO_TURNS)
@@ -138,9 +117,7 @@ FRAGMENTS = [
 SLOW_OK = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
-texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=6).map(
-    "".join
-)
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=6).map("".join)
 texts = texts.filter(lambda text: "<image>" not in text and "<0x" not in text)
 questions = st.lists(st.one_of(texts, st.just("<image>")), max_size=4).map("".join)
 conversations = st.lists(st.tuples(questions, texts), min_size=1, max_size=3)
@@ -161,9 +138,7 @@ def test_what_is_learned_is_the_answers_and_one_end_each(family, template, mode,
         ends = answer_ends(template, family)
         assert sum(label in ends for label in tokens.labels) == len(turns)
     assert all(label in (-100, token) for token, label in zip(tokens.ids, tokens.labels, strict=True))
-    assert tokens.ids.count(-200) == sum(question.count("<image>") for question, _ in turns) + (
-        system or ""
-    ).count("<image>")
+    assert tokens.ids.count(-200) == sum(question.count("<image>") for question, _ in turns) + (system or "").count("<image>")
 
 
 @SLOW_OK
@@ -185,7 +160,7 @@ def test_a_prompt_and_its_answer_are_the_conversation(family, template, mode, tu
             said += 1
         alone = encode_chat(messages[: end + 1], template, family, mode=mode)
         assert alone.ids[:said] == whole.ids[:said] and alone.labels[:said] == whole.labels[:said]
-        assert set(alone.labels[said:]) <= {-100}, "nothing is learned behind the end of the last answer"
+        assert set(alone.labels[said:]) <= {-100}, "nothing is learned after the end of the last answer"
 
 
 @SLOW_OK
@@ -195,14 +170,10 @@ def test_contents_never_become_special_tokens(family, template, turns, system):
     vocabulary = family.backend_tokenizer
     kinds = {"bos": family.bos_token_id, "eos": family.eos_token_id}
     expected = [
-        kinds.get(piece.kind, vocabulary.token_to_id(piece.text))
-        for piece in template.render(messages)
-        if piece.kind not in ("text", "image")
+        kinds.get(piece.kind, vocabulary.token_to_id(piece.text)) for piece in template.render(messages) if piece.kind not in ("text", "image")
     ]
     special = {index for index, token in family.added_tokens_decoder.items() if token.special}
-    special |= {vocabulary.token_to_id(token) for token in getattr(template, "tokens", ())} | {
-        *kinds.values()
-    } - {None}
+    special |= {vocabulary.token_to_id(token) for token in getattr(template, "tokens", ())} | {*kinds.values()} - {None}
     found = [index for index in encode_chat(messages, template, family).ids if index in special]
     assert found == [index for index in expected if index is not None]
 
@@ -232,13 +203,9 @@ def test_word_pieces_are_those_of_the_answer_alone(template):
         "the",
         "cat",
     ]
-    backend = Tokenizer(
-        models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    backend = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", bos_token="[CLS]", eos_token="[SEP]")
     tokenizer.add_special_tokens({"additional_special_tokens": list(template.tokens)})
     tokens = encode_chat(messages_of([("<image>the cat", "a cat"), ("the", "")]), template, tokenizer)
     ends = [*answer_ends(template, tokenizer)] if template.tokens else [tokenizer.eos_token_id]
@@ -263,10 +230,7 @@ def test_margins_are_what_the_model_says_around_an_answer(qwen):
 
 def test_an_answer_behind_a_token_that_swallows_the_newline_begins_with_the_tokenizers_space(phi):
     assert answer_margins(TEMPLATES["phi3"], phi) == (" ", "")
-    tokens = [
-        phi.convert_ids_to_tokens(index)
-        for index in encode_chat(messages_of([("the cat", "the cat")]), "phi3", phi).ids
-    ]
+    tokens = [phi.convert_ids_to_tokens(index) for index in encode_chat(messages_of([("the cat", "the cat")]), "phi3", phi).ids]
     assert tokens.count("<0x0A>") == 0 and tokens[:2] == ["<|user|>", "▁the"]
 
 
@@ -288,12 +252,8 @@ def test_a_stop_string_that_is_a_token_is_not_looked_for_as_text(qwen):
 
 def test_a_default_system_prompt_is_a_variant():
     pirate = replace(TEMPLATES["gemma"], system="You are a pirate.")
-    assert written(pirate.render(messages_of([("q", "a")])[:1], add_generation_prompt=True)).startswith(
-        "<start_of_turn>user\nYou are a pirate.\n\nq"
-    )
-    assert written(TEMPLATES["chatml"].render(messages_of([("q", "a")], ""))).startswith(
-        "<|im_start|>system\n<|im_end|>\n"
-    )
+    assert written(pirate.render(messages_of([("q", "a")])[:1], add_generation_prompt=True)).startswith("<start_of_turn>user\nYou are a pirate.\n\nq")
+    assert written(TEMPLATES["chatml"].render(messages_of([("q", "a")], ""))).startswith("<|im_start|>system\n<|im_end|>\n")
     skipping = replace(pirate, empty_system=False)
     assert written(skipping.render(messages_of([("q", "a")], ""))).startswith("<start_of_turn>user\nq<end")
 
@@ -313,7 +273,7 @@ GOOD = {"name": "mine", "opening": "Q: ", "to_answer": "\nA:", "ending": "{eos}"
     ("change", "says"),
     [
         ({"ending": ""}, "ending is empty, so a model would never learn to stop"),
-        ({"ending": "{eos}\n"}, "goes on behind the token that ends an answer"),
+        ({"ending": "{eos}\n"}, "goes on after the token that ends an answer"),
         ({"system": "S"}, "system is given without around_system"),
         ({"opening": None, "tokens": "<a>"}, "opening must be a string, found None; tokens must be strings"),
         ({"around_system": ("a", "b", "c")}, "around_system must be a pair of strings or None"),

@@ -8,8 +8,7 @@ PAPER = {
     "option_letter": "Answer with the option's letter from the given choices directly.",
     "option_letter_cn": "请直接回答选项字母。",
     "caption": "Provide a one-sentence caption for the provided image.",
-    "unanswerable": "When the provided information is insufficient, respond with 'Unanswerable'.\n"
-    "Answer the question using a single word or phrase.",
+    "unanswerable": "When the provided information is insufficient, respond with 'Unanswerable'.\nAnswer the question using a single word or phrase.",
 }
 
 
@@ -25,9 +24,7 @@ def test_prompt_follows_the_question_on_a_new_line(fmt):
 
 def test_region_prompts_lead_their_box_or_sentence_as_in_the_released_data():
     box = "[0.00, 0.64, 0.30, 0.76]"
-    assert (
-        with_format(box, "region_description") == f"Please provide a short description for this region: {box}"
-    )
+    assert with_format(box, "region_description") == f"Please provide a short description for this region: {box}"
     assert with_format("a red cup", "region_box").endswith("region this sentence describes: a red cup")
 
 

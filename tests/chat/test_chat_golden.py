@@ -51,18 +51,14 @@ def test_prompt_ends_with_the_colon_and_the_answer_brings_its_space(llama, mode)
     messages = messages_of(["<image>\nWhat color is the cat?", "Black", "Is it asleep?", "No"])
     whole = encode_chat(messages, "vicuna_v1", llama[False], mode=mode).ids
     for end, first in ((1, 6054), (3, 1939)):
-        prompt = encode_chat(
-            messages[:end], "vicuna_v1", llama[False], mode=mode, add_generation_prompt=True
-        ).ids
+        prompt = encode_chat(messages[:end], "vicuna_v1", llama[False], mode=mode, add_generation_prompt=True).ids
         assert prompt[-5:] == [319, 1799, 9047, 13566, 29901]
         assert whole[: len(prompt) + 2] == [*prompt, first, EOS]
 
 
 def test_pieces_mode_differs_from_llava15_only_in_the_space_after_an_image(llama):
     messages = messages_of(["<image>\nWhat color is the cat?", "Black"])
-    pieces, llava15 = (
-        encode_chat(messages, "vicuna_v1", llama[False], mode=mode) for mode in ("pieces", "llava15")
-    )
+    pieces, llava15 = (encode_chat(messages, "vicuna_v1", llama[False], mode=mode) for mode in ("pieces", "llava15"))
     after = llava15.ids.index(IMAGE) + 1
     assert llava15.ids[after] == 29871
     assert llava15.ids[:after] + llava15.ids[after + 1 :] == pieces.ids
@@ -177,8 +173,6 @@ def test_any_conversation_has_the_ids_and_labels_of_llava(llama, original, first
 @pytest.mark.parametrize("mode", ["pieces", "llava15"])
 @pytest.mark.parametrize("answer", ["say ASSISTANT: x", "a</s>b", "", "an <unk> token", "7", "猫", "\nA cat"])
 def test_samples_that_llava_masks_are_supervised_in_full(llama, answer, mode):
-    tokens = encode_chat(
-        messages_of(["<image>\nhi <unk>", answer, "And?", "Black"]), "vicuna_v1", llama[False], mode=mode
-    )
+    tokens = encode_chat(messages_of(["<image>\nhi <unk>", answer, "And?", "Black"]), "vicuna_v1", llama[False], mode=mode)
     assert decode_supervised(tokens, llama[False]) == [answer, "Black"]
     assert tokens.labels.count(EOS) == 2

@@ -26,10 +26,7 @@ def test_the_order_survives_saving(llama, tmp_path):
 def test_a_tokenizer_json_is_taken_as_it_is(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     again = load_tokenizer(str(tmp_path))
-    assert (
-        json.loads(again.backend_tokenizer.to_str())["model"]
-        == json.loads(tiny.backend_tokenizer.to_str())["model"]
-    )
+    assert json.loads(again.backend_tokenizer.to_str())["model"] == json.loads(tiny.backend_tokenizer.to_str())["model"]
     assert [again(text).input_ids for text in TEXTS] == [tiny(text).input_ids for text in TEXTS]
 
 

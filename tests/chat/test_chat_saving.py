@@ -66,17 +66,13 @@ def their_module(monkeypatch):
     [PIRATE, CaptionTemplate("lines", end="."), replace(TEMPLATES["gemma"], name="g"), Shouting(times=3)],
 )
 def test_a_template_is_made_again_from_its_fields(template):
-    assert (
-        template_from_dict(template_to_dict(template)) == template == get_template(template_setting(template))
-    )
+    assert template_from_dict(template_to_dict(template)) == template == get_template(template_setting(template))
 
 
 def test_registered_templates_are_found_by_name_and_saved_by_it():
     mine = lb.register("template", "mine")(PIRATE)
     assert mine is PIRATE and get_template("mine") is PIRATE
-    assert template_setting(replace(PIRATE, name="mine"))["system"] == "You are a pirate.", (
-        "another value of that name"
-    )
+    assert template_setting(replace(PIRATE, name="mine"))["system"] == "You are a pirate.", "another value of that name"
     lb.register("template", "shouting")(Shouting)
     assert get_template("shouting") == Shouting() and template_setting(Shouting()) == "shouting"
     with pytest.raises(LmmError, match="template 'chatml' is registered already"):
@@ -136,9 +132,7 @@ def test_fields_that_make_no_template_are_refused(values, says):
         get_template(3)
 
 
-@pytest.mark.parametrize(
-    "template", [PIRATE, replace(TEMPLATES["chatml"], tokens=("<s>", "</s>"), ending="</s>"), Shouting()]
-)
+@pytest.mark.parametrize("template", [PIRATE, replace(TEMPLATES["chatml"], tokens=("<s>", "</s>"), ending="</s>"), Shouting()])
 @pytest.mark.parametrize("format", ["native", "hf"])
 def test_a_model_is_saved_and_loaded_with_a_template_of_its_own(make_tiny_model, tmp_path, template, format):
     model = make_tiny_model(template=template)

@@ -136,7 +136,7 @@ def test_the_flag_legacy_is_followed_and_saved_and_files_without_it_are_older_th
     assert json.loads((tmp_path / "b" / "tokenizer_config.json").read_text())["legacy"] is (prefix == "every")
 
 
-@pytest.mark.parametrize(("flags", "before", "behind"), [({}, [1], []), ({"add_bos_token": False}, [], []), ({"add_eos_token": True}, [1], [2])])
+@pytest.mark.parametrize(("flags", "before", "after"), [({}, [1], []), ({"add_bos_token": False}, [], []), ({"add_eos_token": True}, [1], [2])])
 def test_what_stands_around_a_document_follows_the_flags(like_llama, tmp_path, flags, before, behind):
     tokenizer = load_tokenizer(folder_of(like_llama, tmp_path, legacy=False, **flags))
     assert tokenizer("the cat").input_ids == [*before, *sentencepiece(like_llama).encode("the cat"), *behind]

@@ -35,9 +35,7 @@ def written(pieces):
 
 
 def test_vicuna_renders_as_the_original():
-    pieces = TEMPLATES["vicuna_v1"].render(
-        [user("<image>\nq1"), assistant("a1"), user("q2"), assistant("a2")]
-    )
+    pieces = TEMPLATES["vicuna_v1"].render([user("<image>\nq1"), assistant("a1"), user("q2"), assistant("a2")])
     assert written(pieces) == f"{SYSTEM} USER: <image>\nq1 ASSISTANT: a1</s>USER: q2 ASSISTANT: a2</s>"
 
 
@@ -48,9 +46,7 @@ def test_llava_v1_says_human_in_the_system_prompt_only():
 
 
 def test_generation_prompt_ends_with_the_colon():
-    pieces = TEMPLATES["vicuna_v1"].render(
-        [user("q1"), assistant("a1"), user("q2")], add_generation_prompt=True
-    )
+    pieces = TEMPLATES["vicuna_v1"].render([user("q1"), assistant("a1"), user("q2")], add_generation_prompt=True)
     assert written(pieces) == f"{SYSTEM} USER: q1 ASSISTANT: a1</s>USER: q2 ASSISTANT:"
 
 
@@ -179,13 +175,8 @@ def test_llava15_messages_refuse_records_that_are_not_messages():
 
 
 def test_importing_chat_loads_no_tokenizer_library():
-    code = (
-        "import sys, lmmblocks.chat; print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    code = "import sys, lmmblocks.chat; print([m for m in ('transformers', 'tokenizers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_the_string_has_our_ids_and_what_we_refuse_is_refused(programs, family, 
 
 
 def asked(messages):
-    """Kinds of what stands in front of an InstructBLIP answer."""
+    """Kinds of what stands before an InstructBLIP answer."""
     return {piece.kind for piece in TEMPLATES["instructblip"].render(messages[:1], add_generation_prompt=True)}
 
 
@@ -155,7 +155,7 @@ PARTS = {
     "two texts": (["What ", "is it?"], "What is it?"),
     "an image in front": ([None, "What?"], "<image>\nWhat?"),
     "images in front": ([None, None, "What?"], "<image>\n<image>\nWhat?"),
-    "an image behind": (["What?", None], "What?\n<image>"),
+    "an image after": (["What?", None], "What?\n<image>"),
     "images between": (["Is ", None, "like", None, "?"], "Is \n<image>\nlike\n<image>\n?"),
     "an image alone": ([None], "<image>"),
 }
@@ -288,5 +288,5 @@ def test_a_class_that_may_do_anything_is_refused(gpt):
 
 
 def test_markup_in_front_of_images_that_a_processor_puts_first_is_refused(gpt):
-    with pytest.raises(LmmError, match="'chatml' can't be written as a chat template: the processor puts images in front of the whole prompt"):
+    with pytest.raises(LmmError, match="'chatml' can't be written as a chat template: the processor puts images before the whole prompt"):
         to_jinja(TEMPLATES["chatml"], gpt, images_apart=True)

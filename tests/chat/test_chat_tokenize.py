@@ -31,20 +31,14 @@ SLOW_OK = settings(
 )
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="▁")
-texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=6).map(
-    "".join
-)
+texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(characters, max_size=4)), max_size=6).map("".join)
 texts = texts.filter(lambda text: "<image>" not in text and "<0x" not in text)
 questions = st.lists(st.one_of(texts, st.just("<image>")), max_size=4).map("".join)
 conversations = st.lists(st.tuples(questions, texts), min_size=1, max_size=3)
 
 
 def messages_of(turns):
-    return [
-        {"role": role, "content": content}
-        for turn in turns
-        for role, content in zip(("user", "assistant"), turn, strict=True)
-    ]
+    return [{"role": role, "content": content} for turn in turns for role, content in zip(("user", "assistant"), turn, strict=True)]
 
 
 @settings(SLOW_OK, max_examples=100)
@@ -104,9 +98,7 @@ def test_text_never_becomes_a_special_token_and_images_come_from_markers_only(ti
     assert tokens.ids.count(-200) == sum(question.count("<image>") for question, _ in turns)
 
 
-words = st.lists(
-    st.sampled_from(["What", "cat", "is", "Black", "7", "猫", "no."]), min_size=1, max_size=5
-).map(" ".join)
+words = st.lists(st.sampled_from(["What", "cat", "is", "Black", "7", "猫", "no."]), min_size=1, max_size=5).map(" ".join)
 
 
 @SLOW_OK
@@ -145,9 +137,7 @@ def test_what_masks_a_whole_sample_in_llava_is_supervised_in_full(tiny, case, mo
 def test_ordinary_added_tokens_stay_tokens(tiny):
     tiny_size = len(tiny)
     if "<tool_call>" not in tiny.get_vocab():
-        tiny = type(tiny)(
-            tokenizer_object=tiny.backend_tokenizer, bos_token=tiny.bos_token, eos_token=tiny.eos_token
-        )
+        tiny = type(tiny)(tokenizer_object=tiny.backend_tokenizer, bos_token=tiny.bos_token, eos_token=tiny.eos_token)
         tiny.add_tokens(["<tool_call>"])
         assert len(tiny) == tiny_size + 1
     tokens = encode_chat(messages_of([("hi", "<tool_call>")]), "vicuna_v1", tiny)
@@ -157,9 +147,7 @@ def test_ordinary_added_tokens_stay_tokens(tiny):
 def test_tokens_added_after_the_first_use_are_seen():
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_whitespace_tokenizer(), eos_token="</s>", unk_token="<unk>"
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=_whitespace_tokenizer(), eos_token="</s>", unk_token="<unk>")
     messages = messages_of([("a", "new")])
     assert tokenizer.unk_token_id in encode_chat(messages, "vicuna_v1", tokenizer).labels
     tokenizer.add_tokens(["new"])

@@ -16,7 +16,7 @@ UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 def _inputs(lengths_q, lengths_k, heads=2, kv_heads=1, width=64, *, slack=0, dtype=torch.bfloat16, seed=0):
-    """(q, k, v, gradient of out): views of wider tensors; rows behind the last segment are NaN. And segments."""
+    """(q, k, v, gradient of out): views of wider tensors; rows after the last segment are NaN. And segments."""
     torch.manual_seed(seed)
     rows_q, rows_k = sum(lengths_q), sum(lengths_k)
     q, grad = (torch.randn(rows_q + slack, heads + 2, width).to(dtype)[:, 1:-1] for _ in range(2))

@@ -21,7 +21,7 @@ fast = settings(max_examples=20, deadline=None)
 
 
 def _inputs(lengths_q, lengths_k, heads=2, kv_heads=1, width=64, *, slack=0, dtype=torch.bfloat16, seed=0):
-    """Views of a fused projection; rows behind the last segment are NaN."""
+    """Views of a fused projection; rows after the last segment are NaN."""
     torch.manual_seed(seed)
     rows_q, rows_k = sum(lengths_q), sum(lengths_k)
     q = torch.randn(rows_q + slack, heads + 2, width).to(dtype)[:, 1:-1]

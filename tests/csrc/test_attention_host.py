@@ -171,15 +171,13 @@ def test_every_visible_key_is_visited_and_what_has_no_mask_is_visible(index, row
             for row in atom:
                 assert min(own[row], (block + 1) * KEYS) <= until  # what it sees of the block is visited
                 assert is_masked or own[row] >= until  # no mask: it sees all of that
-        assert stop * KEYS >= max(own)  # nothing is seen behind the last block
+        assert stop * KEYS >= max(own)  # nothing is seen after the last block
 
 
 @pytest.mark.parametrize(("length", "cost"), [(577, 592), (729, 736), (257, 272), (1024, 1024)])
 def test_nothing_is_rounded_up_to_a_tile(index, length, cost):
     """Rows times columns that the tensor cores compute for a full mask: multiples of 16, where tiles of 128 x 64 would say 640 for 577."""
-    products = sum(
-        count * ATOM * ATOM for _, _, groups in _work(index, FULL, length, length) for count, _ in groups.values()
-    )
+    products = sum(count * ATOM * ATOM for _, _, groups in _work(index, FULL, length, length) for count, _ in groups.values())
     assert products == cost * cost
 
 

@@ -22,7 +22,7 @@ UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 def _inputs(lengths_q, lengths_k=None, heads=2, kv_heads=1, width=64, *, slack=0, dtype=torch.bfloat16, seed=0):
-    """[q, k, v, gradient of out], views of wider tensors, rows behind the last segment NaN; and segments."""
+    """[q, k, v, gradient of out], views of wider tensors, rows after the last segment NaN; and segments."""
     torch.manual_seed(seed)
     lengths_k = lengths_q if lengths_k is None else lengths_k
     rows_q, rows_k = sum(lengths_q), sum(lengths_k)

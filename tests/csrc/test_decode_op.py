@@ -25,7 +25,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp16", "bf16"])
 
 
 def _inputs(lengths_q, lengths_k, heads=4, kv_heads=2, width=64, *, slack=0, dtype=torch.bfloat16):
-    """Keys and values beside each other, as a cache keeps them; rows behind the last segment are NaN."""
+    """Keys and values beside each other, as a cache keeps them; rows after the last segment are NaN."""
     torch.manual_seed(0)
     rows, keys = sum(lengths_q), sum(lengths_k)
     q = torch.randn(rows + slack, heads + 1, width).to(dtype)[:, 1:]
@@ -102,10 +102,8 @@ def test_masks_and_log_sums_are_those_of_the_formula(lengths, heads, width, dtyp
     softcap=st.none() | st.sampled_from([1.0, 30.0]),
     part_keys=st.sampled_from([None, 16, 48]),
 )
-def test_pages_give_what_the_formula_gives(
-    in_pages, lengths, rows, heads, width, dtype, page_rows, causal, window, softcap, part_keys
-):
-    """All that the pages hold besides the keys is NaN; entries of the table behind the last page point nowhere."""
+def test_pages_give_what_the_formula_gives(in_pages, lengths, rows, heads, width, dtype, page_rows, causal, window, softcap, part_keys):
+    """All that the pages hold besides the keys is NaN; entries of the table after the last page point nowhere."""
     q, k, v, segments = _inputs((rows,) * len(lengths), lengths, *heads, width, dtype=dtype)
     mask = {"causal": causal, "window": window, "softcap": softcap}
     pages = in_pages(k, v, lengths, page_rows)
@@ -214,7 +212,7 @@ def test_a_launch_stays_right_when_the_lengths_on_the_device_grow(in_pages, page
 
 
 def test_keys_that_no_row_sees_are_not_read(in_pages):
-    """Behind a window the keys are NaN, and pages that hold no other are not looked up."""
+    """After a window the keys are NaN, and pages that hold no other are not looked up."""
     lengths = (200, 61)
     q, k, v, segments = _inputs((2, 2), lengths)
     exact = _exact(q, k, v, segments, True, 30)
@@ -297,9 +295,7 @@ def test_what_it_cannot_take_is_refused_with_the_reason(change, complaint):
         k = torch.zeros(40 * 2 * 64 + 1, dtype=k.dtype)[1:].view(40, 2, 64)
     kv_end = torch.full((rows,), 40, dtype=torch.int32) if "kv_end" in change else None
     with pytest.raises(LmmError, match=complaint):
-        ops.attention(
-            q.requires_grad_("gradient" in change), k, v, segments, kv_end=kv_end, scale=change.get("scale"), backend="cuda_decode"
-        )
+        ops.attention(q.requires_grad_("gradient" in change), k, v, segments, kv_end=kv_end, scale=change.get("scale"), backend="cuda_decode")
 
 
 def test_pages_it_cannot_take_are_refused_with_the_reason(in_pages):

@@ -148,7 +148,7 @@ def _launched(extension, call, **changes):
 
 @pytest.fixture(scope="module")
 def scattered():
-    """`scattered(tensor)`: the same values; the last row starts more than 2^31 elements behind the first, which takes addresses but no memory.
+    """`scattered(tensor)`: the same values; the last row starts more than 2^31 elements after the first, which takes addresses but no memory.
 
     With `row=`, that row does.
     """
@@ -394,9 +394,7 @@ def test_missing_unknown_and_unfitting_arguments_are_type_errors(cuda_emulation)
         _launched(cuda_emulation, call)
 
 
-@pytest.mark.parametrize(
-    ("name", "order"), [("attention_forward", FORWARD), ("attention_backward", BACKWARD), ("attention_decode", ORDER)]
-)
+@pytest.mark.parametrize(("name", "order"), [("attention_forward", FORWARD), ("attention_backward", BACKWARD), ("attention_decode", ORDER)])
 def test_arguments_by_position_have_the_order_of_the_extension_or_are_refused(cuda_emulation, name, order):
     cpu = torch.device("cpu")
     assert cuda_gate.launcher(name, cpu, order) is not None

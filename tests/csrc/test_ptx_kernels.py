@@ -29,7 +29,9 @@ WRONG = {
     "no zero-fill": ("lmm::cp_async_16(smem + t, in + t, t < valid);", "if (t < valid) lmm::cp_async_16(smem + t, in + t, true);", "cp.async"),
     "group not waited for": ("lmm::cp_async_wait<0>();", "", "cp.async"),
     "released before written": (
-        "    for (int i = threadIdx.x;", "    if (threadIdx.x == 0) lmm::release(turn, number + 1);\n    for (int i = threadIdx.x;", "acquire",
+        "    for (int i = threadIdx.x;",
+        "    if (threadIdx.x == 0) lmm::release(turn, number + 1);\n    for (int i = threadIdx.x;",
+        "acquire",
     ),  # fmt: skip
     "nobody waits": ("if (threadIdx.x == 0) lmm::wait_until(turn, number);", "", "acquire"),
     "one of four values not added": ("value + 3));", "value));", "red, four"),

@@ -38,7 +38,7 @@ def _inputs(plan, width, dtype=torch.float32, vocabulary=VOCABULARY):
 
 
 def _apart(tensor, gap, offset=0):
-    """The same rows, each `gap` elements behind the one before, the first `offset` elements behind where memory is aligned; NaN in between."""
+    """The same rows, each `gap` elements after the one before, the first `offset` elements after where memory is aligned; NaN in between."""
     rows, width = tensor.shape
     memory = torch.full((offset + rows * (width + gap) + 1,), NAN, dtype=tensor.dtype)
     return memory[offset:].as_strided((rows, width), (width + gap, 1)).copy_(tensor)
@@ -137,8 +137,7 @@ def test_every_bit_pattern_is_copied_as_it_is(dtype, width):
     plan = plan_splice([[1, -200, 5], [-200, 8]], [[3], [2]])
     patterns = torch.Generator().manual_seed(0)
     table, images, grad = (
-        torch.randint(-(2**15), 2**15, (rows, width), generator=patterns).to(torch.int16).view(dtype)
-        for rows in (VOCABULARY, 5, plan.total_rows)
+        torch.randint(-(2**15), 2**15, (rows, width), generator=patterns).to(torch.int16).view(dtype) for rows in (VOCABULARY, 5, plan.total_rows)
     )
     embeds, _, image_grad = _run("cuda", table, images, plan, grad)
     text, image = plan.source >= 0, plan.image_rows.long()
@@ -165,7 +164,7 @@ def test_factor_of_text_rows_is_rounded_to_the_table_first():
 @every_dtype
 @pytest.mark.parametrize("width", [8, 16, 7])
 def test_a_view_without_class_tokens_is_read_where_it_lies(dtype, width):
-    """The class tokens are NaN; so is what lies behind the last row of each image."""
+    """The class tokens are NaN; so is what lies after the last row of each image."""
     plan = plan_splice([[1, -200, 5], [-200, 2]], [[4], [4]])
     features = torch.full((2, 6, width), NAN, dtype=dtype)
     features[:, 1:5] = torch.randn(2, 4, width).to(dtype)
@@ -179,7 +178,7 @@ def test_a_view_without_class_tokens_is_read_where_it_lies(dtype, width):
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_rows_that_were_truncated_away_are_not_read_and_learn_nothing(limit):
-    """Of either image all rows, or the last ones; the text behind them too."""
+    """Of either image all rows, or the last ones; the text after them too."""
     plan = plan_splice([[1, -200, 5, 5], [-200, 2]], [[2], [4]], max_length=limit, truncate="right")
     table, images = _inputs(plan, 8)
     gone = plan.image_rows < 0

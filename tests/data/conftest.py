@@ -18,9 +18,7 @@ def images(tmp_path):
     """A folder with one sound image, ok.png, 24x16."""
     folder = tmp_path / "images"
     folder.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(
-        folder / "ok.png"
-    )
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / "ok.png")
     return folder
 
 

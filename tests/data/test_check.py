@@ -269,12 +269,7 @@ def test_exit_code_1_with_an_aligned_table_offenders_and_advice(write, images, c
     assert cli(path, "--images", images) == 1
     lines = capsys.readouterr().out.splitlines()
     table = [line for line in lines if line.startswith(("problem", "empty_answer  ", "missing_image  "))]
-    assert (
-        len(
-            {line.index(meaning) for line, meaning in zip(table, ["meaning", "a gpt turn", "the image file"])}
-        )
-        == 1
-    )
+    assert len({line.index(meaning) for line, meaning in zip(table, ["meaning", "a gpt turn", "the image file"])}) == 1
     assert "empty_answer (1): write the answer, or remove the pair" in lines
     assert "  record 1, id 'b': turn 1 is empty" in lines
     assert lines[-1] == "NOT fit for training: 2 problems of 2 kinds"

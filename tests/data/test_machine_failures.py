@@ -53,11 +53,7 @@ def fail(request, monkeypatch):
         def opened(name, *args, **kwargs):
             if str(name) == path and request.param == "open":
                 raise error
-            return (
-                FailingFile(error)
-                if str(name) == path and request.param == "read"
-                else real_open(name, *args, **kwargs)
-            )
+            return FailingFile(error) if str(name) == path and request.param == "read" else real_open(name, *args, **kwargs)
 
         def stat(name, *args, **kwargs):
             if str(name) == path and request.param == "stat":
@@ -85,11 +81,7 @@ def bad(images):
 
 
 def errors_for(where):
-    return (
-        BROKEN_READ
-        if where == "decode"
-        else {k: e for k, e in ERRORS.items() if isinstance(e, OSError) or where == "read"}
-    )
+    return BROKEN_READ if where == "decode" else {k: e for k, e in ERRORS.items() if isinstance(e, OSError) or where == "read"}
 
 
 def test_no_picture_is_called_damaged_for_what_the_machine_did(bad, fail):
@@ -98,9 +90,7 @@ def test_no_picture_is_called_damaged_for_what_the_machine_did(bad, fail):
         with pytest.raises(MachineError, match="bad.png cannot be (read|opened): ") as caught:
             load_image(bad)
         assert not isinstance(caught.value, ImageError), name
-        assert "replace" not in str(caught.value) and "fetch" not in str(caught.value), (
-            "nothing to do to the file"
-        )
+        assert "replace" not in str(caught.value) and "fetch" not in str(caught.value), "nothing to do to the file"
 
 
 def test_the_check_goes_on_and_lists_them_as_their_own_kind(bad, fail, write, images):

@@ -60,9 +60,7 @@ def test_every_dialect_becomes_the_same_sample(write, images, dialect, system):
 def test_images_stand_where_their_parts_do(write, images):
     record = {
         "images": ["ok.png", "ok.png"],
-        "messages": parts(
-            {"type": "text", "text": "Is this"}, PICTURE, PICTURE, QUESTION, {"type": "text", "text": " Say."}
-        ),
+        "messages": parts({"type": "text", "text": "Is this"}, PICTURE, PICTURE, QUESTION, {"type": "text", "text": " Say."}),
     }
     (sample,) = load_records(write([record]), images)
     assert sample.messages[0]["content"] == "Is this\n<image>\n<image>\nWhat? Say."
@@ -96,11 +94,7 @@ def test_keys_that_hold_content_are_refused_by_name(write, images, case):
     text_only = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat"}]
     path = write([{"id": 1, "conversations": text_only, **more}])
     (finding,) = check_file(path, images).findings
-    assert (
-        finding.code == "unread_key"
-        and words in finding.offenders[0].detail
-        and repr(next(iter(more))) in finding.offenders[0].detail
-    )
+    assert finding.code == "unread_key" and words in finding.offenders[0].detail and repr(next(iter(more))) in finding.offenders[0].detail
     with pytest.raises(LmmError, match="unread_key"):
         load_records(path, images)
 
@@ -136,10 +130,7 @@ def test_keys_that_say_something_about_a_record_are_counted_and_listed(write, im
     (note,) = report.findings
     shown = [offender.detail for offender in note.offenders]
     read = {"tasks", "category"}
-    assert shown == [
-        f"{key}: in 2 records, the first is record 1"
-        for key in [*(k for k in more if k not in read), "markdown of a turn"]
-    ]
+    assert shown == [f"{key}: in 2 records, the first is record 1" for key in [*(k for k in more if k not in read), "markdown of a turn"]]
 
 
 @pytest.mark.parametrize("key", ["loss", "weight", "tool_calls", "image", "text"])

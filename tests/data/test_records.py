@@ -195,9 +195,7 @@ def test_paths_out_of_the_images_folder_are_refused(write, images, name):
 
 def test_a_path_that_turns_back_inside_the_folder_is_fine(write, images):
     (images / "sub").mkdir()
-    assert load_records(write([write.record("a", "sub/../ok.png")]), images)[0].images == [
-        str(images / "sub/../ok.png")
-    ]
+    assert load_records(write([write.record("a", "sub/../ok.png")]), images)[0].images == [str(images / "sub/../ok.png")]
 
 
 def test_missing_files_and_folders_and_empty_lists_are_clear_errors(write, images, tmp_path):

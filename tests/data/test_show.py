@@ -119,10 +119,7 @@ def test_the_command_tells_record_text_rows_and_what_is_learned(shown, write, tm
     length = len(encode_chat(messages_of(TURNS), "vicuna_v1", tiny_tokenizer).ids)
     learned = sum(label >= 0 for label in encode_chat(messages_of(TURNS), "vicuna_v1", tiny_tokenizer).labels)
     assert "id 'r7'; template 'vicuna_v1'" in out
-    assert (
-        "USER: <image 1: 9 rows, ok.png>\nWhat color is it? ASSISTANT:{+ Black.</s>+}USER: Is it asleep?"
-        in out
-    )
+    assert "USER: <image 1: 9 rows, ok.png>\nWhat color is it? ASSISTANT:{+ Black.</s>+}USER: Is it asleep?" in out
     assert f"{length + 8} rows: {length - 1} of text, 9 of images; {learned} learned\n" in out
     assert not ANSI.search(out), "no colours where the output is no terminal"
 
@@ -194,16 +191,11 @@ def test_colours_and_marks_say_the_same():
         (Style(True), lambda text: ANSI.sub("", text)),
         (Style(False), lambda text: re.sub(r"\{\+|\+\}|\[-|-\]", "", text)),
     ):
-        kinds = [{}, {"learned": True}, {"cut": True}, {"learned": True, "cut": True}] + [
-            {"image": True}
-        ] * style.coloured
+        kinds = [{}, {"learned": True}, {"cut": True}, {"learned": True, "cut": True}] + [{"image": True}] * style.coloured
         looks = [style.dressed("x", **kind) for kind in kinds]
         assert len(set(looks)) == len(looks)
         assert {strip(look) for look in looks} == {"x"}
-        assert all(
-            look in style.legend()
-            for look in [style.dressed("learned", learned=True), style.dressed("cut off", cut=True)]
-        )
+        assert all(look in style.legend() for look in [style.dressed("learned", learned=True), style.dressed("cut off", cut=True)])
 
 
 def test_colours_end_with_each_line():

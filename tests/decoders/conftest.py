@@ -6,9 +6,9 @@ import warnings
 import pytest
 import torch
 
-SMALL = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=400
-) | dict(max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=400) | dict(
+    max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2
+)
 
 HF_PACKED = {
     "gpt2": dict(attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0),

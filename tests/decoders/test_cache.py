@@ -1,4 +1,4 @@
-"""Decoding behind a cache gives what reading everything at once gives, however the rows arrive."""
+"""Decoding with a cache gives what reading everything at once gives, however the rows arrive."""
 
 import pytest
 import torch
@@ -49,10 +49,7 @@ def assert_equal(got, expected):
 def deliveries(draw):
     """For each sequence, how many rows come in each step; steps may bring none."""
     steps = draw(st.integers(1, 4))
-    return [
-        draw(st.lists(st.integers(0, 5), min_size=steps, max_size=steps))
-        for _ in range(draw(st.integers(1, 4)))
-    ]
+    return [draw(st.lists(st.integers(0, 5), min_size=steps, max_size=steps)) for _ in range(draw(st.integers(1, 4)))]
 
 
 @settings(max_examples=30, deadline=None)

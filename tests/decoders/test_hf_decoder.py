@@ -61,9 +61,7 @@ def test_loss_and_gradients_equal_those_of_transformers(pair, kind, record_parit
     last = torch.tensor(LENGTHS).cumsum(0) - 1
     rows = torch.tensor([row for row in range(sum(LENGTHS)) if row not in last.tolist()])
     targets = torch.cat([each[1:] for each in ids])
-    loss = ops.linear_cross_entropy(
-        run(decoder, ids)[rows], decoder.head_weight, targets, softcap=decoder.logit_softcap, bias_V=decoder.head_bias
-    )
+    loss = ops.linear_cross_entropy(run(decoder, ids)[rows], decoder.head_weight, targets, softcap=decoder.logit_softcap, bias_V=decoder.head_bias)
     expected = torch.cat([F.cross_entropy(twin(each[None]).logits[0, :-1], each[1:], reduction="none") for each in ids]).mean()
     assert abs(loss - expected) <= 1e-5 * expected, (loss, expected)
     decoder.zero_grad()

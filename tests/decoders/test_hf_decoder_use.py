@@ -277,7 +277,7 @@ def test_attention_dropout_is_refused_in_training_only(make_hf):
 
 
 def test_models_that_are_no_decoders_are_refused(make_hf):
-    with pytest.raises(LmmError, match="lets rows see the rows behind them"):
+    with pytest.raises(LmmError, match="lets rows see the rows after them"):
         HFDecoder.of(make_hf("bert", num_key_value_heads=4))
     with pytest.raises(LmmError, match="GPT2Model is not a language model with a head"):
         HFDecoder.of(make_hf("gpt2").transformer)

@@ -47,9 +47,7 @@ def make(request, make_tiny_model, tiny_config, make_hf):
         if request.param == "native":
             return make_tiny_model(config=config)
         if request.param == "windowed":
-            return make_tiny_model(
-                config=dataclasses.replace(config, decoder=TransformerConfig(**DECODER, window=9))
-            )
+            return make_tiny_model(config=dataclasses.replace(config, decoder=TransformerConfig(**DECODER, window=9)))
         return make_tiny_model(config=config, decoder=HFDecoder.of(make_hf("llama")))
 
     return build
@@ -133,12 +131,10 @@ def test_training_sees_what_the_mask_of_transformers_lets_it_see(make, attention
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["causal", "images"])
 def test_the_first_token_of_an_answer_has_the_logits_of_training(make, attention, first_logits):
-    """One prompt, a batch, and a conversation whose second picture comes behind a cache."""
+    """One prompt, a batch, and a conversation whose second picture comes with a cache."""
     model = make(attention)
     wanted = [logits_of(model, images, messages)[-1] for images, messages in PROMPTS]
-    model.generate(
-        [messages for _, messages in PROMPTS], images=[images for images, _ in PROMPTS], max_new_tokens=3
-    )
+    model.generate([messages for _, messages in PROMPTS], images=[images for images, _ in PROMPTS], max_new_tokens=3)
     (batched,) = first_logits
     for (images, messages), row, together in zip(PROMPTS, wanted, batched):
         model.generate(messages, images=images, max_new_tokens=1)
@@ -201,9 +197,7 @@ def test_it_is_saved_loaded_and_told(make, tmp_path):
 @pytest.mark.parametrize("form", ["hf", "llava"])
 def test_formats_that_cant_say_it_refuse(make_tiny_model, tiny_config, tmp_path, form):
     model = make_tiny_model(config=dataclasses.replace(tiny_config, attention="images"))
-    with pytest.raises(
-        LmmError, match=f"format '{form}' can't say that attention is 'images'.*format='native'"
-    ):
+    with pytest.raises(LmmError, match=f"format '{form}' can't say that attention is 'images'.*format='native'"):
         model.save(tmp_path / "model", format=form)
     assert not (tmp_path / "model").exists()
 
@@ -241,15 +235,13 @@ class Short(torch.nn.Module):
         (lambda hf: HFDecoder.of(hf("bloom")), "bloom runs padded"),
         (
             lambda hf: TransformerConfig(**DECODER, rope_scaling=LongRope((1.0,) * 3, (2.0,) * 3, 64)),
-            "behind a cache LongRoPE reads rows again",
+            "with a cache LongRoPE reads rows again",
         ),
         (lambda hf: Looking(TransformerConfig(**DECODER)), "it was never taught to"),
         (lambda hf: Short(TransformerConfig(**DECODER).build()), "its forward takes no kv_end"),
     ],
 )
-def test_decoders_that_cant_are_refused_when_the_model_is_composed(
-    make_tiny_model, tiny_config, make_hf, decoder, reason
-):
+def test_decoders_that_cant_are_refused_when_the_model_is_composed(make_tiny_model, tiny_config, make_hf, decoder, reason):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = decoder(make_hf)

@@ -213,9 +213,7 @@ def test_images_read_earlier_are_seen_behind_the_cache_also_with_new_ones(decode
     means = torch.stack([one.features.patches.mean(0), two.features.patches.mean(0)])
     reference = decoder.new_cache(2)
     read(decoder, rows(4), first, reference, [Given(torch.cat([means[:1].expand(3, -1), 0 * means[:1]]))])
-    expected = read(
-        decoder, rows(5, 7), second, reference, [Given(torch.cat([means[:1], means[1:].expand(4, -1)]))], lengths=[3, 1]
-    )
+    expected = read(decoder, rows(5, 7), second, reference, [Given(torch.cat([means[:1], means[1:].expand(4, -1)]))], lengths=[3, 1])
     assert (got - expected).abs().max() < TOLERANCE
     cache.keep([1])
     step = plan_splice([[9]], [[]])
@@ -263,9 +261,7 @@ def test_scores_are_the_last_rows_of_the_attention_map(decoder, cached):
     for own, old, new in zip(SEGMENT_ROWS, early, entered[-1].split(PLAN.lengths)):
         x = layer.input_layernorm(torch.cat([old, new]))
         cos, sin = (table for table in _table(decoder, len(x)))
-        q, k = (
-            _turned(projection(x).unflatten(-1, (-1, 4)), cos, sin) for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
-        )
+        q, k = (_turned(projection(x).unflatten(-1, (-1, 4)), cos, sin) for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj))
         weights = torch.einsum("qne,kne->nqk", q, k.repeat_interleave(2, 1)) * 4**-0.5
         hidden = torch.ones(len(x), len(x)).triu(1).bool()
         expected.append(weights.masked_fill(hidden, -torch.inf).softmax(-1).mean(0)[-1][len(old) :])
@@ -302,7 +298,7 @@ class Returning:
 
 
 WRONG = {
-    "rows": (lambda h, c: h[1:], r"'Returning' in front of layer 1 returned rows \(16, 16\), expected \(17, 16\): to drop rows, return context.keep"),
+    "rows": (lambda h, c: h[1:], r"'Returning' before layer 1 returned rows \(16, 16\), expected \(17, 16\): to drop rows, return context.keep"),
     "nothing": (lambda h, c: None, "returned NoneType, expected the rows, or context.keep"),
     "mask alone": (lambda h, c: (h, c.vision.mask_T), "expected the rows, or context.keep"),
     "lengths": (lambda h, c: c.keep(h, ~c.vision.mask_T, [3, 2, 3]), r"marks \(3, 2, 2\) rows of the segments, lengths says \(3, 2, 3\)"),

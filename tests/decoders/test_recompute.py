@@ -25,11 +25,7 @@ def folders(make_hf, tiny_tokenizer, tmp_path_factory):
 
 def calls_in_backward(model, batch):
     """How often the norm of the first layer is run by a loss and its gradients, and the gradients."""
-    norm = (
-        model.decoder.model.layers[0].input_layernorm
-        if hasattr(model.decoder, "model")
-        else model.decoder.transformer.h[0].ln_1
-    )
+    norm = model.decoder.model.layers[0].input_layernorm if hasattr(model.decoder, "model") else model.decoder.transformer.h[0].ln_1
     count = []
     handle = norm.register_forward_hook(lambda *_: count.append(1))
     model.train()
@@ -41,11 +37,7 @@ def calls_in_backward(model, batch):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_it_is_kept_with_pretrained_weights_and_saved(tiny_config, folders, conversations, tmp_path, kind):
-    wanted = (
-        TransformerConfig(recompute=True)
-        if kind == "llama"
-        else HFDecoderConfig({"model_type": "gpt2"}, recompute=True)
-    )
+    wanted = TransformerConfig(recompute=True) if kind == "llama" else HFDecoderConfig({"model_type": "gpt2"}, recompute=True)
     config = dataclasses.replace(tiny_config, decoder=wanted, decoder_source=str(folders[kind]))
     torch.manual_seed(0)
     model = build(config)
@@ -81,13 +73,9 @@ def test_a_model_that_cant_recompute_says_so(make_hf):
     decoder = HFDecoder.of(make_hf("qwen2"))
     type(decoder.hf_model).supports_gradient_checkpointing = False
     try:
-        with pytest.raises(
-            LmmError, match="recompute=True, but transformers' Qwen2ForCausalLM can't recompute"
-        ):
+        with pytest.raises(LmmError, match="recompute=True, but transformers' Qwen2ForCausalLM can't recompute"):
             decoder.recompute = True
-        with pytest.raises(
-            LmmError, match="recompute=True, but transformers' Qwen2ForCausalLM can't recompute"
-        ):
+        with pytest.raises(LmmError, match="recompute=True, but transformers' Qwen2ForCausalLM can't recompute"):
             HFDecoder.of(decoder.hf_model, recompute=True)
     finally:
         del type(decoder.hf_model).supports_gradient_checkpointing

@@ -1,4 +1,4 @@
-"""Stretched rotary frequencies: against the formulas of their papers, per sequence, in configs, and behind a cache."""
+"""Stretched rotary frequencies: against the formulas of their papers, per sequence, in configs, and with a cache."""
 
 import json
 import math
@@ -24,7 +24,6 @@ def decoder():
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
-
 
 
 def test_linear_divides_positions():
@@ -75,7 +74,7 @@ def test_scaling_survives_the_config_file(scaling, tiny_config):
 
 @torch.no_grad()
 def read(decoder, sequences, steps):
-    """Hidden states of each step of each sequence, side by side behind one cache; a step says how many rows each brings."""
+    """Hidden states of each step of each sequence, side by side after one cache; a step says how many rows each brings."""
     cache, found = decoder.new_cache(len(sequences)), [[] for _ in sequences]
     for new in steps:
         rows = [x[done : done + n] for x, done, n in zip(sequences, cache.lengths, new)]

@@ -12,7 +12,7 @@ LENGTHS = (7, 5)
 
 
 class Turned:
-    """Stretches positions, in front of one layer; the layers behind it keep what it gave."""
+    """Stretches positions, before one layer; the layers after it keep what it gave."""
 
     requires, layers = frozenset(), (0,)
 
@@ -60,9 +60,7 @@ def test_tables_of_the_models_own_change_nothing(pair):
 
     class Same(Turned):
         def __call__(self, hidden, context):
-            return hidden, dataclasses.replace(
-                context, cos_TE=context.cos_TE.clone(), sin_TE=context.sin_TE.clone()
-            )
+            return hidden, dataclasses.replace(context, cos_TE=context.cos_TE.clone(), sin_TE=context.sin_TE.clone())
 
     assert torch.equal(run(wrapped, hooks=[Same()]), run(wrapped))
 

@@ -216,7 +216,7 @@ def test_hooks_are_called_in_front_of_the_layers_they_name_and_change_what_enter
         run(made, embeds, [2, 4], hooks=[double, watch])
     assert [layer for layer, _ in double.seen] == [1] and [layer for layer, _ in watch.seen] == [0, 1, 2]
     assert torch.equal(double.seen[0][1], plain[1]) and torch.equal(entered[0], embeds)
-    for layer, hidden in watch.seen:  # behind the hook in front of it: sees what really enters
+    for layer, hidden in watch.seen:  # after the hook before it: sees what really enters
         assert torch.equal(hidden, entered[layer])
     assert torch.equal(entered[1], 2 * plain[1]) and not torch.equal(entered[2], plain[2])
 

@@ -43,10 +43,7 @@ def prose_of(page: str) -> str:
 def anchors_of(page: str) -> frozenset[str]:
     """The anchors of a page's headings, as Markdown makes them."""
     headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
-    return frozenset(
-        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower())
-        for heading in headings
-    )
+    return frozenset(re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower()) for heading in headings)
 
 
 @pytest.mark.parametrize("page", LINKED)
@@ -68,9 +65,7 @@ def test_links_lead_to_files_and_headings_that_exist(page: str) -> None:
 def test_pages_link_only_inside_the_site(page: str) -> None:
     """What lies outside docs/ isn't on the site: it is named as a file."""
     outside = [
-        t
-        for t in LINK.findall(prose_of(page))
-        if "://" not in t and t[0] != "#" and not ((ROOT / page).parent / t).resolve().is_relative_to(DOCS)
+        t for t in LINK.findall(prose_of(page)) if "://" not in t and t[0] != "#" and not ((ROOT / page).parent / t).resolve().is_relative_to(DOCS)
     ]
     assert not outside
 
@@ -114,11 +109,7 @@ def definitions_of(path: str) -> frozenset[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_functions_that_are_named_by_file_are_defined_there(page: str) -> None:
     places = PLACE.findall(prose_of(page))
-    assert not [
-        f"{path}:{name}"
-        for path, name in places
-        if not (ROOT / path).is_file() or name not in definitions_of(path)
-    ]
+    assert not [f"{path}:{name}" for path, name in places if not (ROOT / path).is_file() or name not in definitions_of(path)]
 
 
 def resolves(name: str) -> bool:
@@ -148,19 +139,9 @@ def test_dotted_names_can_be_imported(page: str) -> None:
 
 
 def test_the_tests_of_names_see_wrong_ones() -> None:
-    assert (
-        not resolves("lmmblocks.spec.Gird")
-        and not resolves("ops.atention")
-        and not resolves("lmmblocks.plan")
-    )
-    assert (
-        resolves("lb.plan_splice")
-        and resolves("ops.attention")
-        and resolves("lmmblocks.train.Stage.batch_size")
-    )
-    assert "LMM.loss" in definitions_of("lmmblocks/lmm.py") and "LMM.lose" not in definitions_of(
-        "lmmblocks/lmm.py"
-    )
+    assert not resolves("lmmblocks.spec.Gird") and not resolves("ops.atention") and not resolves("lmmblocks.plan")
+    assert resolves("lb.plan_splice") and resolves("ops.attention") and resolves("lmmblocks.train.Stage.batch_size")
+    assert "LMM.loss" in definitions_of("lmmblocks/lmm.py") and "LMM.lose" not in definitions_of("lmmblocks/lmm.py")
     assert anchors_of("docs/design.md") >= {"five-rules", "shapes"}
 
 
@@ -175,12 +156,7 @@ def test_what_the_api_page_lists_exists_and_is_documented() -> None:
 
 def test_the_api_page_names_no_file_where_it_means_what_is_in_it() -> None:
     """`ops.splice` is a function and a file: to the page, which is made from sources, it would be the file."""
-    files = [
-        name
-        for name in api_names()
-        if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()
-        or (ROOT / name.replace(".", "/")).is_dir()
-    ]
+    files = [name for name in api_names() if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file() or (ROOT / name.replace(".", "/")).is_dir()]
     assert files == ["lmmblocks.spec.protocols"]
 
 
@@ -189,9 +165,7 @@ def test_the_api_page_lists_every_public_name() -> None:
     assert not [name for name in lmmblocks.__all__ if name not in {*listed, "__version__", "ops", "presets"}]
 
 
-@pytest.mark.parametrize(
-    "name", ["layers.svg", "imports.svg", "source.svg", "sample.svg", "walks.svg", "contracts.svg"]
-)
+@pytest.mark.parametrize("name", ["layers.svg", "imports.svg", "source.svg", "sample.svg", "walks.svg", "contracts.svg"])
 def test_pictures_are_those_that_the_scripts_draw(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("draw_docs", DOCS / "figures" / "draw.py")
     assert spec is not None and spec.loader is not None
@@ -199,14 +173,10 @@ def test_pictures_are_those_that_the_scripts_draw(name: str, monkeypatch: pytest
     monkeypatch.setattr(sys, "path", list(sys.path))
     spec.loader.exec_module(draw)
     assert set(draw.PICTURES) == {path.name for path in (DOCS / "figures").glob("*.svg")}
-    assert (DOCS / "figures" / name).read_text(encoding="utf-8") == draw.PICTURES[name](), (
-        "run: python docs/figures/draw.py"
-    )
+    assert (DOCS / "figures" / name).read_text(encoding="utf-8") == draw.PICTURES[name](), "run: python docs/figures/draw.py"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("zensical") is None, reason="zensical is not installed: pip install '.[docs]'"
-)
+@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="zensical is not installed: pip install '.[docs]'")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for name in ("docs", "lmmblocks", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "_C*"))

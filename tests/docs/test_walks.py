@@ -85,13 +85,9 @@ def test_pixels_to_rows(model, picture):
 
 def test_a_conversation_to_the_loss(model, picture, tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat color?"}, {"from": "gpt", "value": "Red"}]
-    (tmp_path / "data.json").write_text(
-        json.dumps([{"id": n, "image": picture.name, "conversations": turns} for n in range(4)])
-    )
+    (tmp_path / "data.json").write_text(json.dumps([{"id": n, "image": picture.name, "conversations": turns} for n in range(4)]))
     stage = Stage(name="walk", train={"projector": 1e-3}, batch_size=2, micro_batch_samples=1)
-    found = called(
-        lambda: train(model, stage, load_records(tmp_path / "data.json", tmp_path), tmp_path / "out")
-    )
+    found = called(lambda: train(model, stage, load_records(tmp_path / "data.json", tmp_path), tmp_path / "out"))
     assert_walked("From a conversation to the loss", found)
 
 
@@ -105,6 +101,4 @@ def test_a_query_to_the_kernel():
         found += [step for step in steps_of("From a query to the kernel")[-2:]]
     assert_walked("From a query to the kernel", found)
     automatic = called(lambda: ops.attention(q, k, v, segments))
-    assert {("lmmblocks/ops/dispatch.py", "_walk"), ("lmmblocks/ops/dispatch.py", "_verdict")} <= set(
-        automatic
-    )
+    assert {("lmmblocks/ops/dispatch.py", "_walk"), ("lmmblocks/ops/dispatch.py", "_verdict")} <= set(automatic)

@@ -89,9 +89,7 @@ def test_images_are_independent_of_each_other():
 
 
 @pytest.mark.parametrize("need", [frozenset({"patches"}), EVERYTHING])
-@pytest.mark.parametrize(
-    "select, run", [((-2,), 3), ((-1,), 4), ((0,), 0), ((2,), 2), ((-4, 1), 1), ((-1, 1), 4)]
-)
+@pytest.mark.parametrize("select, run", [((-2,), 3), ((-1,), 4), ((0,), 0), ((2,), 2), ((-4, 1), 1), ((-1, 1), 4)])
 def test_no_layer_behind_the_selected_one_runs(select, run, need):
     made = encoder(select=select)
     calls = []

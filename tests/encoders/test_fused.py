@@ -125,9 +125,7 @@ def test_pixels_move_and_are_cut_like_a_tensor():
 def model_config(**options):
     return LMMConfig(
         encoder=FusedConfig((FINE, COARSE), **options),
-        decoder=TransformerConfig(
-            dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512
-        ),
+        decoder=TransformerConfig(dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=512),
     )
 
 

@@ -36,7 +36,7 @@ def with_registers(**changes):
     return Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**options))
 
 
-# name -> (transformers' model, tokens in front of the patches, side of the pixels)
+# name -> (transformers' model, tokens before the patches, side of the pixels)
 TOWERS = {
     "siglip": (siglip, 0, 30),
     "siglip-without-head": (lambda: siglip(vision_use_head=False), 0, 30),

@@ -76,9 +76,7 @@ def theirs():
     with torch.no_grad():
         for name, value in model.named_parameters():
             scale = 0.2 if value.dim() > 1 else 0.1
-            value.copy_(
-                torch.randn(value.shape) * scale + (1 if "norm" in name and name.endswith("weight") else 0)
-            )
+            value.copy_(torch.randn(value.shape) * scale + (1 if "norm" in name and name.endswith("weight") else 0))
     return model.eval()
 
 
@@ -109,12 +107,8 @@ def ours(folder, tiny_tokenizer):
 def tiny_config(**changes):
     tiled = {"pinpoints": PINPOINTS, **changes}
     return LMMConfig(
-        encoder=TiledConfig(
-            CLIPConfig(dim=16, layers=2, heads=2, mlp_dim=24, image_size=28, patch=7), **tiled
-        ),
-        decoder=TransformerConfig(
-            dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=1024
-        ),
+        encoder=TiledConfig(CLIPConfig(dim=16, layers=2, heads=2, mlp_dim=24, image_size=28, patch=7), **tiled),
+        decoder=TransformerConfig(dim=24, layers=2, heads=4, kv_heads=2, ffn_dim=32, vocab=400, max_positions=1024),
     )
 
 
@@ -135,9 +129,7 @@ def mixed():
         Sample(turns("<image>\nWhat color is the cat?", "Black"), images[:1], "one"),
         Sample(turns("Is it asleep?", "No, it is awake and hungry."), [], "text"),
         Sample(turns("<image> and <image>, <image>: the same cat?", "No"), images[1:4], "three"),
-        Sample(
-            turns("What is it? <image>", "A cat.", "And this? <image>", "A red square."), images[4:], "turns"
-        ),
+        Sample(turns("What is it? <image>", "A cat.", "And this? <image>", "A red square."), images[4:], "turns"),
     ]
 
 
@@ -249,9 +241,7 @@ def test_loss_and_every_gradient_equal_transformers(ours, theirs, pixels, token_
         if expected[name] is None:
             assert gradient is None, name
             continue
-        if not name.endswith(
-            "k_proj.bias"
-        ):  # adds the same to every score of a row: its gradient is rounding only
+        if not name.endswith("k_proj.bias"):  # adds the same to every score of a row: its gradient is rounding only
             worst = max(worst, ((gradient - expected[name]).abs().max() / expected[name].abs().max()).item())
         torch.testing.assert_close(gradient, expected[name], atol=TOLERANCE, rtol=1e-4, msg=name)
     record_parity("LLaVA-NeXT", "LlavaNextForConditionalGeneration", "gradients, relative", worst)
@@ -264,9 +254,7 @@ def test_greedy_tokens_equal_transformers(ours, theirs, pixels, token_samples):
     batch = their_batch(ours, [(ids, labels)], images)
     del batch["labels"]
     length = batch["input_ids"].shape[1]
-    expected = theirs.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[
-        0, length:
-    ]
+    expected = theirs.generate(**batch, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)[0, length:]
     grown = list(ids)
     for _ in range(8):
         with torch.no_grad():
@@ -279,11 +267,7 @@ def reference_rows(tiles, layout, each, newline, rules):
     """The arrangement a second time, patch by patch in Python."""
     tiles = tiles.unflatten(0, (layout.count, each.rows))
     overview = list(tiles[0]) if layout.global_view else []
-    tiles = (
-        tiles[int(layout.global_view) :]
-        .unflatten(0, (layout.tiles.h, layout.tiles.w))
-        .unflatten(2, (each.h, each.w))
-    )
+    tiles = tiles[int(layout.global_view) :].unflatten(0, (layout.tiles.h, layout.tiles.w)).unflatten(2, (each.h, each.w))
     rows = []
     if rules.merge == "flat":
         for tile in tiles.flatten(0, 1):
@@ -328,16 +312,9 @@ def test_every_arrangement_is_what_its_rules_say_and_counts_itself(rules, shapes
     module = TileArrange(rules, 2)
     newline = getattr(module, "image_newline", None)
     rows, counts = module(tiles, layouts, lambda grid: grid)
-    expected = [
-        reference_rows(part, layout, each, newline, rules)
-        for part, layout in zip(tiles.split(lengths), layouts)
-    ]
+    expected = [reference_rows(part, layout, each, newline, rules) for part, layout in zip(tiles.split(lengths), layouts)]
     assert torch.equal(rows, torch.cat(expected))
-    assert (
-        counts
-        == tuple(map(len, expected))
-        == tuple(rules.rows_of(layout, lambda grid: grid) for layout in layouts)
-    )
+    assert counts == tuple(map(len, expected)) == tuple(rules.rows_of(layout, lambda grid: grid) for layout in layouts)
 
 
 @pytest.mark.parametrize(
@@ -488,9 +465,7 @@ def test_preset_is_llava_next(theirs):
             "5 rows without a grid",
         ),
         (
-            lambda: TileArrange(TileArrangement(), 2)(
-                torch.zeros(5, 2), [TileGrid(Grid(1, 1), Grid(1, 1), 1, 1)], lambda g: g
-            ),
+            lambda: TileArrange(TileArrangement(), 2)(torch.zeros(5, 2), [TileGrid(Grid(1, 1), Grid(1, 1), 1, 1)], lambda g: g),
             "found 5 rows of tiles.*ask for 2",
         ),
     ],
@@ -509,9 +484,7 @@ def test_a_projector_without_a_grid_is_refused_when_composed(make_tiny_model):
 
 
 def test_a_stage_that_crops_is_refused(tiny):
-    with pytest.raises(
-        LmmError, match="stage 'stage1': image_fit='crop', but the encoder cuts pictures into tiles"
-    ):
+    with pytest.raises(LmmError, match="stage 'stage1': image_fit='crop', but the encoder cuts pictures into tiles"):
         set_stage_inputs(tiny, stage1())
 
 
@@ -533,9 +506,7 @@ def test_transformers_reads_what_we_write(ours, theirs, pixels, token_samples, t
     _, (layout,) = ours.encoder.preprocess.batch([image])
     assert (inputs["input_ids"] == token).sum() == ours.input_spec.image_rows(layout)
     loaded = lb.load(tmp_path / "out")
-    assert (
-        loaded.encoder.preprocess == ours.encoder.preprocess and loaded.config.encoder == ours.config.encoder
-    )
+    assert loaded.encoder.preprocess == ours.encoder.preprocess and loaded.config.encoder == ours.config.encoder
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in ours.state_dict().items())
 
 

@@ -63,7 +63,7 @@ def trunk(**changes):
     return OpenCLIPConfig(architecture={"embed_dim": 16, "vision_cfg": vision}, **changes)
 
 
-# name -> (config, package, tokens in front of the patches, has keys, module that holds the blocks)
+# name -> (config, package, tokens before the patches, has keys, module that holds the blocks)
 TOWERS = {
     "timm-vit": (vit, "timm", 1, True, "blocks"),
     "timm-registers": (registers, "timm", 5, True, "blocks"),

@@ -34,9 +34,7 @@ from lmmblocks.spec import IGNORE_LABEL, IMAGE_TOKEN, Segments
 from lmmblocks.weights.sources import load_encoder
 
 TINY_VISION = CLIPConfig(dim=32, layers=3, heads=2, mlp_dim=64, image_size=112, patch=14)
-TINY_LANGUAGE = TransformerConfig(
-    dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=7, max_positions=512
-)
+TINY_LANGUAGE = TransformerConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=7, max_positions=512)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +87,7 @@ def test_box_weights_are_the_covered_share_of_each_patch() -> None:
     covered = torch.zeros(8, 8)
     covered[:4, 2:5] = 1
     assert torch.allclose(box_weights(box, 8)[0], covered.flatten())
-    assert torch.allclose(
-        box_weights(torch.tensor([[0.0, 0.0, 1 / 16, 1 / 16]]), 8)[0, 0], torch.tensor(0.25)
-    )
+    assert torch.allclose(box_weights(torch.tensor([[0.0, 0.0, 1 / 16, 1 / 16]]), 8)[0, 0], torch.tensor(0.25))
 
 
 def test_no_heldout_combination_is_drawn_for_pretraining(tokenizer) -> None:
@@ -124,9 +120,7 @@ def test_contrastive_steps_lower_the_loss_of_their_batch() -> None:
             optimizer.step()
         values.append(total.item())
     assert values == sorted(values, reverse=True), values
-    assert all(p.grad is not None for n, p in task.encoder.named_parameters()), (
-        "every layer of the tower learns"
-    )
+    assert all(p.grad is not None for n, p in task.encoder.named_parameters()), "every layer of the tower learns"
 
 
 def test_answers_are_told_apart_from_other_text(tokenizer) -> None:
@@ -271,13 +265,9 @@ def test_exported_language_model_equals_transformers(tokenizer_folder: Path, tmp
     torch.manual_seed(0)
     task = LanguageTask(tokenizer_folder, TINY_LANGUAGE)
     export_language(task.decoder, tokenizer_folder, tmp_path / "language", {}, torch.float32)
-    theirs, report = AutoModelForCausalLM.from_pretrained(
-        str(tmp_path / "language"), output_loading_info=True
-    )
+    theirs, report = AutoModelForCausalLM.from_pretrained(str(tmp_path / "language"), output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
-    ids = AutoTokenizer.from_pretrained(str(tmp_path / "language"), local_files_only=True)(
-        "A red star."
-    ).input_ids
+    ids = AutoTokenizer.from_pretrained(str(tmp_path / "language"), local_files_only=True)("A red star.").input_ids
     assert ids[0] == 1
     plan = plan_splice([ids], [[]])
     logits = task.decoder.head(task.hidden(plan, []))
@@ -329,9 +319,7 @@ def test_every_parameter_has_exactly_one_optimizer() -> None:
     muon, adamw = make_optimizers(task.modules, 1e-3, 0.1, muon=True)
     owned = [p for o in (muon, adamw) for group in o.param_groups for p in group["params"]]
     assert len(owned) == len({id(p) for p in owned}) == len(list(task.modules.parameters()))
-    assert len(muon.param_groups[0]["params"]) == TINY_VISION.layers * 6 + 2 * 3, (
-        "six a tower layer, three a text layer"
-    )
+    assert len(muon.param_groups[0]["params"]) == TINY_VISION.layers * 6 + 2 * 3, "six a tower layer, three a text layer"
 
 
 def test_learning_rate_warms_up_and_falls_with_the_clock() -> None:
@@ -349,9 +337,7 @@ def test_learning_rate_warms_up_and_falls_with_the_clock() -> None:
         (["vision", "--minutes", "-1"], "--minutes -1.0"),
     ],
 )
-def test_bad_input_is_one_clear_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_clear_line(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--out", str(tmp_path / "none"), "--export", str(tmp_path / "w")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1, error
@@ -364,9 +350,7 @@ def test_shipped_weights_are_whole_and_small() -> None:
     total_bytes = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     assert 0 < total_bytes <= 10_000_000, total_bytes
     for load, name in ((CLIPVisionModel, "vision"), (AutoModelForCausalLM, "language")):
-        model, report = load.from_pretrained(
-            str(WEIGHTS / name), dtype=torch.float32, output_loading_info=True
-        )
+        model, report = load.from_pretrained(str(WEIGHTS / name), dtype=torch.float32, output_loading_info=True)
         assert not report["missing_keys"] and not report["unexpected_keys"], report
         assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     tokenizer = AutoTokenizer.from_pretrained(str(WEIGHTS / "language"), local_files_only=True)

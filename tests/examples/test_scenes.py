@@ -74,9 +74,7 @@ def test_same_seed_gives_same_pixels_and_files_whatever_the_hash_seed(tmp_path: 
         command += ["--train", "12", "--pretrain", "3", "--heldout", "20"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
-        outputs.append(
-            {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-        )
+        outputs.append({str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()})
     assert outputs[0].keys() == outputs[1].keys()
     assert [name for name in outputs[0] if outputs[0][name] != outputs[1][name]] == []
 
@@ -104,12 +102,7 @@ def test_every_handwritten_instance_is_in_exactly_one_split_under_its_label() ->
     from sklearn.datasets import load_digits
 
     labels = load_digits().target
-    found = [
-        (i, digit)
-        for by_digit in digit_instances().values()
-        for digit, ids in enumerate(by_digit)
-        for i in ids
-    ]
+    found = [(i, digit) for by_digit in digit_instances().values() for digit, ids in enumerate(by_digit) for i in ids]
     assert sorted(found) == list(enumerate(labels.tolist()))
 
 
@@ -160,9 +153,7 @@ def test_digit_pixels_are_the_instance_s_strokes() -> None:
         picture = draw_scene(scene).convert("L")
         for item in scene.items:
             if item.kind == "digit":
-                small = np.asarray(
-                    picture.crop(item.box_px).resize((8, 8), Image.Resampling.BOX), dtype=float
-                )
+                small = np.asarray(picture.crop(item.box_px).resize((8, 8), Image.Resampling.BOX), dtype=float)
                 correlation = np.corrcoef(small.ravel(), images[item.digit_instance].ravel())[0, 1]
                 worst = min(worst, -correlation if not item.inverted else correlation)
     assert worst > 0.85, worst
@@ -189,10 +180,7 @@ def test_canvases_are_square_landscape_and_portrait_and_greying_keeps_their_size
         image = draw_scene(scene)
         grey = grey_out(image)
         assert image.mode == "RGB" and image.size == grey.size == (scene.width_px, scene.height_px)
-        assert (
-            len(set(grey.get_flattened_data() if hasattr(grey, "get_flattened_data") else grey.getdata()))
-            == 1
-        )
+        assert len(set(grey.get_flattened_data() if hasattr(grey, "get_flattened_data") else grey.getdata())) == 1
         sizes.add((image.width > image.height) - (image.width < image.height))
     assert sizes == {-1, 0, 1}
 
@@ -255,35 +243,21 @@ def _true_answers(scene: Scene, question: str) -> list[str]:
     readers = {
         r"What color is the sign (.+)\?": lambda p: [i.color for i in _matching(scene, "sign", _place(p))],
         r"What color is the (\w+)\?": lambda s: [i.color for i in _matching(scene, "shape", s)],
-        r"What is the color of the shape (.+)\?": lambda p: [
-            i.color for i in _matching(scene, "shape", _place(p))
-        ],
+        r"What is the color of the shape (.+)\?": lambda p: [i.color for i in _matching(scene, "shape", _place(p))],
         r"What shape is (.+)\?": lambda p: [i.shape for i in _matching(scene, "shape", _place(p))],
         r"What is the shape of the (\w+) object\?": lambda c: [i.shape for i in _matching(scene, c)],
-        r"(?:Where|In which part of the picture) is the (.+)\?": lambda p: [
-            POSITIONS[i.cell] for i in _named(scene, p)
-        ],
-        r"(?:What|Which) digit is (?:shown|written) in the picture\?": lambda: [
-            i.digit for i in _matching(scene, "digit")
-        ],
+        r"(?:Where|In which part of the picture) is the (.+)\?": lambda p: [POSITIONS[i.cell] for i in _named(scene, p)],
+        r"(?:What|Which) digit is (?:shown|written) in the picture\?": lambda: [i.digit for i in _matching(scene, "digit")],
         r"What digit is (.+)\?": lambda p: [i.digit for i in _matching(scene, "digit", _place(p))],
-        r"(?:What does the sign say|What word is written in the picture)\?": lambda: [
-            i.word for i in _matching(scene, "word")
-        ],
+        r"(?:What does the sign say|What word is written in the picture)\?": lambda: [i.word for i in _matching(scene, "word")],
         r"What does the (\w+) sign say\?": lambda c: [i.word for i in _matching(scene, "sign", c)],
         r"What word is written (.+)\?": lambda p: [i.word for i in _matching(scene, "word", _place(p))],
         r"How many objects are in the picture\?": lambda: [len(scene.items)],
         r"How many (\w+) shapes are there\?": lambda c: [len(_matching(scene, "shape", c))],
         r"How many (\w+) are there\?": lambda plural: [
-            len(
-                _matching(
-                    scene, "shape", next(shape for shape in SHAPES if plural in (shape + "s", shape + "es"))
-                )
-            )
+            len(_matching(scene, "shape", next(shape for shape in SHAPES if plural in (shape + "s", shape + "es"))))
         ],
-        r"(?:Is there|Does the picture show) an? (\w+ \w+)(?: in the picture)?\?": lambda p: [
-            _yes(_named(scene, p))
-        ],
+        r"(?:Is there|Does the picture show) an? (\w+ \w+)(?: in the picture)?\?": lambda p: [_yes(_named(scene, p))],
         r"Is the word (\w+) written in the picture\?": lambda w: [_yes(_named(scene, f"word {w}"))],
         r"Is the (\w+) (\w+)\?": lambda s, c: [_yes(i.color == c) for i in _matching(scene, "shape", s)],
         r"Is the (\w+ \w+) (above|below|to the left of|to the right of) the (\w+ \w+)\?": lambda a, how, b: [
@@ -322,9 +296,7 @@ def _true_chinese(scene: Scene, question: str) -> list[str]:
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-@pytest.mark.parametrize(
-    "task", ["color", "shape", "position", "count", "digit", "word", "yesno", "unanswerable"]
-)
+@pytest.mark.parametrize("task", ["color", "shape", "position", "count", "digit", "word", "yesno", "unanswerable"])
 def test_short_answers_are_the_only_true_ones(task: str, split: str) -> None:
     rng, asked = random.Random(1), 0
     for scene in _scenes(600, split):
@@ -438,11 +410,7 @@ def test_the_wording_of_a_question_does_not_give_its_answer_away(task: str) -> N
             form = re.sub(r"\b(digit \d|word \w+|" + "|".join((*COLORS, *SHAPES)) + r")\b", "_", line)
             negative = turn.answer in ("no", "Unanswerable")
             forms.setdefault(form, []).append(negative)
-    shares = {
-        form: (round(float(np.mean(found)), 2), len(found))
-        for form, found in forms.items()
-        if len(found) > 100
-    }
+    shares = {form: (round(float(np.mean(found)), 2), len(found)) for form, found in forms.items() if len(found) > 100}
     assert shares and all(0.35 < share < 0.65 for share, _ in shares.values()), shares
 
 
@@ -586,6 +554,4 @@ def test_the_command_exits_with_2_and_leaves_nothing_half_written(
     monkeypatch.setattr("PIL.Image.Image.save", full_disk)
     assert main(["--out", str(tmp_path / "a"), "--train", "2", "--pretrain", "0", "--heldout", "0"]) == 2
     assert "no space left" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"] and (
-        taken / "mine.txt"
-    ).read_text() == "keep"
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"] and (taken / "mine.txt").read_text() == "keep"

@@ -20,9 +20,7 @@ SIDE, DIM, HEADS = 2, 8, 2
 @pytest.fixture(scope="module")
 def model():
     small = dict(layers=2, heads=2, mlp_dim=8)
-    towers = FusedConfig(
-        (CLIPConfig(dim=8, image_size=28, patch=14, **small), CLIPConfig(dim=12, image_size=48, patch=8, **small)), combine="list"
-    )
+    towers = FusedConfig((CLIPConfig(dim=8, image_size=28, patch=14, **small), CLIPConfig(dim=12, image_size=48, patch=8, **small)), combine="list")
     decoder = TransformerConfig(dim=16, layers=3, heads=2, kv_heads=1, ffn_dim=16, vocab=20, max_positions=64)
     torch.manual_seed(0)
     options = dict(side=SIDE, dim=DIM, heads=HEADS)

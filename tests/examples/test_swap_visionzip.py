@@ -24,9 +24,7 @@ def paper(cls, x, keys, attention, dominant, contextual):
 def test_merged_rows_are_the_papers(record_parity):
     torch.manual_seed(0)
     grids, patches, worst = (Grid(5, 5),) * 3, 75, 0.0
-    features = VisionFeatures(
-        torch.randn(patches, 8), grids, torch.randn(3, 1, 8), keys=torch.randn(patches, 2, 4), cls_attn=torch.rand(patches)
-    )
+    features = VisionFeatures(torch.randn(patches, 8), grids, torch.randn(3, 1, 8), keys=torch.randn(patches, 2, 4), cls_attn=torch.rand(patches))
     for dominant, contextual in ((8, 3), (2, 1), (12, 13)):
         rows = visionzip.VisionZip(dominant, contextual)(features, features.patches, grids)
         own = zip(features.prefix[:, 0], features.patches.split(25), features.keys.split(25), features.cls_attn.split(25))

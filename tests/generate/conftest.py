@@ -40,17 +40,11 @@ def make_tokenizer():
 
     def make(eos="</s>"):
         merges = [tuple(merge) for merge in bpe["merges"]]
-        tokenizer = Tokenizer(
-            models.BPE(bpe["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-        )
+        tokenizer = Tokenizer(models.BPE(bpe["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token=eos
-        )
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", unk_token="<unk>", eos_token=eos)
 
     return make
 
@@ -67,9 +61,7 @@ def make_model(make_tokenizer):
     def make(*, tokenize_mode="pieces", template="vicuna_v1", max_positions=512, seed=0, tokenizer=None):
         config = LMMConfig(
             encoder=CLIPConfig(dim=24, layers=2, heads=2, mlp_dim=32, image_size=28, patch=14),
-            decoder=TransformerConfig(
-                dim=48, layers=3, heads=4, kv_heads=2, ffn_dim=64, vocab=500, max_positions=max_positions
-            ),
+            decoder=TransformerConfig(dim=48, layers=3, heads=4, kv_heads=2, ffn_dim=64, vocab=500, max_positions=max_positions),
             template=template,
             tokenize_mode=tokenize_mode,
         )
@@ -95,9 +87,7 @@ def picture():
     """A random picture for each number."""
 
     def make(number, size=(40, 30)):
-        pixels = np.random.default_rng(number).integers(
-            0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8
-        )
+        pixels = np.random.default_rng(number).integers(0, 256, (size[1] // 10, size[0] // 10, 3), dtype=np.uint8)
         return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
     return make
@@ -112,9 +102,7 @@ def greedy_ids():
         spec = model.input_spec
         pixels, grids = spec.preprocess.batch(list(images))
         rows = [spec.image_rows(grid) for grid in grids]
-        ids = encode_chat(
-            messages, spec.template, spec.tokenizer, mode=spec.tokenize_mode, add_generation_prompt=True
-        ).ids
+        ids = encode_chat(messages, spec.template, spec.tokenizer, mode=spec.tokenize_mode, add_generation_prompt=True).ids
         new = []
         while len(new) < count and (not new or new[-1] != spec.tokenizer.eos_token_id):
             batch = Batch(pixels, grids, plan_splice([ids + new], [rows]))

@@ -33,9 +33,7 @@ def test_batched_equals_single(make_model, picture, seed, options):
     assert model.generate(list(prompts), list(images), max_new_tokens=20, **options) == alone
 
 
-def test_batched_equals_single_when_answers_end_at_different_times(
-    make_model, make_tokenizer, picture, greedy_ids
-):
+def test_batched_equals_single_when_answers_end_at_different_times(make_model, make_tokenizer, picture, greedy_ids):
     prompts, images = zip(*questions(picture, 0))
     free = make_model()
     whole = [free.generate(p, i, max_new_tokens=20) for p, i in zip(prompts, images)]

@@ -54,9 +54,7 @@ def test_one_question_prints_its_answer(talk, model, paths):
 
 def test_options_reach_the_model(talk, model):
     options = {"temperature": 1.3, "top_p": 0.8, "top_k": 50, "seed": 3, "stop": ["a"], "max_new_tokens": 8}
-    arguments = (
-        "--temperature 1.3 --top-p 0.8 --top-k 50 --seed 3 --stop a --device cpu --dtype float32".split()
-    )
+    arguments = "--temperature 1.3 --top-p 0.8 --top-k 50 --seed 3 --stop a --device cpu --dtype float32".split()
     chat = Conversation(model, system="Be brief.")
     expected = chat.ask("Is it asleep?", **options)
     assert talk([], *arguments, "--system", "Be brief.", "--prompt", "Is it asleep?") == (
@@ -147,9 +145,7 @@ def test_a_mistake_is_printed_and_the_conversation_goes_on(talk, model, paths, t
         "what? " * 400: "shorten the conversation",
         "<image> <image>": "2 <image> in its text and 1 images",
     }
-    code, out, errors = talk(
-        [*mistakes, "What is it?", *list(mistakes)[:5], "Is it asleep?"], "--image", paths[0]
-    )
+    code, out, errors = talk([*mistakes, "What is it?", *list(mistakes)[:5], "Is it asleep?"], "--image", paths[0])
     assert code == 0 and out.splitlines() == expected
     lines = errors.splitlines()
     assert len(lines) == 2 * len(mistakes) - 1
@@ -225,9 +221,7 @@ def test_a_corrupt_picture_is_a_mistake(talk, tmp_path):
 
 def run_process(*arguments, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, timeout=600, **options
-    )
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=600, **options)
 
 
 def test_the_program_answers_lines_from_a_pipe(folder, model, paths):

@@ -12,9 +12,7 @@ OPTIONS = {"max_new_tokens": 10}
 
 
 def prompt_ids(model, messages):
-    return encode_chat(
-        messages, model.template, model.tokenizer, mode=model.tokenize_mode, add_generation_prompt=True
-    ).ids
+    return encode_chat(messages, model.template, model.tokenizer, mode=model.tokenize_mode, add_generation_prompt=True).ids
 
 
 def rows_of(ids):
@@ -89,9 +87,7 @@ def test_old_pictures_are_not_encoded_again(model, picture, counted):
     assert pixels == [2, 1]
 
 
-def test_an_answer_that_tokenises_differently_is_read_again_from_where_it_differs(
-    model, monkeypatch, counted
-):
+def test_an_answer_that_tokenises_differently_is_read_again_from_where_it_differs(model, monkeypatch, counted):
     chat, rows = Conversation(model), []
     letters = [model.tokenizer.convert_tokens_to_ids(t) for t in ["▁", "B", "l", "a", "c", "k"]]
     script = iter([*letters, model.tokenizer.eos_token_id])

@@ -24,9 +24,7 @@ def user(content):
 
 @pytest.mark.parametrize("mode", ["pieces", "llava15"])
 @pytest.mark.parametrize("images", [0, 1, 2])
-def test_greedy_equals_running_the_whole_sequence_for_every_token(
-    make_model, picture, greedy_ids, text_of, images, mode
-):
+def test_greedy_equals_running_the_whole_sequence_for_every_token(make_model, picture, greedy_ids, text_of, images, mode):
     model = make_model(tokenize_mode=mode, seed=images)
     pictures = [picture(n) for n in range(images)]
     expected = greedy_ids(model, user(CONTENTS[images]), pictures)
@@ -42,20 +40,13 @@ def test_earlier_turns_and_a_system_message_are_read(model, picture, greedy_ids,
     ]
     expected = text_of(model, greedy_ids(model, messages, [picture(1)]))
     assert generate(model, messages, [picture(1)], max_new_tokens=24) == expected
-    assert (
-        generate(model, [messages, messages[:1] + messages[3:]], [picture(1), None], max_new_tokens=24)[0]
-        == expected
-    )
+    assert generate(model, [messages, messages[:1] + messages[3:]], [picture(1), None], max_new_tokens=24)[0] == expected
 
 
 def test_one_prompt_gives_a_text_and_a_list_gives_a_list(model):
     answer = model.generate(QUESTION, max_new_tokens=5)
     assert isinstance(answer, str)
-    assert (
-        model.generate([QUESTION], max_new_tokens=5)
-        == [answer]
-        == model.generate((user(QUESTION),), max_new_tokens=5)
-    )
+    assert model.generate([QUESTION], max_new_tokens=5) == [answer] == model.generate((user(QUESTION),), max_new_tokens=5)
     assert model.generate([]) == []
 
 
@@ -69,9 +60,7 @@ def test_every_way_to_give_an_image_is_the_same(model, picture, tmp_path):
     assert expected != model.generate(QUESTION, images=[picture(2)], max_new_tokens=8)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}]
-)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 4}, {"temperature": 0.8, "top_p": 0.9, "seed": 1}])
 @pytest.mark.parametrize("stop", [(), ("a", "or "), ("wak",)])
 def test_the_stream_joined_is_the_answer(model, picture, options, stop):
     options = {**options, "stop": stop, "max_new_tokens": 40}
@@ -90,9 +79,7 @@ def test_a_stream_shows_text_before_the_answer_is_complete(model, counted):
     assert len(steps) < 5, steps
 
 
-def test_an_answer_ends_with_the_end_of_sequence_token(
-    make_model, make_tokenizer, model, greedy_ids, text_of
-):
+def test_an_answer_ends_with_the_end_of_sequence_token(make_model, make_tokenizer, model, greedy_ids, text_of):
     ids = greedy_ids(model, user(QUESTION))
     at = next(n for n in range(4, 24) if ids[n] not in ids[:n])
     ends = make_model(tokenizer=make_tokenizer(eos=model.tokenizer.convert_ids_to_tokens(ids[at])))
@@ -104,9 +91,7 @@ def test_a_stop_string_ends_the_answer_in_front_of_it(model):
     whole = model.generate(QUESTION, max_new_tokens=24)
     stop = whole[7:12]
     assert model.generate(QUESTION, max_new_tokens=24, stop=stop) == whole[: whole.index(stop)]
-    assert (
-        model.generate(QUESTION, max_new_tokens=24, stop=["not in there", stop]) == whole[: whole.index(stop)]
-    )
+    assert model.generate(QUESTION, max_new_tokens=24, stop=["not in there", stop]) == whole[: whole.index(stop)]
 
 
 def test_the_templates_stop_strings_end_the_answer(model, make_model):
@@ -134,14 +119,10 @@ def test_the_answer_has_at_most_max_new_tokens(model, counted):
     steps = []
     with counted(model.decoder, steps):
         model.generate(QUESTION, max_new_tokens=6)
-    assert steps[1:] == [1] * 5, (
-        "the prompt gives the first token, each step one more, and the last token is not run"
-    )
+    assert steps[1:] == [1] * 5, "the prompt gives the first token, each step one more, and the last token is not run"
 
 
-def test_only_the_last_row_of_each_sequence_reaches_the_head_and_finished_answers_cost_nothing(
-    model, picture, counted
-):
+def test_only_the_last_row_of_each_sequence_reaches_the_head_and_finished_answers_cost_nothing(model, picture, counted):
     whole = model.generate(QUESTION, max_new_tokens=12)
     decoder_rows, head_rows = [], []
     with counted(model.decoder, decoder_rows), counted(model.decoder.lm_head, head_rows):
@@ -195,9 +176,7 @@ def test_the_prompt_and_its_answer_must_fit_the_positions(make_model, picture, c
         model.generate(QUESTION, max_new_tokens=1)
     room = 128 - steps[0]
     model.generate(QUESTION, max_new_tokens=room)
-    with pytest.raises(
-        LmmError, match=rf"the prompt has {128 - room} rows .* 128 positions.*max_new_tokens to {room}$"
-    ):
+    with pytest.raises(LmmError, match=rf"the prompt has {128 - room} rows .* 128 positions.*max_new_tokens to {room}$"):
         model.generate(QUESTION, max_new_tokens=room + 1)
     with pytest.raises(LmmError, match=r"prompt 1 has .*: shorten the conversation$"):
         model.generate([QUESTION, QUESTION * 30], max_new_tokens=1)

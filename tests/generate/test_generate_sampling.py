@@ -43,9 +43,7 @@ def test_candidates_are_the_definition_of_top_k_and_top_p(logits, temperature, t
     probabilities = probabilities[0] / probabilities.sum()
     found = {int(i): float(p) for i, p in zip(ids[0], probabilities) if p > 0}
     expected = {token: p for token, p in expected.items() if p > 1e-30}
-    assert set(found) >= set(expected) and all(
-        p < 1e-6 for token, p in found.items() if token not in expected
-    )
+    assert set(found) >= set(expected) and all(p < 1e-6 for token, p in found.items() if token not in expected)
     assert max(abs(found[token] - p) for token, p in expected.items()) < 1e-5
 
 
@@ -79,9 +77,7 @@ def test_a_row_is_drawn_the_same_whatever_is_beside_it():
     rows = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
     together, alone = [sampling.generator() for _ in rows], [sampling.generator() for _ in rows]
     for _ in range(20):
-        assert choose(rows, sampling, together) == [
-            choose(row[None], sampling, [g])[0] for row, g in zip(rows, alone)
-        ]
+        assert choose(rows, sampling, together) == [choose(row[None], sampling, [g])[0] for row, g in zip(rows, alone)]
 
 
 def test_seeds_repeat_and_no_seed_follows_the_global_state():
@@ -191,7 +187,5 @@ def test_an_unknown_option_is_refused_with_the_closest_name():
 
 
 def test_numpy_numbers_are_numbers():
-    options = Options(
-        temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int64(1), max_new_tokens=np.int32(4)
-    )
+    options = Options(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.int64(1), max_new_tokens=np.int32(4))
     assert choose(torch.tensor([[0.0, 90.0]]), options, [options.generator()]) == [1]

@@ -14,9 +14,7 @@ from lmmblocks.generate.engine import generate_stream
 from lmmblocks.generate.options import Options
 from lmmblocks.generate.text import AnswerText
 
-LINES = MarkedTemplate(
-    "lines", opening="{bos}Q: ", to_answer="\nA:", lead=" ", ending="{eos}", to_question="\nQ: "
-)
+LINES = MarkedTemplate("lines", opening="{bos}Q: ", to_answer="\nA:", lead=" ", ending="{eos}", to_question="\nQ: ")
 QUESTION = "What colour is the cat?"
 
 
@@ -46,23 +44,17 @@ def test_the_token_that_ends_a_turn_ends_the_answer_and_is_not_shown(spoken, mak
     token = tokens[at]
     ending = make_model(template=template_to_dict(dataclasses.replace(LINES, ending=token, tokens=(token,))))
     expected = AnswerText(model.tokenizer, (), (" ", ""))
-    assert ending.generate(QUESTION, max_new_tokens=16) == "".join(
-        map(expected.push, ids[:at])
-    ) + expected.finish(ended=True)
+    assert ending.generate(QUESTION, max_new_tokens=16) == "".join(map(expected.push, ids[:at])) + expected.finish(ended=True)
     assert whole.startswith(ending.generate(QUESTION, max_new_tokens=16))
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_an_end_token_counts_whether_the_tokenizer_calls_it_special_or_not(
-    make_model, make_tokenizer, special
-):
+def test_an_end_token_counts_whether_the_tokenizer_calls_it_special_or_not(make_model, make_tokenizer, special):
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=special)
     model = make_model(template="chatml", tokenizer=tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert answer_of(model, [*ids_of(model, " the cat "), end]) == (" the cat ", True), (
-        "ChatML takes no space off an answer"
-    )
+    assert answer_of(model, [*ids_of(model, " the cat "), end]) == (" the cat ", True), "ChatML takes no space off an answer"
     assert answer_of(model, [*ids_of(model, "the cat"), tokenizer.eos_token_id]) == ("the cat", True)
 
 

@@ -7,15 +7,13 @@ from hypothesis import strategies as st
 from lmmblocks.chat.text_encoder import special_ids, text_encoder
 from lmmblocks.generate.text import AnswerText, StopStrings, TokenText
 
-SAME_FIXTURE = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SAME_FIXTURE = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 STOPS = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 TEXT = st.text("ab\n", max_size=40)
 
 
 def reference_cut(text, stops):
-    """Read character by character; cut in front of the longest stop string that just became complete."""
+    """Read character by character; cut before the longest stop string that just became complete."""
     for end in range(1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -49,9 +47,7 @@ def test_only_what_may_become_a_stop_string_is_held_back(text, stops, data):
         if filter.stopped:
             return
         held = read[len(shown) :]
-        possible = [
-            read[n:] for n in range(len(read)) if any(s != read[n:] and s.startswith(read[n:]) for s in stops)
-        ]
+        possible = [read[n:] for n in range(len(read)) if any(s != read[n:] and s.startswith(read[n:]) for s in stops)]
         assert held == max(possible, key=len, default=""), (read, shown, stops)
 
 

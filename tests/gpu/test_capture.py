@@ -46,9 +46,7 @@ def test_a_captured_training_step_of_a_decoder_block_replays_to_the_same_bits(cu
     lengths = [77, 200, 1, 130]
     positions_T = torch.cat([torch.arange(length) for length in lengths]).to(cuda)
     cos_TE, sin_TE = ops.rope_table(positions_T, SHAPE["dim"] // SHAPE["heads"])
-    context = LayerContext(
-        0, positions_T, Segments.of(lengths, device=cuda), None, (cos_TE,), (sin_TE,), None
-    )
+    context = LayerContext(0, positions_T, Segments.of(lengths, device=cuda), None, (cos_TE,), (sin_TE,), None)
     x_TD = torch.randn(sum(lengths), SHAPE["dim"], device=cuda, dtype=dtype, requires_grad=True)
 
     def step():
@@ -73,9 +71,7 @@ def test_a_captured_decoding_step_replays_to_the_same_bits(cuda, implementation,
     cache = decoder.new_cache(len(read))
     prompt_T = torch.randint(SHAPE["vocab"], (sum(read),), device=cuda)
     positions_T = torch.cat([torch.arange(length) for length in read]).to(cuda)
-    decoder(
-        decoder.embed(prompt_T), positions=positions_T, segments=Segments.of(read, device=cuda), cache=cache
-    )
+    decoder(decoder.embed(prompt_T), positions=positions_T, segments=Segments.of(read, device=cuda), cache=cache)
     ids_S = torch.randint(SHAPE["vocab"], (len(read),), device=cuda)
     next_S = torch.full((len(read),), read[0], device=cuda)
 

@@ -41,16 +41,12 @@ def _assert_compiled_is_eager(function, learning, *calls):
     compiled = torch.compile(function, fullgraph=True)
     for inputs in calls:
         eager = _results(function, learning, *inputs)
-        for index, (found, expected) in enumerate(
-            zip(_results(compiled, learning, *inputs), eager, strict=True)
-        ):
+        for index, (found, expected) in enumerate(zip(_results(compiled, learning, *inputs), eager, strict=True)):
             bound = 1e-4 * expected.abs().max() + 1e-6
             assert (found - expected).abs().max() <= bound, (index, (found - expected).abs().max(), bound)
 
 
-@pytest.mark.parametrize(
-    "kind, options", [(TransformerLayer, {}), (SandwichLayer, OPTIONS)], ids=["plain", "every option"]
-)
+@pytest.mark.parametrize("kind, options", [(TransformerLayer, {}), (SandwichLayer, OPTIONS)], ids=["plain", "every option"])
 def test_a_decoder_block_compiles(cuda, implementation, kind, options):
     block = kind(TransformerConfig(**SHAPE, **options), 0).to(cuda)
 
@@ -58,9 +54,7 @@ def test_a_decoder_block_compiles(cuda, implementation, kind, options):
         positions_T = torch.cat([torch.arange(length) for length in lengths]).to(cuda)
         cos_TE, sin_TE = ops.rope_table(positions_T, DIM // HEADS)
         x_TD = torch.randn(sum(lengths), DIM, device=cuda)
-        return x_TD, LayerContext(
-            0, positions_T, Segments.of(lengths, device=cuda), None, (cos_TE,), (sin_TE,), None
-        )
+        return x_TD, LayerContext(0, positions_T, Segments.of(lengths, device=cuda), None, (cos_TE,), (sin_TE,), None)
 
     _assert_compiled_is_eager(block, list(block.parameters()), rows([50, 33]), rows([40, 61, 25]))
 
@@ -75,10 +69,7 @@ def test_the_whole_loss_compiles(cuda, implementation):
     model = build(LMMConfig(encoder=TOWER, decoder=TransformerConfig(**SHAPE)), weights="random", device=cuda)
 
     def batch(*samples):
-        labels = [
-            [-100 if token == -200 or place < 2 else token for place, token in enumerate(ids)]
-            for ids in samples
-        ]
+        labels = [[-100 if token == -200 or place < 2 else token for place, token in enumerate(ids)] for ids in samples]
         plan = plan_splice(samples, [[4] * ids.count(-200) for ids in samples], labels=labels).to(cuda)
         images = int((plan.source < 0).sum()) // 4
         return (Batch(torch.randn(images, 3, 28, 28, device=cuda), (Grid(2, 2),) * images, plan),)

@@ -68,7 +68,7 @@ def test_a_captured_step_replays_to_the_bits_of_the_eager_one(step):
 
 
 def test_launches_go_to_the_current_stream(step):
-    """Behind work that takes long on one stream, with inputs that this work writes."""
+    """After work that takes long on one stream, with inputs that this work writes."""
     expected = step()
     kept = [tensor.detach().clone() for tensor in step.inputs]
     stream = torch.cuda.Stream()

@@ -69,9 +69,7 @@ def test_runs_are_the_last_image_up_to_each_row(sequences, lengths):
     assert [image for rows, image in zip(sight.lengths, sight.images) for _ in range(rows)] == expected
     rows = torch.arange(float(sum(lengths)))[:, None]
     assert sight.taken(rows).flatten().tolist() == [row for row, image in enumerate(expected) if image is not None]
-    assert sight.put_back(rows, -sight.taken(rows)).flatten().tolist() == [
-        row if image is None else -row for row, image in enumerate(expected)
-    ]
+    assert sight.put_back(rows, -sight.taken(rows)).flatten().tolist() == [row if image is None else -row for row, image in enumerate(expected)]
 
 
 @pytest.mark.parametrize("gate", ["float", "vector"])
@@ -84,7 +82,7 @@ def test_closed_gates_leave_the_decoder_as_it_was(decoder, gate):
 
 
 def test_one_attention_of_a_row_is_the_formula(decoder):
-    """One row, one image: softmax over its patches, added behind a gate, then the MLP behind its own."""
+    """One row, one image: softmax over its patches, added after a gate, then the MLP after its own."""
     plan, hook = plan_splice([[IMAGE_TOKEN]], [[1]]), opened(hook_of(gate="vector"))
     vision, layer = vision_of(plan, [Grid(2, 3)]), hook.gated_cross_attn_layers[0]
     embeds = torch.randn(1, OUT, generator=torch.Generator().manual_seed(2))
@@ -139,7 +137,7 @@ class Dropping:
 def test_rows_dropped_in_front_of_it_are_refused_and_behind_it_are_not(decoder):
     plan = plan_splice([[1, IMAGE_TOKEN, 5]], [[1]])
     vision = vision_of(plan, [Grid(2, 2)])
-    with pytest.raises(LmmError, match="'GatedCrossAttention' in front of layer 1 can't tell .* let 'GatedCrossAttention' name layers up to"):
+    with pytest.raises(LmmError, match="'GatedCrossAttention' before layer 1 can't tell .* let 'GatedCrossAttention' name layers up to"):
         run(decoder, [Dropping(), hook_of()], plan, vision)
     assert run(decoder, [hook_of(), Dropping()], plan, vision).shape == (3, OUT)
 

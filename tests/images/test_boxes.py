@@ -98,19 +98,12 @@ def test_cropped_and_back_is_the_visible_part(case, size):
     except LmmError:
         short = min(width, height)
         middle = (box.x1 + box.x2) / 2 if width > height else (box.y1 + box.y2) / 2
-        assert abs(middle - max(width, height) / 2) > short / 2 - 1 - short / size, (
-            "only boxes outside the crop are refused"
-        )
+        assert abs(middle - max(width, height) / 2) > short / 2 - 1 - short / size, "only boxes outside the crop are refused"
         return
     back = from_cropped(there, width, height, size)
     slack = 1e-6 * max(width, height)
     assert all(0 <= edge <= 1 for edge in edges(there))
-    assert (
-        back.x1 >= box.x1 - slack
-        and back.y1 >= box.y1 - slack
-        and back.x2 <= box.x2 + slack
-        and back.y2 <= box.y2 + slack
-    )
+    assert back.x1 >= box.x1 - slack and back.y1 >= box.y1 - slack and back.x2 <= box.x2 + slack and back.y2 <= box.y2 + slack
     if all(0 < edge < 1 for edge in edges(there)):
         assert max(abs(a - b) for a, b in zip(edges(box), edges(back))) < slack
 
@@ -129,9 +122,7 @@ def test_iou_counts_pixels(case, data):
     assert box.iou(box) == 1
 
 
-@pytest.mark.parametrize(
-    "bad", [(0, 0, 0, 1), (0, 1, 1, 0), (0.5, 0, 0.4, 1), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)]
-)
+@pytest.mark.parametrize("bad", [(0, 0, 0, 1), (0, 1, 1, 0), (0.5, 0, 0.4, 1), (math.nan, 0, 1, 1), (0, 0, math.inf, 1)])
 def test_boxes_without_area_are_refused(bad):
     with pytest.raises(LmmError):
         Box(*bad)
@@ -150,9 +141,7 @@ def test_boxes_in_another_unit_are_refused():
         to_padded(Box(0, 0, 1, 1), 0, 50)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[0.1, 0.2, 0.3]", "[1,2,3,4]", "0.1, 0.2, 0.3, 0.4", "[0.5, 0.5, 0.5, 0.9]", "[a, b, c, d]"]
-)
+@pytest.mark.parametrize("text", ["", "[0.1, 0.2, 0.3]", "[1,2,3,4]", "0.1, 0.2, 0.3, 0.4", "[0.5, 0.5, 0.5, 0.9]", "[a, b, c, d]"])
 def test_text_without_a_box_is_refused_and_gives_no_boxes(text):
     with pytest.raises(LmmError):
         parse_box(text)

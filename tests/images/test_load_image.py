@@ -102,9 +102,7 @@ def test_a_decompression_bomb_is_refused_from_its_header(tmp_path, width, height
     assert kind_of(tmp_path / "bomb.png") == "bomb"
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::RuntimeWarning"
-)  # PIL's own remarks on the damage
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # PIL's own remarks on the damage
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.bmp", "a.webp", "a.tiff", "a.tga"])
 def test_damaged_bytes_never_raise_anything_but_an_image_error(picture, tmp_path, name):
     picture.save(tmp_path / name)
@@ -153,9 +151,7 @@ def test_a_closed_picture_is_refused_in_words(picture, tmp_path, loaded):
     if loaded:
         image.load()
     image.close()
-    with pytest.raises(
-        LmmError, match="a.png was closed before it was used: give it inside its `with` block"
-    ):
+    with pytest.raises(LmmError, match="a.png was closed before it was used: give it inside its `with` block"):
         load_image(image)
     with Image.open(tmp_path / "a.png") as left:
         pass

@@ -76,17 +76,13 @@ def packed_12_bits(values):
 DEEP = {
     "grey PNG": lambda: encoded(Image.fromarray(RAMP), "PNG"),
     "grey TIFF": lambda: encoded(Image.fromarray(RAMP), "TIFF"),
-    "big-endian TIFF": lambda: encoded(
-        Image.frombytes("I;16B", (64, 64), RAMP.astype(">u2").tobytes()), "TIFF"
-    ),
+    "big-endian TIFF": lambda: encoded(Image.frombytes("I;16B", (64, 64), RAMP.astype(">u2").tobytes()), "TIFF"),
     "RGB PNG": lambda: png_of_16_bits(RAMP[..., None].repeat(3, 2), 2),
     "grey and alpha PNG": lambda: png_of_16_bits(np.stack([RAMP, RAMP], 2), 4),
     "PGM": lambda: b"P5 64 64 65535\n" + RAMP.astype(">u2").tobytes(),
     "12-bit TIFF": lambda: tiff(packed_12_bits(RAMP >> 4), bits=12),
     "white-is-zero TIFF": lambda: tiff((65535 - RAMP).astype("<u2").tobytes(), bits=16, tags=[(262, 0)]),
-    "several pages": lambda: encoded(
-        Image.fromarray(RAMP), "TIFF", save_all=True, append_images=[Image.new("I;16", (64, 64))]
-    ),
+    "several pages": lambda: encoded(Image.fromarray(RAMP), "TIFF", save_all=True, append_images=[Image.new("I;16", (64, 64))]),
     "picture I;16": lambda: Image.frombytes("I;16", (64, 64), RAMP.astype("<u2").tobytes()),
     "picture I;16L": lambda: Image.frombytes("I;16L", (64, 64), RAMP.astype("<u2").tobytes()),
     "picture I;16B": lambda: Image.frombytes("I;16B", (64, 64), RAMP.astype(">u2").tobytes()),

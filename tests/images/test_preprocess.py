@@ -75,9 +75,7 @@ def test_pixels_equal_pil_and_float64_arithmetic(width, height, fit):
         short, long = min(width, height), int(size * max(width, height) / min(width, height))
         new = (size, long) if width == short else (long, size)
         corner = ((new[0] - size) // 2, (new[1] - size) // 2)
-        square = image.resize(new, Image.Resampling.BICUBIC).crop(
-            (*corner, corner[0] + size, corner[1] + size)
-        )
+        square = image.resize(new, Image.Resampling.BICUBIC).crop((*corner, corner[0] + size, corner[1] + size))
     expected = ((np.asarray(square, np.float64) / 255 - CLIP_MEAN) / CLIP_STD).transpose(2, 0, 1)
     error = np.abs(clip_preprocess(size, 14, fit)(image).numpy() - expected).max()
     assert error < 5e-7, f"{error=}: more than float32 rounding of values up to 2.7"
@@ -116,10 +114,7 @@ def test_hf_configs_of_all_ages_are_read():
     read = ImagePreprocess.from_hf_processor_config
     assert read(openai, patch_px=14) == clip_preprocess(fit="crop")
     assert read(hub, patch_px=14, fit="pad") == clip_preprocess()
-    assert (
-        read({"image_processor": {**hub, "do_pad": True}, "processor_class": "LlavaProcessor"}, patch_px=14)
-        == clip_preprocess()
-    )
+    assert read({"image_processor": {**hub, "do_pad": True}, "processor_class": "LlavaProcessor"}, patch_px=14) == clip_preprocess()
 
 
 def test_hf_configs_with_other_steps_are_refused_and_all_named():

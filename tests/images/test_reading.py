@@ -78,9 +78,7 @@ def test_a_background_shows_through_only_if_asked(mode, background, expected):
     on_top = np.asarray(load_image(image, transparent=background))[:, :4]
     np.testing.assert_array_equal(on_top, np.asarray(load_image(image))[:, :4])
     if mode in ("RGBA", "P"):
-        assert (np.asarray(load_image(image))[:, 4:] == (0, 0, 255)).all(), (
-            "dropped, the stored colours are seen"
-        )
+        assert (np.asarray(load_image(image))[:, 4:] == (0, 0, 255)).all(), "dropped, the stored colours are seen"
 
 
 @pytest.mark.parametrize(("mode", "hidden"), [("RGB", (9, 8, 7)), ("L", 9), ("1", 0)])
@@ -96,9 +94,7 @@ def test_an_alpha_in_between_is_mixed():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "way", [{"exif": "rotate"}, {"transparent": "white"}, {"exif": "rotate", "transparent": "black"}]
-)
+@pytest.mark.parametrize("way", [{"exif": "rotate"}, {"transparent": "white"}, {"exif": "rotate", "transparent": "black"}])
 def test_every_kind_of_preprocessing_obeys(kind, way):
     preprocess = with_reading(KINDS[kind], **way)
     for source in (turned(6), half_transparent()):
@@ -119,9 +115,7 @@ def tensors(pixels):
 
 
 def test_unknown_ways_are_refused():
-    with pytest.raises(
-        LmmError, match="exif must be one of ignore, rotate, found 'rotated'; did you mean 'rotate'"
-    ):
+    with pytest.raises(LmmError, match="exif must be one of ignore, rotate, found 'rotated'; did you mean 'rotate'"):
         with_reading(SQUARE, exif="rotated")
     with pytest.raises(LmmError, match="transparent must be one of drop, black, white, found 'grey'"):
         with_reading(KINDS["tiles"], transparent="grey")
@@ -141,9 +135,7 @@ def test_the_choice_is_saved_trained_and_asked_with(tiny_model, tmp_path):
         upright = load_image(source, exif="rotate", transparent="white")
         expected = lb.collate([Sample(turns, [upright])], again).pixels
         assert torch.equal(lb.collate([Sample(turns, [source])], again).pixels, expected)
-        assert again.generate("What?", source, max_new_tokens=3) == again.generate(
-            "What?", upright, max_new_tokens=3
-        )
+        assert again.generate("What?", source, max_new_tokens=3) == again.generate("What?", upright, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("format", ["hf", "llava"])
@@ -159,9 +151,7 @@ def test_the_check_notes_both_and_nothing_of_sound_ones(tmp_path):
     half_transparent().save(tmp_path / "icon.png")
     Image.new("RGBA", (8, 8), (1, 2, 3, 255)).save(tmp_path / "opaque.png")
     found = check_images([str(path) for path in sorted(tmp_path.iterdir())])
-    assert {
-        path.rpartition("/")[2]: [problem.code for problem in problems] for path, problems in found.items()
-    } == {
+    assert {path.rpartition("/")[2]: [problem.code for problem in problems] for path, problems in found.items()} == {
         "phone.jpg": ["turned_image"],
         "icon.png": ["transparent_image"],
     }

@@ -85,9 +85,7 @@ def test_scaled_size_equals_transformers_and_touches_two_sides(width, height):
         assert got[0] == resolution[1] or got[1] == resolution[0]
 
 
-@pytest.mark.parametrize(
-    "size", [(640, 480), (100, 300), (1, 1), (2, 90), (91, 4), (42, 42), (21, 21), (43, 61)]
-)
+@pytest.mark.parametrize("size", [(640, 480), (100, 300), (1, 1), (2, 90), (91, 4), (42, 42), (21, 21), (43, 61)])
 @pytest.mark.parametrize("ladder", ["small odd", "two by one"])
 def test_pixels_equal_transformers(ladder, size, record_parity, image_processor_class):
     resolutions = resolutions_up_to(5, 21) if ladder == "small odd" else ((42, 21), (21, 42))
@@ -134,10 +132,7 @@ def test_tiles_show_the_scaled_picture_between_black_bars():
     red = (joined == [255, 0, 0]).all(-1)
     lines = red.any(1)
     assert (red.all(1) == lines).all() and not joined[~red].any()
-    assert (
-        lines.sum() == scaled_into(40, 10, (21, 42))[1]
-        and np.flatnonzero(lines)[0] == (21 - lines.sum()) // 2
-    )
+    assert lines.sum() == scaled_into(40, 10, (21, 42))[1] and np.flatnonzero(lines)[0] == (21 - lines.sum()) // 2
 
 
 def test_without_a_global_view_there_are_only_tiles():

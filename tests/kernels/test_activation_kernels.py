@@ -50,9 +50,7 @@ def test_halves_of_a_fused_projection_are_read_where_they_lie(op, images, rows, 
         fused[:, 0] = NAN
     inputs = list(fused[:, skipped:].chunk(2, -1))[: 1 if op == "quick_gelu" else 2]
     grad = torch.randn(images, rows, width)
-    for a, b in zip(
-        _run(op, "triton", inputs, grad), _run(op, "reference", [x.clone() for x in inputs], grad)
-    ):
+    for a, b in zip(_run(op, "triton", inputs, grad), _run(op, "reference", [x.clone() for x in inputs], grad)):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -89,21 +87,14 @@ def test_no_rows_give_no_rows(op, device):
     if op in GATED:
         inputs[1] = inputs[1][:0]
     y, *grads = _run(op, "triton", inputs, torch.empty(0, 16, device=device))
-    assert (
-        y.shape == (0, 16)
-        and [g.shape for g in grads] == [x.shape for x in inputs]
-        and not any(g.any() for g in grads)
-    )
+    assert y.shape == (0, 16) and [g.shape for g in grads] == [x.shape for x in inputs] and not any(g.any() for g in grads)
 
 
 @pytest.mark.parametrize("op", [*GATED, "quick_gelu", "bias_gelu"])
 def test_gradient_of_a_sum_is_not_read_beyond_its_one_value(op, device):
     inputs, _ = _inputs(op, (3, 16), device=device)
     leaves = [x.requires_grad_() for x in inputs]
-    found, expected = (
-        torch.autograd.grad(getattr(ops, op)(*leaves, backend=backend).sum(), leaves)
-        for backend in ("triton", "reference")
-    )
+    found, expected = (torch.autograd.grad(getattr(ops, op)(*leaves, backend=backend).sum(), leaves) for backend in ("triton", "reference"))
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -121,9 +112,7 @@ def test_only_the_product_is_kept_for_the_backward(device):
         torch.randn(5, 16, device=device, requires_grad=True),
         torch.randn(16, device=device, requires_grad=True),
     )
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: kept.append(saved.data_ptr()) or saved, lambda saved: saved
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.data_ptr()) or saved, lambda saved: saved):
         experimental.bias_gelu(x, bias, backend="triton")
     assert sorted(kept) == sorted([x.data_ptr(), bias.data_ptr()])
 
@@ -179,9 +168,7 @@ def test_registered_ops_pass_opcheck(device):
     grad, library = torch.randn(4, 8, device=device), torch.ops.lmmblocks
     torch.library.opcheck(library.activation_fwd.default, (gate, up, *SIGMOID_ARGUMENTS["geglu"]))
     torch.library.opcheck(library.activation_bwd.default, (gate, up, grad, *SIGMOID_ARGUMENTS["geglu"]))
-    torch.library.opcheck(
-        library.activation_bwd.default, (gate, None, grad, *SIGMOID_ARGUMENTS["quick_gelu"])
-    )
+    torch.library.opcheck(library.activation_bwd.default, (gate, None, grad, *SIGMOID_ARGUMENTS["quick_gelu"]))
     torch.library.opcheck(library.bias_gelu_fwd.default, (gate, grad[0]))
     torch.library.opcheck(library.bias_gelu_bwd.default, (gate, grad[0], grad))
 

@@ -19,9 +19,7 @@ BACKEND = "triton_decode"
 def _tensors(lengths_q, lengths_k, heads, kv_heads, width, device="cpu", dtype=torch.float32, slack=0):
     torch.manual_seed(0)
     q = torch.randn(sum(lengths_q) + slack, heads, width, device=device).to(dtype)
-    k, v = (
-        torch.randn(sum(lengths_k) + slack, 2 * kv_heads, width, device=device).to(dtype).split(kv_heads, 1)
-    )
+    k, v = torch.randn(sum(lengths_k) + slack, 2 * kv_heads, width, device=device).to(dtype).split(kv_heads, 1)
     return q, k, v, Segments.of(lengths_q, lengths_k, device=device)
 
 
@@ -31,16 +29,11 @@ def _lse(q, k, segments, causal, window, softcap):
     found = torch.full((q.shape[1], q.shape[0]), float("-inf"), dtype=torch.float64, device=q.device)
     first_q = first_k = 0
     for len_q, len_k in zip(segments.lengths_q, segments.lengths_k):
-        scores = (
-            torch.einsum("qne,kne->nqk", q[first_q : first_q + len_q], k[first_k : first_k + len_k])
-            * q.shape[-1] ** -0.5
-        )
+        scores = torch.einsum("qne,kne->nqk", q[first_q : first_q + len_q], k[first_k : first_k + len_k]) * q.shape[-1] ** -0.5
         scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
         place = torch.arange(len_q, device=q.device)[:, None] + len_k - len_q
         key = torch.arange(len_k, device=q.device)[None]
-        hidden = (
-            (key > place) & causal if window is None else ((key > place) & causal) | (key <= place - window)
-        )
+        hidden = (key > place) & causal if window is None else ((key > place) & causal) | (key <= place - window)
         found[:, first_q : first_q + len_q] = scores.masked_fill(hidden, float("-inf")).logsumexp(-1)
         first_q, first_k = first_q + len_q, first_k + len_k
     return found
@@ -49,25 +42,17 @@ def _lse(q, k, segments, causal, window, softcap):
 def _launch(q, k, v, segments, parts, causal=True, window=None, softcap=None):
     even = len(set(segments.lengths_q)) == 1 and sum(segments.lengths_q) == q.shape[0]
     mask = (causal, q.shape[-1] ** -0.5, window, softcap)
-    return attention_decode(
-        q, k, v, segments.cu_q, segments.cu_k, segments.max_q, even, *mask, segments.lengths_k, parts
-    )
+    return attention_decode(q, k, v, segments.cu_q, segments.cu_k, segments.max_q, even, *mask, segments.lengths_k, parts)
 
 
 @pytest.mark.parametrize("parts, heads, kv_heads, width", [(0, 2, 2, 64), (3, 8, 2, 128), (17, 6, 1, 72)])
-def test_it_is_as_exact_as_torch_for_any_number_of_parts(
-    parts, heads, kv_heads, width, dtype, device, as_exact_as_torch
-):
+def test_it_is_as_exact_as_torch_for_any_number_of_parts(parts, heads, kv_heads, width, dtype, device, as_exact_as_torch):
     q, k, v, segments = _tensors((1, 1), (200, 65), heads, kv_heads, width, device, dtype)
     arguments = (segments, True, None, width**-0.5)
-    own, exact = (
-        attention_reference(AttentionCall(*(x.to(t) for x in (q, k, v)), *arguments)) for t in (dtype, torch.float64)
-    )
+    own, exact = (attention_reference(AttentionCall(*(x.to(t) for x in (q, k, v)), *arguments)) for t in (dtype, torch.float64))
     out, lse = _launch(q, k, v, segments, parts)
     as_exact_as_torch(out, own, exact)
-    assert (lse.double() - _lse(q, k, segments, True, None, None)).abs().max() < (
-        1e-5 if dtype == torch.float32 else 1e-3
-    )
+    assert (lse.double() - _lse(q, k, segments, True, None, None)).abs().max() < (1e-5 if dtype == torch.float32 else 1e-3)
 
 
 @settings(max_examples=10, deadline=None)
@@ -85,13 +70,9 @@ def test_masks_and_lengths_are_those_of_the_reference(lengths, group, causal, wi
     q, k, v, segments = _tensors(lengths_q, lengths_k, 2 * group, 2, 16, slack=slack)
     expected = attention_reference(AttentionCall(q, k, v, segments, causal, None, 0.25, window, softcap))
     rows, keys = sum(lengths_q), sum(lengths_k)
-    poisoned = [
-        torch.cat([x[:n], torch.full_like(x[n:], float("nan"))]) for x, n in ((q, rows), (k, keys), (v, keys))
-    ]
+    poisoned = [torch.cat([x[:n], torch.full_like(x[n:], float("nan"))]) for x, n in ((q, rows), (k, keys), (v, keys))]
     out, lse = _launch(*poisoned, segments, parts, causal, window, softcap)
-    torch.testing.assert_close(
-        out, torch.cat([expected[:rows], torch.zeros_like(q[rows:])]), atol=2e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(out, torch.cat([expected[:rows], torch.zeros_like(q[rows:])]), atol=2e-5, rtol=1e-4)
     logs = _lse(q, k, segments, causal, window, softcap)
     torch.testing.assert_close(lse.double(), logs, atol=1e-4, rtol=1e-4)
 
@@ -117,9 +98,7 @@ def test_a_launch_stays_right_when_the_boundaries_on_the_device_grow(device):
     q, k, v, segments = _tensors((1,), (300,), 2, 2, 64, device)
     mask = (True, 0.125, None, None)
     out, _ = attention_decode(q, k, v, segments.cu_q, segments.cu_k, 1, True, *mask, (100,))
-    torch.testing.assert_close(
-        out, attention_reference(AttentionCall(q, k, v, segments, True, None, 0.125)), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(out, attention_reference(AttentionCall(q, k, v, segments, True, None, 0.125)), atol=1e-5, rtol=1e-4)
 
 
 def test_parts_fill_the_device_in_one_wave():
@@ -141,9 +120,7 @@ def test_the_op_takes_what_the_cache_hands_out_and_gives_its_log_sum(device):
     segments = cache.segments((1, 1), k.device)
     q = torch.randn(2, 4, 32, device=device)
     expected = ops.attention(q, k, v, segments, backend="reference")
-    torch.testing.assert_close(
-        ops.attention(q, k, v, segments, backend=BACKEND), expected, atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(ops.attention(q, k, v, segments, backend=BACKEND), expected, atol=1e-5, rtol=1e-4)
     out, lse = ops.attention(q, k, v, segments, return_lse=True, backend=BACKEND)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(lse.double(), _lse(q, k, segments, True, None, None).t(), atol=1e-5, rtol=1e-5)

@@ -21,10 +21,8 @@ def small_tiles():
         yield
 
 
-def _inputs(
-    lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0
-):
-    """Views of a fused projection; rows behind the last segment are NaN."""
+def _inputs(lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0):
+    """Views of a fused projection; rows after the last segment are NaN."""
     torch.manual_seed(seed)
     rows_q, rows_k = sum(lengths_q), sum(lengths_k)
     q = torch.randn(rows_q + slack, heads + 2, width, device=device).to(dtype)[:, 1:-1]
@@ -70,12 +68,10 @@ def test_kernel_is_as_exact_as_torch_at_every_head_dim(width, dtype, device, as_
     seed=st.integers(0, 99),
 )
 def test_every_mask_equals_the_formula(lengths, mask, window, softcap, heads, width, slack, seed):
-    """Segments without rows, more queries than keys, an end of every row that need not rise; NaN behind the last segment is never read."""
+    """Segments without rows, more queries than keys, an end of every row that need not rise; NaN after the last segment is never read."""
     lengths_q, lengths_k = zip(*lengths)
     q, k, v, segments = _inputs(lengths_q, lengths_k, *heads, width, slack=slack, seed=seed)
-    kv_end = (
-        torch.randint(0, sum(lengths_k) + 1, (q.shape[0],), dtype=torch.int32) if mask == "kv_end" else None
-    )
+    kv_end = torch.randint(0, sum(lengths_k) + 1, (q.shape[0],), dtype=torch.int32) if mask == "kv_end" else None
     options = {"causal": mask == "causal", "kv_end": kv_end, "window": window, "softcap": softcap}
     _close(_both("triton", q, k, v, segments, **options), _exact(q, k, v, segments, **options))
 
@@ -114,9 +110,7 @@ def test_a_segment_alone_has_the_bits_it_has_in_a_pack(causal, tiles, dtype, dev
         start = 0
         for length in lengths:
             own = slice(start, start + length)
-            alone = _both(
-                "triton", q[own], k[own], v[own], Segments.of([length], device=device), causal=causal
-            )
+            alone = _both("triton", q[own], k[own], v[own], Segments.of([length], device=device), causal=causal)
             assert all(torch.equal(a, b[own]) for a, b in zip(alone, packed)), length
             start += length
 
@@ -141,9 +135,7 @@ def test_kv_end_contains_causal_and_full_bit_by_bit(device):
         (True, rows + 1),
         (False, ends.repeat_interleave(torch.tensor(lengths, device=device))),
     ):
-        own, general = (
-            _both("triton", q, k, v, segments, causal=causal, kv_end=end) for end in (None, kv_end)
-        )
+        own, general = (_both("triton", q, k, v, segments, causal=causal, kv_end=end) for end in (None, kv_end))
         assert all(torch.equal(a, b) for a, b in zip(own, general)), causal
 
 
@@ -177,11 +169,7 @@ def test_more_segments_than_one_look_of_the_search(device):
 )
 def test_the_grid_has_a_program_for_every_tile(lengths, slack, tile):
     needed = sum(-(-length // tile) for length in (*lengths, slack))
-    assert (
-        needed
-        <= grid_tiles(sum(lengths) + slack, len(lengths), max(lengths), False, tile)[0]
-        <= needed + len(lengths)
-    )
+    assert needed <= grid_tiles(sum(lengths) + slack, len(lengths), max(lengths), False, tile)[0] <= needed + len(lengths)
 
 
 def test_head_parts_hold_the_head_dim_and_waste_least():
@@ -195,10 +183,7 @@ def test_every_head_dim_and_dtype_has_tiles():
     with tiles_are(None):  # type: ignore[arg-type]
         for capability in ((8, 0), (8, 6), (9, 0), (10, 0), (12, 0)):
             for dtype in (torch.float16, torch.bfloat16, torch.float32):
-                assert all(
-                    isinstance(tiles_for(width, dtype, capability), Tiles)
-                    for width in (8, 64, 72, 96, 128, 192, 256)
-                )
+                assert all(isinstance(tiles_for(width, dtype, capability), Tiles) for width in (8, 64, 72, 96, 128, 192, 256))
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,8 @@ def small_tiles():
         yield
 
 
-def _inputs(
-    lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0
-):
-    """(q, k, v, gradient of out), segments; rows behind the last segment are NaN."""
+def _inputs(lengths_q, lengths_k, heads, kv_heads, width, *, slack=0, dtype=torch.float32, device="cpu", seed=0):
+    """(q, k, v, gradient of out), segments; rows after the last segment are NaN."""
     torch.manual_seed(seed)
     shapes = [
         (sum(lengths_q), heads),
@@ -66,14 +64,10 @@ def test_gradients_are_as_exact_as_those_of_torch(width, dtype, device, as_exact
     seed=st.integers(0, 99),
 )
 def test_every_mask_has_the_gradients_of_the_formula(lengths, mask, window, softcap, heads, slack, seed):
-    """Rows behind the last segment hold NaN, in the gradient too, and get zeros."""
+    """Rows after the last segment hold NaN, in the gradient too, and get zeros."""
     lengths_q, lengths_k = zip(*lengths)
     tensors, segments = _inputs(lengths_q, lengths_k, *heads, 16, slack=slack, seed=seed)
-    kv_end = (
-        torch.randint(0, sum(lengths_k) + 1, (tensors[0].shape[0],), dtype=torch.int32)
-        if mask == "kv_end"
-        else None
-    )
+    kv_end = torch.randint(0, sum(lengths_k) + 1, (tensors[0].shape[0],), dtype=torch.int32) if mask == "kv_end" else None
     options = {"causal": mask == "causal", "kv_end": kv_end, "window": window, "softcap": softcap}
     for a, b in zip(_grads("triton", tensors, segments, **options), _exact(tensors, segments, **options)):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5)
@@ -137,9 +131,7 @@ def test_gradients_of_a_group_are_summed_in_fp32(device):
     assert torch.equal(grouped[0], each[0])
     for i in (1, 2):
         rounded = each[i].sum(1, keepdim=True)
-        assert (grouped[i].double() - exact[i]).square().mean() <= (
-            rounded.double() - exact[i]
-        ).square().mean()
+        assert (grouped[i].double() - exact[i]).square().mean() <= (rounded.double() - exact[i]).square().mean()
 
 
 def test_gradients_are_the_same_on_every_run(dtype, device):

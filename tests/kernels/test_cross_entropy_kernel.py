@@ -71,13 +71,8 @@ def test_kernel_is_as_exact_as_torch(reduction, softcap, biased, dtype, device, 
     hidden, weight, bias, targets = _inputs(5, 24, 150, dtype, device)
     targets[3], bias = -100, bias if biased else None
     options = {"reduction": reduction, "softcap": softcap, "weights": torch.rand(5, device=device) + 0.1}
-    own, exact = (
-        run(hidden, weight, bias, targets, 0.5, **options)
-        for run in (lambda *a, **k: _run("reference", *a, **k), _exact)
-    )
-    as_exact_as_torch(
-        _run("triton", hidden, weight, bias, targets, 0.5, **options), own, exact, floor=_floor(dtype)
-    )
+    own, exact = (run(hidden, weight, bias, targets, 0.5, **options) for run in (lambda *a, **k: _run("reference", *a, **k), _exact))
+    as_exact_as_torch(_run("triton", hidden, weight, bias, targets, 0.5, **options), own, exact, floor=_floor(dtype))
 
 
 @settings(max_examples=12, deadline=None)
@@ -90,9 +85,7 @@ def test_kernel_is_as_exact_as_torch(reduction, softcap, biased, dtype, device, 
     ignored=st.sets(st.integers(0, 4)),
     seed=st.integers(0, 99),
 )
-def test_chunks_of_any_shape_give_the_loss_of_all_rows_at_once(
-    rows, vocabulary, reduction, softcap, weighted, ignored, seed
-):
+def test_chunks_of_any_shape_give_the_loss_of_all_rows_at_once(rows, vocabulary, reduction, softcap, weighted, ignored, seed):
     hidden, weight, bias, targets = _inputs(rows, 5, vocabulary, seed=seed)
     for row in ignored & set(range(rows)):
         targets[row] = -100
@@ -110,9 +103,7 @@ def test_gradients_of_the_head_are_summed_in_fp32(monkeypatch, device):
     hidden, weight, bias, targets = _inputs(13, 8, 12, torch.float16, device)
     hidden, seen = hidden.abs() + 1, []
     plain = chunks.add_product
-    monkeypatch.setattr(
-        chunks, "add_product", lambda total, a, b: (seen.append(total.dtype), plain(total, a, b))[1]
-    )
+    monkeypatch.setattr(chunks, "add_product", lambda total, a, b: (seen.append(total.dtype), plain(total, a, b))[1])
     _, _, dw, db = _run("triton", hidden, weight, bias, targets, reduction="sum")
     assert set(seen) == {torch.float32} and len(seen) == 6
     _, _, exact_dw, exact_db = _exact(hidden, weight, bias, targets, reduction="sum")
@@ -124,9 +115,7 @@ def test_rows_may_lie_apart_and_the_vocabulary_need_not_fill_a_tile(device):
     hidden, weight, bias, targets = _inputs(3, 8, 131, device=device)
     apart = torch.full((3, 40), NAN, device=device)[:, 16:24].copy_(hidden)
     assert apart.stride(0) == 40
-    for a, b in zip(
-        _run("triton", apart, weight, bias, targets), _run("triton", hidden, weight, bias, targets)
-    ):
+    for a, b in zip(_run("triton", apart, weight, bias, targets), _run("triton", hidden, weight, bias, targets)):
         assert torch.equal(a, b)
 
 
@@ -179,9 +168,7 @@ def test_a_second_backward_is_refused_not_scaled_twice(device):
 def test_the_head_gets_the_gradient_made_in_the_forward_not_a_copy(monkeypatch, device):
     module, made = sys.modules["lmmblocks.ops.linear_cross_entropy_triton"], []
     plain = module._GRADS
-    monkeypatch.setattr(
-        module, "_GRADS", lambda *args: (out := plain(*args), made.append(out[2].data_ptr()))[0]
-    )
+    monkeypatch.setattr(module, "_GRADS", lambda *args: (out := plain(*args), made.append(out[2].data_ptr()))[0])
     hidden, weight, _, targets = _inputs(3, 4, 7, device=device)
     ops.linear_cross_entropy(hidden, weight.requires_grad_(), targets, backend="triton").backward()
     assert made == [weight.grad.data_ptr()]
@@ -195,9 +182,7 @@ def test_weights_and_normalizer_may_have_gradients(device):
             torch.arange(1.0, 4, device=device).requires_grad_(),
             torch.tensor(3.0, device=device, requires_grad=True),
         )
-        loss = ops.linear_cross_entropy(
-            hidden, weight, targets, weights=weights, normalizer=normalizer, backend=backend
-        )
+        loss = ops.linear_cross_entropy(hidden, weight, targets, weights=weights, normalizer=normalizer, backend=backend)
         found.append(torch.autograd.grad(loss, (weights, normalizer)))
     for a, b in zip(*found):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -232,9 +217,7 @@ def test_autocast_multiplies_in_its_dtype_and_gives_gradients_in_that_of_the_lea
     found = (loss, *torch.autograd.grad(loss, (hidden, weight, bias)))
     for kernel, exact in zip(found, _exact(hidden, weight, bias, targets)):
         assert kernel.dtype == torch.float32
-        assert (kernel.double() - exact).abs().max() < 4 * torch.finfo(
-            narrow
-        ).eps * exact.abs().max().clamp_min(1)
+        assert (kernel.double() - exact).abs().max() < 4 * torch.finfo(narrow).eps * exact.abs().max().clamp_min(1)
 
 
 def test_in_place_scale_leaves_the_rest_of_the_memory(device):
@@ -263,9 +246,7 @@ def test_chunks_are_never_small_nor_larger_than_their_budget(rows, vocabulary, w
         assert chunk >= chunks.FLOOR_ROWS / 2 and bytes_of_chunk <= max(chunks.LOGITS_BYTES, floor)
         assert rows - chunk * (count - 1) > 0
     elif summed:  # one chunk costs no more than a chunk of the floor and the fp32 sum that it saves
-        assert bytes_of_chunk <= max(
-            chunks.LOGITS_BYTES, floor + 4 * chunks.padded(vocabulary, dtype) * width
-        )
+        assert bytes_of_chunk <= max(chunks.LOGITS_BYTES, floor + 4 * chunks.padded(vocabulary, dtype) * width)
 
 
 def test_registered_ops_pass_opcheck(device):

@@ -11,13 +11,13 @@ from lmmblocks.spec import Segments
 
 ROWS, WIDTH = 12, 16
 BEGIN = ROWS - 2
-"""Of the last segment, the first row that lies 2^31 elements behind row 0."""
+"""Of the last segment, the first row that lies 2^31 elements after row 0."""
 
 MAP_NORESERVE = 0x4000  # of Linux; the module mmap names it from Python 3.13 on
 
 
 def _far(tensor):
-    """The same values in float16; row BEGIN starts more than 2^31 elements behind the first, which takes addresses but, on a CPU, no memory."""
+    """The same values in float16; row BEGIN starts more than 2^31 elements after the first, which takes addresses but, on a CPU, no memory."""
     stride = (2**31 // BEGIN // WIDTH + 1) * WIDTH
     count = (tensor.shape[0] - 1) * stride + tensor[0].numel()
     if tensor.is_cuda:

@@ -23,9 +23,7 @@ def _formula(x, w, b, eps):
 @pytest.mark.parametrize("shape", [(1, 8), (7, 24), (130, 64), (5, 1152), (2, 1408), (2, 3, 160)])
 def test_kernel_is_as_exact_as_torch(shape, dtype, device, as_exact_as_torch):
     torch.manual_seed(0)
-    x, w, b, grad = (
-        torch.randn(size, device=device).to(dtype) for size in (shape, shape[-1:], shape[-1:], shape)
-    )
+    x, w, b, grad = (torch.randn(size, device=device).to(dtype) for size in (shape, shape[-1:], shape[-1:], shape))
     x = x + 3  # far from centred, where a variance of squares would cancel
     inputs = [t.double().requires_grad_() for t in (x, w, b)]
     y = _formula(*inputs, 1e-5)

@@ -31,26 +31,16 @@ def test_neighbours_are_added_as_exactly_as_torch_does(lengths, options, dtype, 
     x, keys, scores, images = _images(lengths, device=device, dtype=dtype)
     settled = {"spread": 0, "neighbours": 32, "rest": True} | options
     order = [settled[name] for name in ("keep", "spread", "neighbours", "rest")]
-    own, exact = (
-        merge_neighbours_reference(x.to(t), keys.to(t), scores.to(t), images, *order)
-        for t in (dtype, torch.float64)
-    )
+    own, exact = (merge_neighbours_reference(x.to(t), keys.to(t), scores.to(t), images, *order) for t in (dtype, torch.float64))
     as_exact_as_torch(NEIGHBOURS(x, keys, scores.to(dtype), images, backend="triton", **options), own, exact)
 
 
 @pytest.mark.parametrize("lengths", [(70, 21)])
 @pytest.mark.parametrize("keep, targets", [(3, 2), (4, 17)])
-def test_rows_join_their_nearest_target_as_exactly_as_torch_does(
-    lengths, keep, targets, dtype, device, as_exact_as_torch
-):
+def test_rows_join_their_nearest_target_as_exactly_as_torch_does(lengths, keep, targets, dtype, device, as_exact_as_torch):
     x, keys, scores, images = _images(lengths, device=device, dtype=dtype)
-    own, exact = (
-        merge_to_nearest_reference(x.to(t), keys.to(t), scores.to(t), images, keep, targets)
-        for t in (dtype, torch.float64)
-    )
-    as_exact_as_torch(
-        NEAREST(x, keys, scores.to(dtype), images, keep=keep, targets=targets, backend="triton"), own, exact
-    )
+    own, exact = (merge_to_nearest_reference(x.to(t), keys.to(t), scores.to(t), images, keep, targets) for t in (dtype, torch.float64))
+    as_exact_as_torch(NEAREST(x, keys, scores.to(dtype), images, keep=keep, targets=targets, backend="triton"), own, exact)
 
 
 @settings(max_examples=5, deadline=None)
@@ -72,13 +62,9 @@ def test_ties_go_to_the_earlier_row(lengths, keep, spread, levels, seed):
         (NEAREST, dict(keep=keep, targets=spread + 1)),
     ):
         if keep + options.get("targets", spread) <= min(lengths):
-            found, expected = (
-                op(x, keys, scores, images, backend=name, **options) for name in ("triton", "reference")
-            )
+            found, expected = (op(x, keys, scores, images, backend=name, **options) for name in ("triton", "reference"))
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(
-        *(experimental.outlier_counts(scores, images, backend=name) for name in ("triton", "reference"))
-    )
+    assert torch.equal(*(experimental.outlier_counts(scores, images, backend=name) for name in ("triton", "reference")))
 
 
 def test_what_stays_is_what_a_sort_of_each_image_says(device):
@@ -97,19 +83,14 @@ def test_what_stays_is_what_a_sort_of_each_image_says(device):
                 top, more = sorted(top), left[:: max(1, len(left) // others)][:others]
             assert own == [start + row for row in top + more], (by_rank, others, length)
             places = {row: place for place, row in enumerate(own)}
-            assert slot[start : start + length].tolist() == [
-                places.get(row, -1) for row in range(start, start + length)
-            ]
+            assert slot[start : start + length].tolist() == [places.get(row, -1) for row in range(start, start + length)]
             start += length
 
 
 def test_outliers_are_counted_as_torch_counts_them(dtype, device):
     _, _, scores, images = _images((7, 1, 64, 201), device=device)
     counts = experimental.outlier_counts(scores.to(dtype), images, backend="triton")
-    assert (
-        counts.dtype == torch.int64
-        and counts.tolist() == outlier_counts_reference(scores.to(dtype), images).tolist()
-    )
+    assert counts.dtype == torch.int64 and counts.tolist() == outlier_counts_reference(scores.to(dtype), images).tolist()
     assert counts.sum() > 0
 
 
@@ -119,9 +100,7 @@ def test_every_run_and_every_neighbour_gives_the_same_bits(device):
     for op, options, rows in ((NEIGHBOURS, dict(keep=3, spread=2), 6), (NEAREST, dict(keep=3, targets=3), 6)):
         first = op(x, keys, scores, images, backend="triton", **options)
         assert torch.equal(first, op(x, keys, scores, images, backend="triton", **options))
-        assert torch.equal(
-            first[rows:], op(*alone, Segments.of((40,), device=device), backend="triton", **options)
-        )
+        assert torch.equal(first[rows:], op(*alone, Segments.of((40,), device=device), backend="triton", **options))
 
 
 def test_no_images_give_no_rows_and_a_gradient_is_left_to_the_reference(device):
@@ -140,9 +119,7 @@ def test_no_images_give_no_rows_and_a_gradient_is_left_to_the_reference(device):
 def test_gradients_of_the_references_are_those_of_the_formula():
     x, keys, scores, images = _images((6, 5), 3, 4, dtype=torch.float64)
     x, scores = x.clone().requires_grad_(), scores.double().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, s: merge_neighbours_reference(x, keys, s, images, 2, 1, 3, True), (x, scores)
-    )
+    assert torch.autograd.gradcheck(lambda x, s: merge_neighbours_reference(x, keys, s, images, 2, 1, 3, True), (x, scores))
     assert torch.autograd.gradcheck(lambda x: merge_to_nearest_reference(x, keys, scores, images, 2, 2), (x,))
 
 

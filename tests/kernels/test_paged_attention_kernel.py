@@ -21,23 +21,15 @@ def _packed(lengths, rows, heads, kv_heads, width, device="cpu", dtype=torch.flo
     return q, k, v
 
 
-@pytest.mark.parametrize(
-    "heads, kv_heads, width, page_rows, part_keys", [(2, 2, 64, 16, 64), (8, 2, 72, 64, None)]
-)
-def test_it_is_as_exact_as_torch(
-    heads, kv_heads, width, page_rows, part_keys, dtype, device, in_pages, as_exact_as_torch
-):
+@pytest.mark.parametrize("heads, kv_heads, width, page_rows, part_keys", [(2, 2, 64, 16, 64), (8, 2, 72, 64, None)])
+def test_it_is_as_exact_as_torch(heads, kv_heads, width, page_rows, part_keys, dtype, device, in_pages, as_exact_as_torch):
     q, k, v = _packed((200, 0, 65), 1, heads, kv_heads, width, device, dtype)
     k_pages, v_pages, *places = in_pages(k, v, (200, 0, 65), page_rows)
     own, exact = (
-        paged_attention_reference(
-            PagedCall(q.to(t), k_pages.to(t), v_pages.to(t), *places, True, width**-0.5, 256, return_lse=True)
-        )
+        paged_attention_reference(PagedCall(q.to(t), k_pages.to(t), v_pages.to(t), *places, True, width**-0.5, 256, return_lse=True))
         for t in (dtype, torch.float64)
     )
-    out, lse = ops.paged_attention(
-        q, k_pages, v_pages, *places, part_keys=part_keys, return_lse=True, backend=BACKEND
-    )
+    out, lse = ops.paged_attention(q, k_pages, v_pages, *places, part_keys=part_keys, return_lse=True, backend=BACKEND)
     as_exact_as_torch(out, own[0], exact[0])
     torch.testing.assert_close(lse.double(), exact[1], atol=1e-3, rtol=1e-4)
 
@@ -53,9 +45,7 @@ def test_it_is_as_exact_as_torch(
     softcap=st.none() | st.floats(1, 9),
     part_keys=st.sampled_from([None, 32]),
 )
-def test_masks_lengths_and_pages_are_those_of_the_reference(
-    in_pages, lengths, rows, group, page_rows, causal, window, softcap, part_keys
-):
+def test_masks_lengths_and_pages_are_those_of_the_reference(in_pages, lengths, rows, group, page_rows, causal, window, softcap, part_keys):
     q, k, v = _packed(lengths, rows, 2 * group, 2, 16)
     pages = in_pages(k, v, lengths, page_rows)
     options = {"causal": causal, "window": window, "softcap": softcap, "return_lse": True}

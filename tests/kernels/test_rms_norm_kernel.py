@@ -1,4 +1,4 @@
-"""RMS norm in Triton, alone and behind a residual sum, against the formula in fp64."""
+"""RMS norm in Triton, alone and after a residual sum, against the formula in fp64."""
 
 import pytest
 import torch
@@ -43,9 +43,7 @@ def test_kernel_is_as_exact_as_torch(shape, offset, dtype, device, as_exact_as_t
 @pytest.mark.parametrize("shape", [(1, 8), (33, 20), (3, 640)])
 def test_sum_and_norm_are_as_exact_as_torch(shape, offset, dtype, device, as_exact_as_torch):
     torch.manual_seed(0)
-    x, residual, w, *grads = (
-        _random(*size, device=device, dtype=dtype) for size in (shape, shape, shape[-1:], shape, shape)
-    )
+    x, residual, w, *grads = (_random(*size, device=device, dtype=dtype) for size in (shape, shape, shape[-1:], shape, shape))
     wide = [t.double() for t in (x, residual, w)]
     exact = _run_add("reference", *wide, [grad.double() for grad in grads], offset)
     found, own = (_run_add(name, x, residual, w, grads, offset) for name in ("triton", "reference"))
@@ -155,10 +153,7 @@ def test_no_rows_give_no_rows_and_a_zero_gradient(device):
 def test_a_frozen_weight_gets_no_gradient(device):
     torch.manual_seed(0)
     x, w = _random(9, 16, device=device).requires_grad_(), _random(16, device=device)
-    dx = {
-        name: torch.autograd.grad(ops.rms_norm(x, w, backend=name).square().sum(), x)[0]
-        for name in ("triton", "reference")
-    }
+    dx = {name: torch.autograd.grad(ops.rms_norm(x, w, backend=name).square().sum(), x)[0] for name in ("triton", "reference")}
     torch.testing.assert_close(dx["triton"], dx["reference"], rtol=1e-4, atol=1e-4)
 
 
@@ -195,10 +190,6 @@ def test_registered_ops_pass_opcheck(device):
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_gradient_of_the_references_is_that_of_the_formula(offset):
-    x, residual, w = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (3, 5), (5,))
-    )
+    x, residual, w = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 5), (3, 5), (5,)))
     assert torch.autograd.gradcheck(lambda x, w: rms_norm_reference(x, w, 1e-5, offset), (x, w))
-    assert torch.autograd.gradcheck(
-        lambda *given: add_rms_norm_reference(*given, 1e-5, offset), (x, residual, w)
-    )
+    assert torch.autograd.gradcheck(lambda *given: add_rms_norm_reference(*given, 1e-5, offset), (x, residual, w))

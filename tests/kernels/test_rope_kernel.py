@@ -1,4 +1,4 @@
-"""Rotary embedding in Triton, alone and behind the norm of each head, against the formula in fp64."""
+"""Rotary embedding in Triton, alone and after the norm of each head, against the formula in fp64."""
 
 import pytest
 import torch
@@ -39,9 +39,7 @@ def _compare(op, tensors, table, check, **options):
     grads = [torch.randn(t.shape, device=t.device).to(t.dtype) for t in tensors[:2]]
     found, own = (_run(op, name, tensors, table, grads, **options) for name in ("triton", "reference"))
     rounded = [part.to(tensors[0].dtype).double() for part in table]
-    exact = _run(
-        op, "reference", [t.double() for t in tensors], rounded, [g.double() for g in grads], **options
-    )
+    exact = _run(op, "reference", [t.double() for t in tensors], rounded, [g.double() for g in grads], **options)
     check(found, own, exact)
 
 
@@ -67,12 +65,8 @@ def test_rope_is_as_exact_as_torch(tokens, heads, kv_heads, width, turned, dtype
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
-@pytest.mark.parametrize(
-    "tokens, heads, kv_heads, width", [(1, 1, 1, 8), (9, 4, 2, 16), (33, 6, 6, 10), (3, 14, 2, 64)]
-)
-def test_norm_and_rope_are_as_exact_as_torch(
-    tokens, heads, kv_heads, width, offset, dtype, device, as_exact_as_torch
-):
+@pytest.mark.parametrize("tokens, heads, kv_heads, width", [(1, 1, 1, 8), (9, 4, 2, 16), (33, 6, 6, 10), (3, 14, 2, 64)])
+def test_norm_and_rope_are_as_exact_as_torch(tokens, heads, kv_heads, width, offset, dtype, device, as_exact_as_torch):
     torch.manual_seed(0)
     weights = [torch.randn(width, device=device).to(dtype) for _ in range(2)]
     tensors = (*_heads(tokens, heads, kv_heads, width, dtype, device), *weights)
@@ -89,9 +83,7 @@ def test_norm_and_rope_give_the_bits_of_the_two_kernels(dtype, device):
     fused = ops.qk_norm_rope(*heads, *weights, *table, backend="triton")
     normed = [ops.rms_norm(x, w, 1e-6, backend="triton") for x, w in zip(heads, weights)]
     apart = ops.rope(*normed, *table, backend="triton")
-    for a, b in zip(
-        fused, apart
-    ):  # the mean of squares is summed in another order: rarely, a last bit differs
+    for a, b in zip(fused, apart):  # the mean of squares is summed in another order: rarely, a last bit differs
         assert (a == b).float().mean() > 0.9
         torch.testing.assert_close(a, b)
 
@@ -169,10 +161,7 @@ def test_composed_asks_the_ladders_of_its_parts(device):
     )
     with chosen(rms_norm="reference", rope="reference"):
         composed = ops.qk_norm_rope(*heads, weight, weight, *table, backend="composed")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(composed, qk_norm_rope_reference(*heads, weight, weight, *table, 1e-6))
-    )
+    assert all(torch.equal(a, b) for a, b in zip(composed, qk_norm_rope_reference(*heads, weight, weight, *table, 1e-6)))
 
 
 def test_gradients_are_the_same_on_every_run(device):
@@ -195,18 +184,11 @@ def test_registered_ops_pass_opcheck(device):
     torch.library.opcheck(registered.rope_in_place.default, (q, None, *table, True))
     torch.library.opcheck(registered.qk_norm_rope_fwd.default, (q, k, w, w, *table, 1e-6))
     for weight_grads in (True, False):
-        torch.library.opcheck(
-            registered.qk_norm_rope_bwd.default, (q, k, w, w, *table, q, k, 1e-6, 0.0, weight_grads)
-        )
+        torch.library.opcheck(registered.qk_norm_rope_bwd.default, (q, k, w, w, *table, q, k, 1e-6, 0.0, weight_grads))
 
 
 def test_gradient_of_the_references_is_that_of_the_formula():
-    q, k, q_weight, k_weight = (
-        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        for shape in ((3, 2, 4), (3, 1, 4), (4,), (4,))
-    )
+    q, k, q_weight, k_weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 4), (3, 1, 4), (4,), (4,)))
     table = [part.double() for part in _table(3, 4)]
     assert torch.autograd.gradcheck(lambda q, k: rope_reference(q, k, *table), (q, k))
-    assert torch.autograd.gradcheck(
-        lambda *given: qk_norm_rope_reference(*given, *table, 1e-6), (q, k, q_weight, k_weight)
-    )
+    assert torch.autograd.gradcheck(lambda *given: qk_norm_rope_reference(*given, *table, 1e-6), (q, k, q_weight, k_weight))

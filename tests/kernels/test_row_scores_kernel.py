@@ -22,9 +22,7 @@ def _tensors(lengths_q, lengths_k, heads, kv_heads, width, device="cpu", dtype=t
 def test_kernel_is_as_exact_as_torch(heads, kv_heads, width, dtype, device, as_exact_as_torch):
     q, k, segments = _tensors((1, 2), (150, 40), heads, kv_heads, width, device, dtype)
     found = ops.row_scores(q, k, segments, backend="triton")
-    own, exact = (
-        row_scores_reference(q.to(t), k.to(t), segments, width**-0.5, None) for t in (dtype, torch.float64)
-    )
+    own, exact = (row_scores_reference(q.to(t), k.to(t), segments, width**-0.5, None) for t in (dtype, torch.float64))
     as_exact_as_torch(found, own, exact, floor=1e-7)
 
 
@@ -62,9 +60,7 @@ def test_attention_of_cls_is_rounded_to_the_dtype_of_the_tower(prefix, dtype, de
     torch.manual_seed(0)
     query = torch.randn(3, 2, 16, device=device).to(dtype)
     keys = torch.randn(3, 70, 2, 16, device=device).to(dtype)
-    own, exact = (
-        attention_of_cls_reference(query.to(t), keys.to(t), prefix, 0.25) for t in (dtype, torch.float64)
-    )
+    own, exact = (attention_of_cls_reference(query.to(t), keys.to(t), prefix, 0.25) for t in (dtype, torch.float64))
     found = ops.attention_of_cls(query, keys, prefix, backend="triton")
     assert found.shape == (3 * (70 - prefix),)
     as_exact_as_torch(found, own, exact, floor=1e-7)
@@ -81,9 +77,7 @@ def test_reference_of_one_row_is_the_softmax_written_out():
                 total += weights / weights.sum() / (4 * len(rows))
         expected.append(total)
     torch.testing.assert_close(ops.row_scores(q, k, segments), torch.cat(expected))
-    assert torch.autograd.gradcheck(
-        lambda q, k: row_scores_reference(q, k, segments, 0.3, 2.0), (q.requires_grad_(), k.requires_grad_())
-    )
+    assert torch.autograd.gradcheck(lambda q, k: row_scores_reference(q, k, segments, 0.3, 2.0), (q.requires_grad_(), k.requires_grad_()))
 
 
 def test_every_run_gives_the_same_bits(device):

@@ -74,9 +74,7 @@ def test_frequent_ids_are_summed_whatever_stands_beside_them(counts, seed):
         table, images = _inputs(plan, 3, torch.float32, "cpu")
         grad = torch.randn(plan.total_rows, 3)
         expected = torch.zeros(VOCABULARY, 3).double().index_add(0, plan.source[1:].long(), grad[1:].double())
-        torch.testing.assert_close(
-            _run("triton", table, images, plan, grad)[1].double(), expected, atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(_run("triton", table, images, plan, grad)[1].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_kernel_is_as_exact_as_torch(dtype, device, as_exact_as_torch):
@@ -96,9 +94,7 @@ def test_kernel_is_as_exact_as_torch(dtype, device, as_exact_as_torch):
 def test_factor_of_text_rows_is_rounded_to_the_table_first(device):
     plan = plan_splice([[3, -200, 3, 8]], [[2]]).to(device)
     table, images = _inputs(plan, 8, torch.float16, device)
-    found, expected = (
-        _run(backend, table, images, plan, scale=3072**0.5) for backend in ("triton", "reference")
-    )
+    found, expected = (_run(backend, table, images, plan, scale=3072**0.5) for backend in ("triton", "reference"))
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
 
 
@@ -106,9 +102,7 @@ def test_rows_of_half_precision_are_copied_bit_for_bit(device):
     """bf16 too: nothing is computed, so the interpreter can be trusted."""
     plan = plan_splice([[1, -200, 5], [-200]], [[3], [2]]).to(device)
     table, images = _inputs(plan, 24, torch.bfloat16, device)
-    found, expected = (
-        ops.splice(table, images, plan, backend=backend) for backend in ("triton", "reference")
-    )
+    found, expected = (ops.splice(table, images, plan, backend=backend) for backend in ("triton", "reference"))
     assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
 
 
@@ -210,9 +204,7 @@ def test_ids_and_image_rows_that_dont_exist_give_zeros_not_a_fault(device):
     assert out[:, 0].tolist() == [1, 0, 0, 2, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "ids", [[[]], [[1, 2]], [[-200]]], ids=["nothing", "text only", "an image of no rows"]
-)
+@pytest.mark.parametrize("ids", [[[]], [[1, 2]], [[-200]]], ids=["nothing", "text only", "an image of no rows"])
 def test_batches_without_rows_or_images(ids, device):
     plan = plan_splice(ids, [[0] * sample.count(-200) for sample in ids]).to(device)
     table, images = _inputs(plan, 4, torch.float32, device)
@@ -230,13 +222,9 @@ def test_registered_ops_pass_opcheck(device):
     _, partial, bounds = here.splice_bwd_rows(*rows)
     torch.library.opcheck(here.splice_fwd.default, (table, images, plan.source, 2.0))
     torch.library.opcheck(here.splice_bwd_rows.default, rows)
-    torch.library.opcheck(
-        here.splice_bwd_table.default, (grad, plan.token_order, partial, bounds, None, torch.float32)
-    )
+    torch.library.opcheck(here.splice_bwd_table.default, (grad, plan.token_order, partial, bounds, None, torch.float32))
     main = torch.zeros(VOCABULARY, 4, device=device)
-    torch.library.opcheck(
-        here.splice_bwd_table_into.default, (main, grad, plan.token_order, partial, bounds, None)
-    )
+    torch.library.opcheck(here.splice_bwd_table_into.default, (main, grad, plan.token_order, partial, bounds, None))
 
 
 def test_traces_whole(device):
@@ -245,10 +233,7 @@ def test_traces_whole(device):
     run = lambda table, images: ops.splice(table, images, plan, backend="triton").square().sum()  # noqa: E731
     expected = torch.autograd.grad(run(table, images), (table, images))
     traced = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(expected, torch.autograd.grad(traced(table, images), (table, images)))
-    )
+    assert all(torch.equal(a, b) for a, b in zip(expected, torch.autograd.grad(traced(table, images), (table, images))))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +249,7 @@ def test_misfits_are_named(change, complaint):
     plan = plan_splice([[8, -200]], [[2]])
     table, images = _inputs(plan, 4, torch.float32, "cpu")
     with pytest.raises(LmmError, match=complaint):
-        ops.splice(
-            **{"table_VD": table, "image_rows_MD": images, "plan": plan, **change(table, images, plan)}
-        )
+        ops.splice(**{"table_VD": table, "image_rows_MD": images, "plan": plan, **change(table, images, plan)})
 
 
 @pytest.mark.parametrize(
@@ -283,6 +266,4 @@ def test_a_main_gradient_that_does_not_fit_is_refused(change, complaint):
 def test_reference_gradient_is_that_of_the_formula():
     plan = plan_splice([[1, -200, 1, 3]], [[3]], max_length=5, truncate="right")
     table, images = (x.double().requires_grad_() for x in _inputs(plan, 3, torch.float32, "cpu"))
-    assert torch.autograd.gradcheck(
-        lambda t, i: ops.splice(t, i, plan, scale=1.5, backend="reference"), (table, images)
-    )
+    assert torch.autograd.gradcheck(lambda t, i: ops.splice(t, i, plan, scale=1.5, backend="reference"), (table, images))

@@ -33,9 +33,7 @@ class Drawn:
     mark: int
 
     def host(self, labelled, **options):
-        return plan_splice(
-            self.ids, self.counts, labels=self.labels if labelled else None, image_token=self.mark, **options
-        )
+        return plan_splice(self.ids, self.counts, labels=self.labels if labelled else None, image_token=self.mark, **options)
 
     @property
     def boundaries(self):
@@ -61,14 +59,9 @@ def batches(draw, samples=3, length=10):
     """Marks are -200 or an id of the vocabulary; labels of marks are set, as some users do."""
     mark = draw(st.sampled_from([-200, 4]))
     text = st.sampled_from([token for token in range(VOCABULARY) if token != mark])
-    ids = draw(
-        st.lists(st.lists(st.one_of(st.just(mark), text), max_size=length), min_size=1, max_size=samples)
-    )
+    ids = draw(st.lists(st.lists(st.one_of(st.just(mark), text), max_size=length), min_size=1, max_size=samples))
     counts = [[draw(st.sampled_from([0, 1, 3, 9])) for token in sample if token == mark] for sample in ids]
-    labels = [
-        [token if token == mark or draw(st.booleans()) else IGNORE_LABEL for token in sample]
-        for sample in ids
-    ]
+    labels = [[token if token == mark or draw(st.booleans()) else IGNORE_LABEL for token in sample] for sample in ids]
     return Drawn(ids, counts, labels, mark)
 
 
@@ -101,7 +94,7 @@ def on_device(given, drawn, labelled=True, device="cpu", **options):
 
 
 def assert_same(plan: SplicePlan, host: SplicePlan):
-    """All fields of the collator's plan, and nothing behind them."""
+    """All fields of the collator's plan, and nothing after them."""
     counts, rows = check_plan(plan), host.total_rows
     assert (counts.rows, counts.truncated) == (rows, sum(host.truncated))
     room, supervised = plan.total_rows, len(host.targets)
@@ -113,9 +106,7 @@ def assert_same(plan: SplicePlan, host: SplicePlan):
         assert (rest == slack[name]).all() if name in slack else not len(rest), name
     assert (host.kv_end is None) == (plan.kv_end is None)
     if host.kv_end is not None:
-        assert torch.equal(
-            plan.kv_end.cpu(), torch.cat([host.kv_end, torch.arange(rows + 1, room + 1).int()])
-        )
+        assert torch.equal(plan.kv_end.cpu(), torch.cat([host.kv_end, torch.arange(rows + 1, room + 1).int()]))
     assert plan.target_weights.tolist() == [1.0] * supervised + [0.0] * (len(plan.targets) - supervised)
     assert plan.max_seqlen >= host.max_seqlen and plan.source.shape == plan.positions.shape == (room,)
 
@@ -127,9 +118,7 @@ def assert_same(plan: SplicePlan, host: SplicePlan):
 )  # fmt: skip
 def test_packed_ids_give_the_plan_of_the_collator(drawn, limit, labelled, bidirectional, dtype):
     options = {"max_length": limit, "truncate": "right", "bidirectional_images": bidirectional}
-    plan = on_device(
-        packed(drawn, dtype), drawn, labelled, image_cu_rows=drawn.boundaries.to(dtype), **options
-    )
+    plan = on_device(packed(drawn, dtype), drawn, labelled, image_cu_rows=drawn.boundaries.to(dtype), **options)
     assert_same(plan, drawn.host(labelled, **options))
 
 
@@ -174,9 +163,7 @@ def test_more_samples_than_a_block_of_them_are_planned(device):
 @pytest.mark.parametrize("shape", [(0,), (0, 0), (2, 0)], ids=str)
 def test_no_samples_or_no_ids_leave_slack_only(shape, device):
     cu = torch.zeros(1, dtype=torch.int32, device=device) if len(shape) == 1 else None
-    plan = experimental.splice_plan(
-        torch.zeros(shape, dtype=torch.int64, device=device), 0, cu_seqlens=cu, total_rows=3, backend="triton"
-    )
+    plan = experimental.splice_plan(torch.zeros(shape, dtype=torch.int64, device=device), 0, cu_seqlens=cu, total_rows=3, backend="triton")
     assert plan.source.tolist() == [NOWHERE] * 3 and not plan.cu_seqlens.any() and check_plan(plan).rows == 0
 
 
@@ -215,9 +202,7 @@ def test_fault_is_reported_and_no_row_is_anothers(fault, device):
     """What can't be placed becomes zeros, gradients included; nothing is read outside the tensors."""
     change, complaint = FAULTS[fault]
     given = {"vocabulary": VOCABULARY, **GOOD, **change}
-    given = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()
-    }
+    given = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     plan = experimental.splice_plan(**given, backend="triton")
     with pytest.raises(LmmError, match=complaint):
         check_plan(plan)
@@ -235,9 +220,7 @@ def test_fault_is_reported_and_no_row_is_anothers(fault, device):
 
 def test_first_fault_stays_until_somebody_asks(device):
     """One status for many plans, or for every replay of a captured graph."""
-    good = {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in GOOD.items()
-    }
+    good = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in GOOD.items()}
     status = torch.zeros(4, dtype=torch.int32, device=device)
     for vocabulary in (VOCABULARY, 6, 3, VOCABULARY):
         plan = experimental.splice_plan(**good, vocabulary=vocabulary, status=status, backend="triton")
@@ -254,9 +237,7 @@ def test_debugging_checks_every_plan_as_it_is_made(monkeypatch):
 
 def test_slack_gives_zeros_and_takes_no_gradient(device):
     drawn = Drawn([[1, -200, 5, 1], [2, 2]], [[3], []], [[1, -200, 5, 1], [2, 2]], -200)
-    plan = on_device(
-        packed(drawn), drawn, image_cu_rows=drawn.boundaries.to(device), device=device, total_rows=12
-    )
+    plan = on_device(packed(drawn), drawn, image_cu_rows=drawn.boundaries.to(device), device=device, total_rows=12)
     host = drawn.host(True).to(device)
     for backend in ("triton", "reference"):
         table = torch.randn(VOCABULARY, 4, device=device, requires_grad=True)
@@ -266,9 +247,7 @@ def test_slack_gives_zeros_and_takes_no_gradient(device):
         grad = torch.randn(8, 4, device=device)
         poisoned = torch.cat([grad, torch.full((4, 4), torch.nan, device=device)])
         found = torch.autograd.grad(embeds, (table, images), poisoned)
-        assert all(
-            torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(alone, (table, images), grad))
-        )
+        assert all(torch.equal(a, b) for a, b in zip(found, torch.autograd.grad(alone, (table, images), grad)))
 
 
 def test_plan_without_gradient_is_refused_where_the_table_learns(device):

@@ -69,9 +69,7 @@ def test_kv_end_lets_an_image_row_see_its_whole_image(name):
     out = ops.attention(q, k, v, segments, kv_end=kv_end, backend=name)
     starts = [0] * 3 + [3] * 6
     for first, last in ((0, 3), (3, 9)):
-        expected = dense_attention(
-            q[first:last], k[first:last], v[first:last], lambda i, j, first=first: starts[first] + j < kv_end[first + i]
-        )
+        expected = dense_attention(q[first:last], k[first:last], v[first:last], lambda i, j, first=first: starts[first] + j < kv_end[first + i])
         torch.testing.assert_close(out[first:last].double(), expected, atol=2e-6, rtol=0)
 
 
@@ -92,7 +90,7 @@ def test_causal_equals_its_own_kv_end(name):
     seed=st.integers(0, 100),
 )
 def test_window_and_softcap_equal_the_formula(lengths, window, softcap, ahead, seed):
-    """Also with keys behind a cache, where the places of queries and keys differ, and with rows that see ``ahead`` rows further."""
+    """Also with keys with a cache, where the places of queries and keys differ, and with rows that see ``ahead`` rows further."""
     lengths_q, lengths_k = [n for n, _ in lengths], [n + cached for n, cached in lengths]
     q, k, v, segments = make(lengths_q, lengths_k, seed=seed)
     places = torch.cat([torch.arange(lk - lq, lk) + sum(lengths_k[:i]) for i, (lq, lk) in enumerate(zip(lengths_q, lengths_k))])
@@ -113,7 +111,7 @@ def test_window_and_softcap_equal_the_formula(lengths, window, softcap, ahead, s
         q_at, k_at = q_at + len_q, k_at + len_k
 
 
-@pytest.mark.parametrize("lengths_k", [(21, 21, 6), (30, 30, 6)], ids=["alone", "behind a cache"])
+@pytest.mark.parametrize("lengths_k", [(21, 21, 6), (30, 30, 6)], ids=["alone", "with a cache"])
 def test_chunks_of_queries_behind_a_window_agree_with_the_reference(monkeypatch, lengths_k):
     monkeypatch.setattr(sys.modules["lmmblocks.ops.attention.reference"], "WINDOW_ROWS", 4)
     results = {}

@@ -101,9 +101,7 @@ def test_labels_on_a_device_are_not_waited_for(llama, batch):
         batch[1].to("meta"),
     )
     for capacity in (None, 4):
-        loss = ops.causal_lm_loss(
-            hidden.requires_grad_(), head, labels, capacity=capacity, num_items_in_batch=torch.tensor(3)
-        )
+        loss = ops.causal_lm_loss(hidden.requires_grad_(), head, labels, capacity=capacity, num_items_in_batch=torch.tensor(3))
         loss.backward()
         assert loss.shape == () and hidden.grad.shape == hidden.shape
 

@@ -48,9 +48,7 @@ def test_weights_of_ignored_rows_are_not_counted(backend):
 def test_a_normalizer_takes_the_place_of_the_count(backend, normalizer):
     (hidden, head, _), targets = _leaves(), torch.tensor([3, 5, 6, 1, 0])
     total = ops.linear_cross_entropy(hidden, head, targets, reduction="sum", backend=backend)
-    torch.testing.assert_close(
-        ops.linear_cross_entropy(hidden, head, targets, normalizer=normalizer, backend=backend), total / 4
-    )
+    torch.testing.assert_close(ops.linear_cross_entropy(hidden, head, targets, normalizer=normalizer, backend=backend), total / 4)
 
 
 def test_a_batch_without_a_supervised_row_gives_zero_not_nan(backend):

@@ -28,9 +28,7 @@ def _packed(lengths, rows, heads=4, kv_heads=2, width=8, dtype=torch.float64):
     softcap=st.none() | st.floats(1, 9),
     spare=st.integers(0, 40),
 )
-def test_it_equals_packed_attention_for_pages_in_any_order(
-    in_pages, lengths, rows, page_rows, causal, window, softcap, spare
-):
+def test_it_equals_packed_attention_for_pages_in_any_order(in_pages, lengths, rows, page_rows, causal, window, softcap, spare):
     q, k, v, segments = _packed(lengths, rows)
     options = {"causal": causal, "window": window, "softcap": softcap, "return_lse": True}
     expected = ops.attention(q, k, v, segments, backend="reference", **options)
@@ -45,7 +43,7 @@ def test_pages_behind_a_window_may_have_been_given_away(in_pages):
     q, k, v, segments = _packed((37,), 2)
     expected = ops.attention(q, k, v, segments, window=6, backend="reference")
     k_pages, v_pages, table, lengths = in_pages(k, v, (37,), 4)
-    given_away = (37 - 2 - 6 + 1) // 4  # whole pages in front of the first key that a row sees
+    given_away = (37 - 2 - 6 + 1) // 4  # whole pages before the first key that a row sees
     k_pages[table[0, :given_away].long()] = float("inf")
     table[0, :given_away] = -1
     found = ops.paged_attention(q, k_pages, v_pages, table, lengths, window=6, backend="reference")
@@ -53,7 +51,7 @@ def test_pages_behind_a_window_may_have_been_given_away(in_pages):
 
 
 def test_sequences_may_share_pages():
-    """Two answers to one prompt: the second sequence continues behind the first's first page."""
+    """Two answers to one prompt: the second sequence continues after the first's first page."""
     pages = torch.randn(3, 4, 1, 8, dtype=torch.float64)
     table = torch.tensor([[2, 0], [2, 1]], dtype=torch.int32)
     q, lengths = torch.randn(2, 2, 8, dtype=torch.float64), torch.tensor([6, 7], dtype=torch.int32)

@@ -20,7 +20,7 @@ CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
 def twins(make, config):
-    """Return the same model twice, behind eager attention and behind ours."""
+    """Return the same model twice, after eager attention and after ours."""
     name = ops.register_with_transformers()
     models = []
     for implementation in ("eager", name):
@@ -34,18 +34,14 @@ def twins(make, config):
 def llamas():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return twins(
-        LlamaForCausalLM, LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0, eos_token_id=1)
-    )
+    return twins(LlamaForCausalLM, LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0, eos_token_id=1))
 
 
 @pytest.fixture(scope="module")
 def mistrals():
     from transformers import MistralConfig, MistralForCausalLM
 
-    return twins(
-        MistralForCausalLM, MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=3, pad_token_id=0)
-    )
+    return twins(MistralForCausalLM, MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=3, pad_token_id=0))
 
 
 def random_ids(*shape, seed=0):
@@ -101,9 +97,7 @@ def test_packed_by_boundaries_equals_each_alone_and_asks_once(llamas, monkeypatc
     cu = torch.tensor([0, 5, 7, 14], dtype=torch.int32)
     asked = []
     diff = torch.Tensor.diff
-    monkeypatch.setattr(
-        torch.Tensor, "diff", lambda self, *args, **kwargs: asked.append(self) or diff(self, *args, **kwargs)
-    )
+    monkeypatch.setattr(torch.Tensor, "diff", lambda self, *args, **kwargs: asked.append(self) or diff(self, *args, **kwargs))
     lengths = {"cu_seq_lens_q": cu, "cu_seq_lens_k": cu, "max_length_q": 7, "max_length_k": 7}
     positions = torch.cat([torch.arange(part.shape[1]) for part in parts])[None]
     packed = ours(torch.cat(parts, 1), position_ids=positions, use_cache=False, **lengths).logits
@@ -131,9 +125,7 @@ def test_vision_towers_equal_eager(tower):
 
     config = getattr(transformers, f"{tower}Config")(**SMALL, image_size=28, patch_size=14)
     pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
-    theirs, ours = (
-        model(pixels).last_hidden_state for model in twins(getattr(transformers, f"{tower}Model"), config)
-    )
+    theirs, ours = (model(pixels).last_hidden_state for model in twins(getattr(transformers, f"{tower}Model"), config))
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
@@ -180,7 +172,7 @@ def test_masks_that_ops_attention_does_not_compute_are_refused():
     seed=st.integers(0, 9),
 )
 def test_any_packed_windowed_causal_mask_is_read_exactly(lengths, window, new, seed):
-    """What is read, attended with, equals attention under the mask itself; the queries are the last rows, as behind a cache."""
+    """What is read, attended with, equals attention under the mask itself; the queries are the last rows, as with a cache."""
     total = sum(lengths)
     new = min(new, total)
     owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
@@ -193,9 +185,7 @@ def test_any_packed_windowed_causal_mask_is_read_exactly(lengths, window, new, s
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(n, 2, 4, generator=generator, dtype=torch.float64) for n in (new, total, total))
     chosen = k if rows.keys is None else k[rows.keys], v if rows.keys is None else v[rows.keys]
-    found = ops.attention(
-        q, *chosen, rows.segments, causal=rows.causal, window=rows.window, kv_end=rows.kv_end
-    )
+    found = ops.attention(q, *chosen, rows.segments, causal=rows.causal, window=rows.window, kv_end=rows.kv_end)
     mask = function(0, 0, torch.arange(total - new, total)[:, None], torch.arange(total)[None, :])
     expected = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), mask)
     torch.testing.assert_close(found, expected.transpose(0, 1))

@@ -1,6 +1,6 @@
 """The whole model against ``Blip2ForConditionalGeneration`` with OPT: read from its files, and written for it.
 
-Ours are packed; transformers' are padded on the right, each image written out as one image token per query, in front of the first token.
+Ours are packed; transformers' are padded on the right, each image written out as one image token per query, before the first token.
 """
 
 import copy

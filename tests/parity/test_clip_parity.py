@@ -53,9 +53,7 @@ def test_prefix_and_layers_equal_the_hidden_states(tower, pixels):
     cls = torch.cat([states[-3][:, :1], states[-1][:, :1]], -1)
     torch.testing.assert_close(got.prefix, cls, atol=TOLERANCE, rtol=0)
     for layer in (-3, -1):
-        torch.testing.assert_close(
-            got.layers[layer], states[layer][:, 1:].flatten(0, 1), atol=TOLERANCE, rtol=0
-        )
+        torch.testing.assert_close(got.layers[layer], states[layer][:, 1:].flatten(0, 1), atol=TOLERANCE, rtol=0)
 
 
 def test_gradients_equal_those_of_transformers(tower, pixels):
@@ -100,9 +98,7 @@ def test_tower_is_read_out_of_clip_llava_and_bare_checkpoints(clip_config, hf_ll
     from transformers import CLIPConfig as HFCLIPConfig
     from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
-    text = dict(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20
-    )
+    text = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20)
     both = HFCLIPConfig(vision_config=clip_config().to_dict(), text_config=text, projection_dim=8)
     models = [
         CLIPModel(both),

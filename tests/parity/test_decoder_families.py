@@ -131,7 +131,7 @@ def test_gradients_equal_those_of_transformers(pair, sequences, record_parity):
 
 @torch.no_grad()
 def greedy(decoder, prompts):
-    """Tokens that follow prompts read side by side behind one cache."""
+    """Tokens that follow prompts read side by side after one cache."""
     cache, found = decoder.new_cache(len(prompts)), [[] for _ in prompts]
     rows = prompts
     for _ in range(NEW_TOKENS):

@@ -19,9 +19,7 @@ VOCAB, FAKE_ID, IMAGE_ID, EOS = 400, 400, 401, 2
 SIZE = 28
 TWIN = "IdeficsForVisionText2Text"
 SHAPES = {
-    "perceiver": dict(
-        use_resampler=True, qk_layer_norms=True, alpha_type="vector", num_hidden_layers=4, cross_layer_interval=2
-    ),
+    "perceiver": dict(use_resampler=True, qk_layer_norms=True, alpha_type="vector", num_hidden_layers=4, cross_layer_interval=2),
     "no perceiver": dict(),
     "tied": dict(tie_word_embeddings=True, use_resampler=True, rms_norm_eps=1e-4),
 }
@@ -42,7 +40,7 @@ def text(generator, length):
 
 @pytest.fixture(scope="module")
 def samples():
-    """Ids with ``IMAGE_TOKEN`` for each image: one behind words, none, two apart, two side by side, one at the very beginning; and pixels."""
+    """Ids with ``IMAGE_TOKEN`` for each image: one after words, none, two apart, two side by side, one at the very beginning; and pixels."""
     random = torch.Generator().manual_seed(7)
     shown = [FAKE_ID, IMAGE_TOKEN, FAKE_ID]
     ids = [
@@ -111,7 +109,7 @@ def test_each_sample_alone_equals_transformers_and_itself_among_others(pair, sam
 
 @torch.no_grad()
 def test_a_row_sees_the_last_image_up_to_itself_and_no_other(pair, samples):
-    """Changing an image changes the rows from its own up to the next image's by attention, those behind by what was read there."""
+    """Changing an image changes the rows from its own up to the next image's by attention, those after by what was read there."""
     ours, _ = pair
     row, pixels = samples[0][2], samples[1][1:3]
     first, second = (place for place, token in enumerate(row) if token == IMAGE_TOKEN)
@@ -121,7 +119,7 @@ def test_a_row_sees_the_last_image_up_to_itself_and_no_other(pair, samples):
         for shift in ([0, 0], [1, 0], [0, 1]):
             ours.logits(our_batch([row], pixels + torch.tensor(shift)[:, None, None, None]))
     plain, one, two = seen["looks"]
-    assert len(plain) == len(row) - first  # rows in front of the first image don't look at all
+    assert len(plain) == len(row) - first  # rows before the first image don't look at all
     cut = second - first
     assert ((plain != one).any(1)).tolist() == [place < cut for place in range(len(plain))]
     assert ((plain != two).any(1)).tolist() == [place >= cut for place in range(len(plain))]
@@ -179,7 +177,7 @@ def test_greedy_tokens_of_all_samples_side_by_side_equal_transformers(pair, samp
 
 @torch.no_grad()
 def greedy(model, ids, pixels, count):
-    """The next tokens of each sample: all prompts in one pass, then one row each behind the cache."""
+    """The next tokens of each sample: all prompts in one pass, then one row each after the cached ones."""
     batch = our_batch(ids, pixels)
     cache = model.decoder.new_cache(len(ids))
     hidden = model.read(model.encode_images(batch.pixels), batch.plan, cache=cache)[batch.plan.cu_seqlens[1:] - 1]

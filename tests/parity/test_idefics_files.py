@@ -19,7 +19,7 @@ def complete(hf_idefics, tiny_tokenizer, tmp_path_factory):
     from transformers import IdeficsProcessor
     from transformers.models.idefics.image_processing_pil_idefics import IdeficsImageProcessorPil
 
-    tokenizer = copy.deepcopy(tiny_tokenizer)  # as Llama's first one, whose every text behind a special token begins with a space
+    tokenizer = copy.deepcopy(tiny_tokenizer)  # as Llama's first one, whose every text after a special token begins with a space
     tokenizer.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="always", split=False)
     tokenizer.add_special_tokens({"additional_special_tokens": [FAKE, "<image>", END]})
     size = len(tokenizer)
@@ -82,9 +82,7 @@ def test_the_preset_has_the_names_and_shapes_of_the_9b_model():
     for table, added in ADDED_ROWS.items():
         theirs[table] = (theirs[table][0] + theirs.pop(added)[0], *theirs[table][1:])
     ours = lb.build("idefics-9b", device="meta")
-    assert {name: tuple(value.shape) for name, value in ours.named_parameters()} == {
-        LAYOUT.to_model(name): shape for name, shape in theirs.items()
-    }
+    assert {name: tuple(value.shape) for name, value in ours.named_parameters()} == {LAYOUT.to_model(name): shape for name, shape in theirs.items()}
     assert idefics_from_hf(config.to_dict()).to_dict() == described(lb.presets.preset("idefics-9b"))
     assert round(sum(value.numel() for value in ours.parameters()) / 1e9, 2) == 8.93
 

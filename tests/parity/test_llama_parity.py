@@ -68,15 +68,10 @@ def test_cache_step_by_step_equals_the_whole_at_once(pair, sequences):
     read = [0] * len(sequences)
     with torch.no_grad():
         while any(done < len(ids) for done, ids in zip(read, sequences)):
-            new = [
-                len(ids) // 2 if done == 0 and len(ids) > 1 else min(1, len(ids) - done)
-                for done, ids in zip(read, sequences)
-            ]
+            new = [len(ids) // 2 if done == 0 and len(ids) > 1 else min(1, len(ids) - done) for done, ids in zip(read, sequences)]
             rows = [ids[done : done + n] for ids, done, n in zip(sequences, read, new)]
             positions = torch.cat([torch.arange(done, done + n) for done, n in zip(read, new)])
-            hidden = ours(
-                ours.embed(torch.cat(rows)), positions=positions, segments=Segments.of(new), cache=cache
-            )
+            hidden = ours(ours.embed(torch.cat(rows)), positions=positions, segments=Segments.of(new), cache=cache)
             for index, part in enumerate(ours.head(hidden).split(new)):
                 got[index].append(part)
             read = [done + n for done, n in zip(read, new)]

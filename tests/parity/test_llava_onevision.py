@@ -290,7 +290,7 @@ HUBS = (
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}{% endfor %}"
     "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""Pictures in front of a turn's words, the role and a blank in front of both: the form of the template beside the released weights."""
+"""Pictures before a turn's words, the role and a blank before both: the form of the template beside the released weights."""
 
 
 def test_a_chat_template_of_the_released_form_gives_the_same_ids(whole, tmp_path):

@@ -58,9 +58,7 @@ def our_model(tokenizer, *, seed, vocab=400, encoder=None, decoder=None, project
     return build(config, weights="random", tokenizer=tokenizer)
 
 
-@pytest.fixture(
-    scope="module", params=[(way, shape) for shape in HF_SHAPES for way in ("read", "written")], ids=" ".join
-)
+@pytest.fixture(scope="module", params=[(way, shape) for shape in HF_SHAPES for way in ("read", "written")], ids=" ".join)
 def pair(request, hf_llava, randomised, tokenizer, tmp_path_factory):
     """Ours and theirs with the same weights, and the image token of theirs."""
     from transformers import LlavaForConditionalGeneration
@@ -94,9 +92,7 @@ def samples():
         [1, IMAGE_TOKEN, IMAGE_TOKEN, *text(generator, 3)],
         [1, *text(generator, 2), IMAGE_TOKEN, *text(generator, 6), IMAGE_TOKEN, *text(generator, 8)],
     ]
-    labels = [
-        [IGNORE_LABEL if i % 3 == 0 or t == IMAGE_TOKEN else t for i, t in enumerate(row)] for row in ids
-    ]
+    labels = [[IGNORE_LABEL if i % 3 == 0 or t == IMAGE_TOKEN else t for i, t in enumerate(row)] for row in ids]
     pixels = torch.randn(6, 3, 28, 28, generator=generator)
     return ids, labels, pixels
 
@@ -153,9 +149,7 @@ def test_each_sample_alone_equals_transformers(pair, samples):
         first += images
         batch = their_batch(*alone, theirs.config.image_token_index)
         with torch.no_grad():
-            torch.testing.assert_close(
-                ours.logits(our_batch(*alone)), their_rows(theirs(**batch), batch), atol=TOLERANCE, rtol=0
-            )
+            torch.testing.assert_close(ours.logits(our_batch(*alone)), their_rows(theirs(**batch), batch), atol=TOLERANCE, rtol=0)
 
 
 def test_loss_and_every_gradient_equal_transformers(pair, samples):
@@ -197,9 +191,7 @@ def greedy(model, ids, pixels, count):
     grown = list(ids)
     for _ in range(count):
         with torch.no_grad():
-            grown.append(
-                int(model.logits(our_batch([grown], [[IGNORE_LABEL] * len(grown)], pixels))[-1].argmax())
-            )
+            grown.append(int(model.logits(our_batch([grown], [[IGNORE_LABEL] * len(grown)], pixels))[-1].argmax()))
     return grown[len(ids) :]
 
 

@@ -30,7 +30,7 @@ def our_model(tokenizer, encoder):
 
 
 def logits_of_both(ours, theirs):
-    """One image in front of nine words."""
+    """One image before nine words."""
     generator = torch.Generator().manual_seed(7)
     pixels = torch.randn(1, 3, 28, 28, generator=generator)
     words = torch.randint(3, 370, (9,), generator=generator).tolist()

@@ -23,8 +23,7 @@ def _features(grids, width, *, prefix=0, layers=0, towers=(), asked=None, seed=0
     if towers:
         larger = [tuple(type(g)(g.h * window, g.w * window) for g in grids) for _, window in towers]
         features.towers = tuple(
-            VisionFeatures(torch.randn(sum(g.h * g.w for g in own), own_width, generator=random), own)
-            for own, (own_width, _) in zip(larger, towers)
+            VisionFeatures(torch.randn(sum(g.h * g.w for g in own), own_width, generator=random), own) for own, (own_width, _) in zip(larger, towers)
         )
     if asked is not None:
         features.instruction = Instruction.of([asked[index % len(asked)] for index in range(len(grids))])

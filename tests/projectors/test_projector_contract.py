@@ -34,7 +34,7 @@ CASES = {
     "pixel_shuffle of 3, linear": (PixelShuffle, {"factor": 3, "depth": 1, "norm": False, "bias": False}, {}),
     "pixel_shuffle, even only": (PixelShuffle, {"odd": "error"}, {}),
     "pool": (Pool, {}, {}),
-    "pool of 3 behind the mlp": (Pool, {"factor": 3, "first": "mlp", "depth": 1}, {}),
+    "pool of 3 after the mlp": (Pool, {"factor": 3, "first": "mlp", "depth": 1}, {}),
     "pool, even only": (Pool, {"odd": "error", "bias": False}, {}),
     "adaptive_pool": (AdaptivePool, {"grid": 4}, {}),
     "adaptive_pool, large only": (AdaptivePool, {"grid": [2, 3], "small": "error"}, {}),

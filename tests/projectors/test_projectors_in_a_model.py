@@ -37,9 +37,7 @@ def test_token_packer_takes_the_number_of_layers_from_the_encoder(tiny_config):
 
 def test_sva_takes_widths_and_windows_from_the_towers(tiny_config, colour_picture):
     towers = (tiny_config.encoder, replace(tiny_config.encoder, dim=8, image_size=56))
-    model = build(
-        replace(tiny_config, encoder=FusedConfig(towers, combine="list")), projector=Block("sva", {"dim": 8, "heads": 2}), weights="random"
-    )
+    model = build(replace(tiny_config, encoder=FusedConfig(towers, combine="list")), projector=Block("sva", {"dim": 8, "heads": 2}), weights="random")
     assert isinstance(model.projector, SVA) and model.projector.windows == (1, 2)
     pixels, grids = model.encoder.preprocess.batch([colour_picture(0), colour_picture(1)])
     assert model.encode(pixels)[1] == (4, 4)

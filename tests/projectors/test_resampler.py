@@ -61,9 +61,7 @@ class QwenVL(nn.Module):
 def test_resampler_equals_attention_with_positions(grid, in_dim, features_of, randomised, compare):
     twin = randomised(QwenVL(in_dim))
     projector = Resampler(in_dim, OUT, grid=SIDE, heads=2)
-    names = {
-        name: name.removeprefix("attn_pool.") for name, _ in projector.named_parameters()
-    }
+    names = {name: name.removeprefix("attn_pool.") for name, _ in projector.named_parameters()}
     own = {name: dict(twin.named_parameters())[other] for name, other in names.items()}
     projector.load_state_dict(own | {"attn_pool.pos_embed": projector.attn_pool.pos_embed})
     features = features_of([grid, grid], in_dim)

@@ -108,9 +108,7 @@ def test_sva_equals_its_formula(windows, features_of, randomised, record_parity)
         context = towers[0][image].mean((0, 1))
         for y in range(grid.h):
             for x in range(grid.w):
-                seen = [
-                    maps[image][y * side : (y + 1) * side, x * side : (x + 1) * side].flatten(0, 1) for maps, side in zip(towers, windows)
-                ]
+                seen = [maps[image][y * side : (y + 1) * side, x * side : (x + 1) * side].flatten(0, 1) for maps, side in zip(towers, windows)]
                 query = state["vision_query"][0]
                 for layer in range(2):
                     query = sva_layer(query, context, seen, state, f"vision_sampler_0.layers.{layer}")

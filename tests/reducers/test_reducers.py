@@ -108,8 +108,7 @@ def test_pool_takes_whole_windows_and_what_is_left_at_the_edges(mode, stride):
             expected = F.interpolate(image.permute(2, 0, 1)[None], (small.h, small.w), mode="bilinear")[0].permute(1, 2, 0)
         else:
             windows = [
-                [image[r * stride : (r + 1) * stride, c * stride : (c + 1) * stride].flatten(0, 1) for c in range(small.w)]
-                for r in range(small.h)
+                [image[r * stride : (r + 1) * stride, c * stride : (c + 1) * stride].flatten(0, 1) for c in range(small.w)] for r in range(small.h)
             ]
             expected = torch.stack([torch.stack([w.mean(0) if mode == "average" else w.amax(0) for w in line]) for line in windows])
         assert (own - expected.flatten(0, 1)).abs().max() < 1e-5
@@ -125,9 +124,7 @@ def test_one_image_gives_what_it_gives_in_a_batch_and_none_gives_none(name):
     starts = np.cumsum([0, *(grid.rows for grid in given.grids)])
     for place, grid in enumerate(given.grids):
         at = slice(starts[place], starts[place + 1])
-        alone = VisionFeatures(
-            given.patches[at], (grid,), given.prefix[place : place + 1], keys=given.keys[at], cls_attn=given.cls_attn[at]
-        )
+        alone = VisionFeatures(given.patches[at], (grid,), given.prefix[place : place + 1], keys=given.keys[at], cls_attn=given.cls_attn[at])
         assert (run(reducer, alone)[0] - together[place]).abs().max() < 1e-5
     assert reducer(features(()), features(()).patches, ()).shape == (0, WIDTH)
 

@@ -26,15 +26,11 @@ def make_tokenizer():
     specials = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     fallback = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=440, special_tokens=[*specials, *fallback], show_progress=False)
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>")
 
 
 def random_model(tokenizer, seed=0):
@@ -43,9 +39,7 @@ def random_model(tokenizer, seed=0):
     config = LMMConfig(
         encoder=CLIPConfig(dim=16, layers=3, heads=2, mlp_dim=32, image_size=28, patch=14),
         projector=Block("mlp", {"depth": 2}),
-        decoder=TransformerConfig(
-            dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=448, max_positions=512
-        ),
+        decoder=TransformerConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn_dim=48, vocab=448, max_positions=512),
     )
     return lb.build(config, weights="random", tokenizer=tokenizer)
 

@@ -146,9 +146,7 @@ def test_a_weight_that_is_parametrized_is_still_a_weight(model, samples):
     batch = lb.collate(samples, model)
     parametrize.register_parametrization(model.decoder.lm_head, "weight", Double())
     assert model.decoder.head_is_weight
-    expected = F.cross_entropy(
-        model.logits(batch).index_select(0, batch.plan.target_rows), batch.plan.targets
-    )
+    expected = F.cross_entropy(model.logits(batch).index_select(0, batch.plan.target_rows), batch.plan.targets)
     torch.testing.assert_close(model.loss(batch), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -184,9 +182,7 @@ def test_only_what_requires_a_gradient_of_a_part_is_trained(model, samples, stag
 def test_a_stage_in_between_doesnt_forget_who_learns(model, samples, stage, tmp_path):
     adapted(model)
     learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    train(
-        model, dataclasses.replace(stage, train={"projector": 1e-2}, max_steps=1), samples, tmp_path / "one"
-    )
+    train(model, dataclasses.replace(stage, train={"projector": 1e-2}, max_steps=1), samples, tmp_path / "one")
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == learns
     before = snapshot(model)
     train(
@@ -204,9 +200,7 @@ def test_a_frozen_base_that_changed_isnt_resumed_from(make_model, tokenizer, sam
     other = adapted(make_model(tokenizer))
     with torch.no_grad():
         other.decoder.lm_head.weight[0, 0] += 1
-    with pytest.raises(
-        LmmError, match=r"(?s)belongs to another run.*frozen weights.decoder, beside what is trained"
-    ):
+    with pytest.raises(LmmError, match=r"(?s)belongs to another run.*frozen weights.decoder, beside what is trained"):
         train(other, stage, samples, tmp_path)
 
 
@@ -241,9 +235,7 @@ def test_an_adapter_inside_a_frozen_tower_learns_alone(model, samples):
 
 def test_a_trained_tower_is_no_longer_said_to_be_the_hubs(model, samples, stage, tmp_path):
     model.config = dataclasses.replace(model.config, encoder_source="openai/clip-vit-large-patch14-336")
-    train(
-        model, dataclasses.replace(stage, train={"projector": 1e-3}, max_steps=1), samples, tmp_path / "one"
-    )
+    train(model, dataclasses.replace(stage, train={"projector": 1e-3}, max_steps=1), samples, tmp_path / "one")
     assert model.config.encoder_source == "openai/clip-vit-large-patch14-336"
     train(model, dataclasses.replace(stage, train={"encoder": 1e-3}, max_steps=1), samples, tmp_path / "two")
     assert model.config.encoder_source is None and model.encoder.frozen

@@ -58,9 +58,7 @@ def test_only_trained_parts_are_stored_under_the_names_of_the_state_dict(model, 
     prepare_parts(model, stage)
     saved = CheckpointStore(tmp_path).save(1, model, build_optimizer(model, stage), **NOTHING)
     with safe_open(saved.path / "trainable.safetensors", "pt") as file:
-        assert set(file.keys()) == {
-            name for name in model.state_dict() if name.startswith("multi_modal_projector.")
-        }
+        assert set(file.keys()) == {name for name in model.state_dict() if name.startswith("multi_modal_projector.")}
 
 
 def test_random_generators_continue_where_they_were():
@@ -92,9 +90,7 @@ def test_newest_is_found_by_content_and_only_as_many_as_wanted_stay(run, tmp_pat
     assert store.latest().step == 10
 
 
-@pytest.mark.parametrize(
-    "damage", ["no state", "broken state", "missing file", "short file", "still writing"]
-)
+@pytest.mark.parametrize("damage", ["no state", "broken state", "missing file", "short file", "still writing"])
 def test_incomplete_folders_are_ignored_and_removed(run, tmp_path, damage):
     store = CheckpointStore(tmp_path)
     store.save(1, *run, **NOTHING)

@@ -1,4 +1,4 @@
-"""Whatever dtype a model has, whatever a run computes in and trains: the model has its own again behind it, answers, and is what is loaded."""
+"""Whatever dtype a model has, whatever a run computes in and trains: the model has its own again after it, answers, and is what is loaded."""
 
 import warnings
 
@@ -88,7 +88,7 @@ def test_a_refused_or_finished_run_gives_buffers_their_dtype_back(model, samples
     model.to(torch.bfloat16)
     before = dtypes(model)
     train(model, stage(("projector",)), samples, tmp_path / "run")
-    with pytest.raises(LmmError, match="belongs to another run"):  # found out behind the conversion to fp32
+    with pytest.raises(LmmError, match="belongs to another run"):  # found out after the conversion to fp32
         train(model, stage(("projector",), seed=7), samples, tmp_path / "run")
     assert dtypes(model) == before and before["multi_modal_projector.mean"] == torch.bfloat16
 

@@ -115,9 +115,7 @@ def test_a_finished_run_is_not_trained_again(finished, model_and_samples):
     second = train(again, stage, samples, out)
     assert second.losses == result.losses and second.totals == result.totals
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters()))
-    with pytest.raises(
-        LmmError, match="holds a checkpoint: resume from it, remove .* or choose another folder"
-    ):
+    with pytest.raises(LmmError, match="holds a checkpoint: resume from it, remove .* or choose another folder"):
         train(again, stage, samples, out, resume=False)
     with pytest.raises(LmmError, match="stage.batch_size: the checkpoint has 4, this run 6"):
         train(again, dataclasses.replace(stage, batch_size=6), samples, out)
@@ -169,17 +167,12 @@ def test_data_without_anything_to_learn_is_an_error(model, samples, stage, tmp_p
     with pytest.raises(LmmError, match="no sample of the data has anything to learn: .*12 without targets"):
         train(model, dataclasses.replace(stage, truncate="right", max_length=25), samples, tmp_path / "a")
     with pytest.raises(LmmError, match="12 skipped as unusable.*; such as: .*'plain'"):
-        text = [
-            dataclasses.replace(s, images=[], messages=[{**m, "content": "x"} for m in s.messages])
-            for s in samples
-        ]
+        text = [dataclasses.replace(s, images=[], messages=[{**m, "content": "x"} for m in s.messages]) for s in samples]
         train(model, dataclasses.replace(stage, template="plain", bad_samples="skip"), text, tmp_path / "b")
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(
-    model, samples, stage, tmp_path, log_every
-):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(model, samples, stage, tmp_path, log_every):
     stage = dataclasses.replace(stage, log_every=log_every, checkpoint_every_steps=2)
     inner = model.encoder.preprocess
 
@@ -195,9 +188,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(
     model.encoder.preprocess = Poisoned()
     order = list(StepOrder(samples, stage))
     victim = next(i for i in order[2] if samples[i].images)
-    samples[victim] = dataclasses.replace(
-        samples[victim], images=[i.resize((13, 30)) for i in samples[victim].images]
-    )
+    samples[victim] = dataclasses.replace(samples[victim], images=[i.resize((13, 30)) for i in samples[victim].images])
     with pytest.raises(LmmError) as error:
         train(model, stage, samples, tmp_path)
     message = str(error.value)
@@ -207,18 +198,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_sample(
     assert [row.step for row in rows_from_csv((tmp_path / "losses.csv").read_text())] == [1, 2]
 
 
-def test_without_tensorboard_and_matplotlib_it_says_so_once_and_goes_on(
-    model, samples, stage, tmp_path, monkeypatch, caplog
-):
+def test_without_tensorboard_and_matplotlib_it_says_so_once_and_goes_on(model, samples, stage, tmp_path, monkeypatch, caplog):
     for name in ("torch.utils.tensorboard", "matplotlib.figure", "matplotlib.backends.backend_agg"):
         monkeypatch.setitem(sys.modules, name, None)
     with caplog.at_level("WARNING"):
         train(model, dataclasses.replace(stage, max_steps=2), samples, tmp_path)
-    messages = [
-        record.message
-        for record in caplog.records
-        if record.name in (log_module.__name__, plot_module.__name__)
-    ]
+    messages = [record.message for record in caplog.records if record.name in (log_module.__name__, plot_module.__name__)]
     assert [message.split(" is not installed")[0] for message in messages] == ["tensorboard", "matplotlib"]
     assert not (tmp_path / "loss_curve.png").exists() and (tmp_path / "losses.csv").exists()
 

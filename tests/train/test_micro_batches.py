@@ -38,9 +38,7 @@ def test_segments_planned_alone_equal_their_own_collation(model_and_samples, dat
     first = data.draw(st.integers(0, segments - 1))
     last = data.draw(st.integers(first + 1, segments))
     chosen = [samples[i] for i in batch.plan.kept[first:last]]
-    assert_equal_batches(
-        read_samples(samples, spec, **options).batch_of(first, last), lb.collate(chosen, spec, **options)
-    )
+    assert_equal_batches(read_samples(samples, spec, **options).batch_of(first, last), lb.collate(chosen, spec, **options))
 
 
 @given(
@@ -79,16 +77,12 @@ def test_counts_of_a_step(model, samples, stage):
 
 
 def test_unsupervised_samples_are_counted(model, samples, stage):
-    inputs = step_input(
-        0, samples, model.input_spec, dataclasses.replace(stage, truncate="right", max_length=25)
-    )
+    inputs = step_input(0, samples, model.input_spec, dataclasses.replace(stage, truncate="right", max_length=25))
     assert inputs.unsupervised == len(samples) and inputs.supervised_tokens == 0
 
 
 def test_unusable_samples_are_an_error_or_skipped_with_their_reason(model, samples, stage):
-    bad = lb.Sample(
-        [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "no image"}], [], "bad"
-    )
+    bad = lb.Sample([{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "no image"}], [], "bad")
     gone = dataclasses.replace(samples[0], images=["/nowhere/x.png"], id="gone")
     mixed = [samples[0], bad, samples[1], gone]
     with pytest.raises(LmmError, match="sample '(bad|gone)'"):

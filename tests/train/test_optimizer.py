@@ -17,18 +17,14 @@ def llava_groups(model, stage):
     decaying = {name for name in get_parameter_names(model, list(norms)) if "bias" not in name}
     groups = {}
     for name, _ in model.named_parameters():
-        part = {"vision_tower": "encoder", "multi_modal_projector": "projector", "language_model": "decoder"}[
-            name.split(".")[0]
-        ]
+        part = {"vision_tower": "encoder", "multi_modal_projector": "projector", "language_model": "decoder"}[name.split(".")[0]]
         if part in stage.train:
             key = (part, stage.weight_decay if name in decaying else 0.0, stage.train[part])
             groups.setdefault(key, set()).add(name)
     return groups
 
 
-@pytest.mark.parametrize(
-    "train", [{"projector": 1e-3}, {"projector": 1e-3, "decoder": 2e-5}, {"encoder": 1e-6, "decoder": 1.0}]
-)
+@pytest.mark.parametrize("train", [{"projector": 1e-3}, {"projector": 1e-3, "decoder": 2e-5}, {"encoder": 1e-6, "decoder": 1.0}])
 def test_groups_are_llavas(model, train):
     stage = Stage(name="x", train=train, batch_size=1, weight_decay=0.1)
     prepare_parts(model, stage)

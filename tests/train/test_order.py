@@ -23,9 +23,7 @@ def test_grouped_steps_are_the_recorded_order_of_llava(seed):
     samples = [worded(length) for length in case["lengths"]]
     assert modality_lengths(samples) == case["lengths"]
     batch, group = case["batch"] * case["world"], case["batch"]
-    stage = stage2(
-        sampler="modality_length_grouped", batch_size=batch, micro_batch_samples=group, seed=int(seed)
-    )
+    stage = stage2(sampler="modality_length_grouped", batch_size=batch, micro_batch_samples=group, seed=int(seed))
     steps = list(StepOrder(samples, stage))
     assert [index for step in steps for index in step] == case["indices"]
     assert {len(step) for step in steps[:-1]} == {batch}

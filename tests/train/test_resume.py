@@ -91,9 +91,7 @@ def start_and_kill(stage, out, *, at, syncs=0):
     assert child.returncode == -signal.SIGKILL, seen
 
 
-def test_killed_in_a_step_and_in_writing_it_goes_on_bit_for_bit(
-    resumable, model, samples, tokenizer, make_model, tmp_path
-):
+def test_killed_in_a_step_and_in_writing_it_goes_on_bit_for_bit(resumable, model, samples, tokenizer, make_model, tmp_path):
     chance = random.Random()
     step = chance.randrange(2, 9)
     syncs = chance.randrange(1, 13)  # six per checkpoint: four files, the folder, the folder it lies in
@@ -111,9 +109,7 @@ def test_killed_in_a_step_and_in_writing_it_goes_on_bit_for_bit(
     rows = rows_from_csv((out / "losses.csv").read_text())
     assert [row.step for row in rows] == list(range(1, 19))
     assert [row.loss for row in rows] == whole.losses
-    assert [row.grad_norm for row in rows] == [
-        row.grad_norm for row in rows_from_csv((tmp_path / "whole" / "losses.csv").read_text())
-    ]
+    assert [row.grad_norm for row in rows] == [row.grad_norm for row in rows_from_csv((tmp_path / "whole" / "losses.csv").read_text())]
     counts = [dataclasses.replace(result.totals, seconds=0, waited_s=0) for result in (resumed, whole)]
     assert counts[0] == counts[1]
     assert not [path for path in (out / "checkpoints").iterdir() if path.name.startswith(".")]
@@ -125,7 +121,7 @@ class Stopped(Exception):
 
 @pytest.fixture
 def run(resumable, tokenizer, make_model, samples):
-    """Train 12 steps, or until one of them; return what was drawn behind each step, and the losses."""
+    """Train 12 steps, or until one of them; return what was drawn after each step, and the losses."""
 
     def run(out, until=None):
         drawn = {}

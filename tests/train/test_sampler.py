@@ -20,9 +20,7 @@ def test_grouped_order_equals_the_recorded_one(seed):
     case = GOLDEN[seed]
     torch.manual_seed(int(seed))
     generator = torch.Generator().manual_seed(int(seed))
-    found = modality_length_grouped_indices(
-        case["lengths"], case["batch"], case["world"], generator=generator
-    )
+    found = modality_length_grouped_indices(case["lengths"], case["batch"], case["world"], generator=generator)
     assert found == case["indices"]
 
 
@@ -30,9 +28,7 @@ def test_grouped_order_with_its_own_generators_leaves_the_global_one_alone():
     case = GOLDEN["0"]
     state = torch.get_rng_state()
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    found = modality_length_grouped_indices(
-        case["lengths"], case["batch"], case["world"], generator=generators[0], inner_generator=generators[1]
-    )
+    found = modality_length_grouped_indices(case["lengths"], case["batch"], case["world"], generator=generators[0], inner_generator=generators[1])
     assert found == case["indices"]
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -42,9 +38,7 @@ lengths_of_both = st.lists(st.integers(-300, 300).filter(bool), min_size=0, max_
 
 @given(lengths_of_both, st.integers(1, 4), st.integers(1, 5))
 def test_grouped_order_has_every_index_once(lengths, batch_size, world_size):
-    assert sorted(modality_length_grouped_indices(lengths, batch_size, world_size)) == list(
-        range(len(lengths))
-    )
+    assert sorted(modality_length_grouped_indices(lengths, batch_size, world_size)) == list(range(len(lengths)))
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

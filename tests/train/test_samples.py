@@ -49,12 +49,8 @@ def objects(samples):
 
 
 @pytest.mark.parametrize("sampler", ["packed", "modality_length_grouped"])
-@pytest.mark.parametrize(
-    "made", [tuple, UserList, Endless, objects, of_their_own, lambda s: torch.utils.data.Subset(Endless(s), range(len(s)))]
-)
-def test_whatever_has_a_length_and_an_index_trains_as_a_list_does(
-    make_model, tokenizer, samples, stage, tmp_path, made, sampler
-):
+@pytest.mark.parametrize("made", [tuple, UserList, Endless, objects, of_their_own, lambda s: torch.utils.data.Subset(Endless(s), range(len(s)))])
+def test_whatever_has_a_length_and_an_index_trains_as_a_list_does(make_model, tokenizer, samples, stage, tmp_path, made, sampler):
     stage = dataclasses.replace(stage, sampler=sampler, micro_batch_samples=2, max_steps=2)
     wanted = train(make_model(tokenizer), stage, samples, tmp_path / "list")
     found = train(make_model(tokenizer), stage, made(samples), tmp_path / "other")

@@ -80,9 +80,7 @@ def test_broken_json_names_line_and_column():
     st.builds(
         Stage,
         name=st.text(min_size=1),
-        train=st.dictionaries(
-            st.sampled_from(["encoder", "projector", "decoder"]), st.floats(1e-8, 1.0), min_size=1
-        ),
+        train=st.dictionaries(st.sampled_from(["encoder", "projector", "decoder"]), st.floats(1e-8, 1.0), min_size=1),
         batch_size=st.integers(1, 10**6),
         max_steps=st.none() | st.integers(1, 10**6),
         betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)),

@@ -167,10 +167,7 @@ def state_of(model):
     return (
         (model.template, model.encoder.preprocess, model.config, model.encoder.frozen),
         [(name, module.training) for name, module in model.named_modules()],
-        [
-            (name, p.requires_grad, p.dtype, p.detach().clone().view(-1).tolist())
-            for name, p in model.named_parameters()
-        ],
+        [(name, p.requires_grad, p.dtype, p.detach().clone().view(-1).tolist()) for name, p in model.named_parameters()],
     )
 
 
@@ -207,9 +204,7 @@ def test_a_run_resumes_on_a_model_that_was_built_with_other_inputs(make_model, t
     assert fresh.template.name == "plain"
 
 
-@pytest.mark.parametrize(
-    "change", [{"template": "llava_v1"}, {"image_fit": "squash"}, {"exif": "rotate"}, {"transparent": "white"}]
-)
+@pytest.mark.parametrize("change", [{"template": "llava_v1"}, {"image_fit": "squash"}, {"exif": "rotate"}, {"transparent": "white"}])
 def test_a_run_isnt_resumed_with_other_inputs_of_the_model(make_model, tokenizer, stage, tmp_path, change):
     stage = dataclasses.replace(stage, batch_size=1, max_steps=1)
     train(make_model(tokenizer), stage, [ANSWERED], tmp_path)

@@ -80,10 +80,7 @@ def test_a_step_is_adamws_on_the_mean_loss(model, samples, stage):
         prepare_parts(each, stage)
     stepper = Stepper(model, build_optimizer(model, stage), clip_norm=0.5)
     reference = torch.optim.AdamW(
-        [
-            {"params": g["params"], "lr": g["lr"] * 0.25, "weight_decay": g["weight_decay"]}
-            for g in build_optimizer(twin, stage).param_groups
-        ],
+        [{"params": g["params"], "lr": g["lr"] * 0.25, "weight_decay": g["weight_decay"]} for g in build_optimizer(twin, stage).param_groups],
         fused=False,
     )
     for _ in range(3):

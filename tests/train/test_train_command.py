@@ -43,9 +43,7 @@ def train_command(folder, out, *more, **changes):
         "stage": folder / "stage.json",
     }
     options = {**options, "out": out, "device": "cpu", **changes}
-    return main(
-        ["train", *(str(word) for name, value in options.items() for word in (f"--{name}", value)), *more]
-    )
+    return main(["train", *(str(word) for name, value in options.items() for word in (f"--{name}", value)), *more])
 
 
 def test_it_trains_saves_resumes_and_the_result_loads(folder, tmp_path, capsys):
@@ -68,9 +66,7 @@ def test_it_trains_saves_resumes_and_the_result_loads(folder, tmp_path, capsys):
 
 
 def test_settings_on_the_command_line_change_the_stage(folder):
-    stage = read_stage(
-        "stage1", ["batch_size=32", "train.projector=5e-4", "template=vicuna_v1", "max_steps=null"]
-    )
+    stage = read_stage("stage1", ["batch_size=32", "train.projector=5e-4", "template=vicuna_v1", "max_steps=null"])
     assert stage == stage1(batch_size=32, train={"projector": 5e-4}, template="vicuna_v1")
     assert read_stage("stage2", ["train.encoder=1e-6"]).train == {
         "projector": 2e-5,
@@ -224,12 +220,8 @@ def test_an_empty_output_folder_is_not_the_current_one(folder, tmp_path, monkeyp
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_a_model_of_blocks_that_the_format_cannot_hold_is_refused_before_training(
-    folder, tmp_path, tokenizer, capsys
-):
-    model = lb.build(
-        lb.load(folder / "model").config, projector="linear", weights="random", tokenizer=tokenizer
-    )
+def test_a_model_of_blocks_that_the_format_cannot_hold_is_refused_before_training(folder, tmp_path, tokenizer, capsys):
+    model = lb.build(lb.load(folder / "model").config, projector="linear", weights="random", tokenizer=tokenizer)
     model.save(tmp_path / "linear", format="native")
     assert train_command(folder, tmp_path / "run", model=tmp_path / "linear") == 2
     assert "save with --format native" in capsys.readouterr().err

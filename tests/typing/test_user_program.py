@@ -9,7 +9,7 @@ import pytest
 
 import lmmblocks
 
-PROGRAM = '''\
+PROGRAM = """\
 from torch import Tensor
 
 import lmmblocks as lb
@@ -29,7 +29,7 @@ model = lb.load("folder")
 features: VisionFeatures = model.encoder(model.encoder.preprocess.batch([])[0])
 rows: int = model.decoder.vocab + model.decoder.dim
 answer = rows_of(model.projector, Grid(2, 2))
-'''
+"""
 
 MISTAKES = {
     "model.loss(lb.Sample, reduction='sum')": "Batch",

@@ -47,9 +47,7 @@ def make_model(make_tokenizer):
     def make(*, seed=0, vocab=20, tied=False, image=False, tokenizer=True, **swaps):
         config = LMMConfig(
             encoder=CLIPConfig(dim=16, layers=2, heads=2, mlp_dim=24, image_size=28, patch=14),
-            decoder=TransformerConfig(
-                dim=24, layers=2, heads=2, kv_heads=1, ffn_dim=32, vocab=vocab, tied=tied, max_positions=64
-            ),
+            decoder=TransformerConfig(dim=24, layers=2, heads=2, kv_heads=1, ffn_dim=32, vocab=vocab, tied=tied, max_positions=64),
         )
         torch.manual_seed(seed)
         own = make_tokenizer(image=image) if tokenizer else None
@@ -219,7 +217,7 @@ def original():
 
 @pytest.fixture(scope="session")
 def make_tokenizer_with(tiny_tokenizer):
-    """A Llama-like tokenizer that puts its first token in front of documents, with more special tokens."""
+    """A Llama-like tokenizer that puts its first token before documents, with more special tokens."""
     from tokenizers.processors import TemplateProcessing
 
     def make(*tokens, bos=True):

@@ -39,8 +39,7 @@ CHATML = (
     + "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LINES = (
-    "{% for m in messages %}{{ ('Q: ' if m.role == 'user' else 'A: ') + m.content + '##\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}A:{% endif %}"
+    "{% for m in messages %}{{ ('Q: ' if m.role == 'user' else 'A: ') + m.content + '##\n' }}{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
 )
 PUBLISHED = {
     "vicuna_v1": (LLAVA15, ()),
@@ -247,7 +246,7 @@ def test_the_ids_that_end_an_answer_are_believed_wherever_they_stand(folder_of, 
     ENDS[place](folder, wanted if several else wanted[0])
     model = lb.load(folder)
     written = own or {tokenizer.eos_token_id}
-    assert answer_ends(model.template, model.tokenizer) == {*wanted, *written}, "what is stated, and what the template writes behind an answer"
+    assert answer_ends(model.template, model.tokenizer) == {*wanted, *written}, "what is stated, and what the template writes after an answer"
     assert inspect(folder).settings["answers end with"].endswith(place)
     model.save(tmp_path / "again", format="native")
     again = lb.load(tmp_path / "again")

@@ -42,9 +42,7 @@ class WithoutFields:
 
 def same(one, other):
     a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(
-        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a
-    )
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 
 
 @pytest.mark.parametrize("format", ["hf", "native"])
@@ -83,12 +81,8 @@ def image_entry(model, format):
 def test_saving_twice_writes_the_same_files(make_model, tmp_path):
     make_model(vocab=len(make_model().tokenizer)).save(tmp_path / "one")
     lb.load(tmp_path / "one").save(tmp_path / "two")
-    names = sorted(
-        path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()
-    )
-    assert names == sorted(
-        path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file()
-    )
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(tmp_path / "two") for path in (tmp_path / "two").rglob("*") if path.is_file())
     for name in names:
         one, two = tmp_path / "one" / name, tmp_path / "two" / name
         if name.name == "special_tokens_map.json":  # transformers 4 writes a token as its text, and as its fields once it was read
@@ -163,9 +157,7 @@ def test_dtype_of_saving_and_loading(make_model, tmp_path):
         assert torch.equal(a.half().float(), b), name
 
 
-def test_a_projector_of_the_users_own_is_saved_natively_with_its_computed_buffers(
-    make_model, tmp_path, monkeypatch
-):
+def test_a_projector_of_the_users_own_is_saved_natively_with_its_computed_buffers(make_model, tmp_path, monkeypatch):
     from lmmblocks import registry
 
     monkeypatch.setitem(registry._REGISTERED["projector"], "doubling", Doubling)
@@ -174,9 +166,7 @@ def test_a_projector_of_the_users_own_is_saved_natively_with_its_computed_buffer
     again = lb.load(tmp_path / "out")
     assert same(model, again)
     assert torch.equal(again.projector.scale, torch.tensor([2.0]))
-    with pytest.raises(
-        LmmError, match="no place for projector 'Doubling' .expected 'MLP'.: save with format='native'"
-    ):
+    with pytest.raises(LmmError, match="no place for projector 'Doubling' .expected 'MLP'.: save with format='native'"):
         model.save(tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
@@ -233,9 +223,7 @@ def test_save_returns_the_folder_that_it_wrote(make_model, tmp_path, monkeypatch
     assert same(lb.load(tmp_path / "out"), lb.load(tmp_path / "again"))
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("any")]
-)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("any")])
 def test_an_interrupted_save_leaves_the_older_model_and_nothing_else(saved, make_model, monkeypatch, error):
     import safetensors.torch
 
@@ -245,11 +233,7 @@ def test_an_interrupted_save_leaves_the_older_model_and_nothing_else(saved, make
         raise error
 
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    expected = (
-        (LmmError, "can't write the model to .*No space left")
-        if isinstance(error, OSError)
-        else (type(error), None)
-    )
+    expected = (LmmError, "can't write the model to .*No space left") if isinstance(error, OSError) else (type(error), None)
     with pytest.raises(expected[0], match=expected[1]):
         make_model(seed=1).save(folder)
     assert os.listdir(folder.parent) == [folder.name]

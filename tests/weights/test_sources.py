@@ -173,9 +173,7 @@ def test_a_tied_config_with_two_different_tables_is_refused(make_model, tmp_path
     folder = decoder_folder(decoder, tmp_path)
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "tie_word_embeddings": True}))
-    with pytest.raises(
-        LmmError, match="the config ties 'lm_head.weight' .* set tie_word_embeddings to false"
-    ):
+    with pytest.raises(LmmError, match="the config ties 'lm_head.weight' .* set tie_word_embeddings to false"):
         load_decoder(folder)
 
 

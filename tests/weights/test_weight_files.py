@@ -117,9 +117,7 @@ class Evil:
 
 def test_a_bin_file_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"w": torch.ones(1), "x": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(
-        LmmError, match=r"pytorch_model\.bin holds more than tensors.*convert it to safetensors"
-    ):
+    with pytest.raises(LmmError, match=r"pytorch_model\.bin holds more than tensors.*convert it to safetensors"):
         open_weights(tmp_path)
     assert not Evil.ran
 
@@ -164,9 +162,7 @@ def test_dtypes_are_known_without_reading(tmp_path):
 
 def test_a_folder_without_weights_says_what_was_expected_and_found(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        LmmError, match=r"holds no weights: expected one of model\.safetensors.*found notes\.txt"
-    ):
+    with pytest.raises(LmmError, match=r"holds no weights: expected one of model\.safetensors.*found notes\.txt"):
         open_weights(tmp_path)
 
 

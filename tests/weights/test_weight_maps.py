@@ -26,9 +26,7 @@ MODEL_LAYOUTS = tuple(dict.fromkeys(layout for system in SYSTEMS if not system.o
 LLAVA_AND_OURS = (*LLAVA_LAYOUTS, NATIVE, ORIGINAL)  # of the model below; other layouts are of other blocks
 
 CLIP_NAMES = list(CLIPConfig(dim=8, layers=2, heads=2, mlp_dim=8, image_size=28).build().state_dict())
-LLAMA_NAMES = list(
-    TransformerConfig(dim=8, layers=2, heads=2, kv_heads=1, ffn_dim=8, vocab=4).build().state_dict()
-)
+LLAMA_NAMES = list(TransformerConfig(dim=8, layers=2, heads=2, kv_heads=1, ffn_dim=8, vocab=4).build().state_dict())
 PROJECTOR_NAMES = [f"linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")]
 MODEL_NAMES = [
     *("vision_tower." + name for name in CLIP_NAMES),
@@ -102,9 +100,7 @@ def test_any_name_below_a_known_prefix_survives_a_round_trip(layout, data):
     assert layout.to_file(layout.to_model(name)) == name
 
 
-@pytest.mark.parametrize(
-    "layouts, names", [(LLAVA_AND_OURS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"]
-)
+@pytest.mark.parametrize("layouts, names", [(LLAVA_AND_OURS, MODEL_NAMES), (CLIP_LAYOUTS, CLIP_NAMES)], ids=["model", "clip"])
 @pytest.mark.parametrize("with_head", [True, False])
 def test_the_layout_of_a_file_is_known_by_its_names(layouts, names, with_head):
     for layout in layouts:
@@ -135,7 +131,7 @@ def test_names_of_old_buffers_are_skipped_in_every_layout():
 
 
 def test_a_new_layout_is_data():
-    """Everything behind the name of a wrapper, as a trainer may write it."""
+    """Everything after the name of a wrapper, as a trainer may write it."""
     wrapped = KeyMap("wrapped", tuple((f"module.{name}.", f"{name}.") for name in ("vision_tower", "multi_modal_projector", "language_model")))
     in_file = [wrapped.to_file(name) for name in MODEL_NAMES]
     assert [wrapped.to_model(name) for name in in_file] == MODEL_NAMES

@@ -28,8 +28,7 @@ CUDA_WIDTHS = (64, 128)
 BACKWARD = 2.5
 IMAGE_START, IMAGE_ROWS = 35, 576
 ENDLESS = 2**30
-"""``kv_end`` of rows behind the last segment, where nobody may follow it."""
-
+"""``kv_end`` of rows after the last segment, where nobody may follow it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def kv_ends(lengths: Sequence[int], device: torch.device, image: tuple[int, int]
 
 
 def _tensors(lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device, slack: int = 0) -> Inputs:
-    """Random rows of all segments, and so many of NaN behind them."""
+    """Random rows of all segments, and so many of NaN after them."""
     rows = sum(lengths)
     counts = {"q": heads, "k": kv_heads, "v": kv_heads, "grad": heads}
     inputs: Inputs = {name: torch.randn(rows + slack, n, width, device=device) for name, n in counts.items()}
@@ -103,9 +102,7 @@ def _ours(**options: Any) -> Callable[[str, Inputs], Any]:
     return formula
 
 
-def _check(
-    case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, slack: int = 0, **options: Any
-) -> Check:
+def _check(case: str, lengths: tuple[int, ...], heads: int, kv_heads: int, width: int, image: bool = False, slack: int = 0, **options: Any) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
         small = tuple(min(length, 20 + index) for index, length in enumerate(lengths[:2])) if toy else lengths
         found = _tensors(small, heads if not toy else heads // kv_heads, kv_heads if not toy else 1, width, device, slack)

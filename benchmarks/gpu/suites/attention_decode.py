@@ -56,10 +56,8 @@ SHAPES = (
 )
 
 
-def _tensors(
-    rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device, slack: int = 0
-) -> Inputs:
-    """Random rows and keys, and so many rows of NaN behind both."""
+def _tensors(rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, device: torch.device, slack: int = 0) -> Inputs:
+    """Random rows and keys, and so many rows of NaN after both."""
     q = torch.randn(rows * len(keys) + slack, heads, width, device=device)
     k, v = (torch.randn(sum(keys) + slack, kv_heads, width, device=device) for _ in range(2))
     for tensor, used in ((q, rows * len(keys)), (k, sum(keys)), (v, sum(keys))):
@@ -67,9 +65,7 @@ def _tensors(
     return {"q": q, "k": k, "v": v, "segments": Segments.of((rows,) * len(keys), keys, device=device)}
 
 
-def _check(
-    case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, slack: int = 0, **options: Any
-) -> Check:
+def _check(case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, slack: int = 0, **options: Any) -> Check:
     def inputs(device: torch.device, toy: bool) -> Inputs:
         small = tuple(map(min, keys, TOY_KEYS)) if toy else keys
         return _tensors(rows, small, heads, kv_heads, width, device, slack)
@@ -121,15 +117,10 @@ def _timing(shape: Shape) -> Timing:
     ours = (KERNEL, "triton", *((CUDA_KERNEL,) if shape.width in CUDA_WIDTHS else ()))
     providers = {f"{OURS}{name}": _packed(name) for name in ours}
     providers |= {f"{OURS}{name}": _packed(name) for name in ("torch", "reference")}
-    providers |= {
-        label: _packed(name)
-        for name, label in {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn"}.items()
-    }
+    providers |= {label: _packed(name) for name, label in {"sdpa_flash": "flash varlen (torch)", "flash_attn": "flash-attn"}.items()}
     if len(set(shape.keys)) == 1:
         providers |= {"SDPA flash": _sdpa("FLASH_ATTENTION"), "SDPA cuDNN": _sdpa("CUDNN_ATTENTION"), "SDPA": _sdpa()}
-    return Timing(
-        "attention_decode", shape.name, "fwd", _inputs(shape), providers, bytes=shape.bytes, quick=shape.quick
-    )
+    return Timing("attention_decode", shape.name, "fwd", _inputs(shape), providers, bytes=shape.bytes, quick=shape.quick)
 
 
 CHECKS = [

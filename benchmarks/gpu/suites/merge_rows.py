@@ -82,9 +82,7 @@ SUITE = Suite(
             for name, lengths in (("equal", EQUAL[:3]), ("unequal", UNEQUAL[:5]))
         ),
         *(
-            _check(
-                "merge_to_nearest", name, lengths, lambda backend, i: _nearest(backend, i, keep=9, targets=5)
-            )
+            _check("merge_to_nearest", name, lengths, lambda backend, i: _nearest(backend, i, keep=9, targets=5))
             for name, lengths in (("equal", EQUAL[:3]), ("unequal", UNEQUAL[:5]))
         ),
         _check("outlier_counts", "unequal", UNEQUAL, _outliers),
@@ -94,13 +92,7 @@ SUITE = Suite(
         _timing("merge_to_nearest", "2x576", EQUAL[:2], HEAD_WIDTH, VISIONZIP),
     ],
     timings=[
-        *(
-            _timing("merge_neighbours", name, lengths, KEY_WIDTH, PRUMERGE)
-            for name, lengths in (("16x576", EQUAL), ("16 unequal", UNEQUAL))
-        ),
-        *(
-            _timing("merge_to_nearest", name, lengths, HEAD_WIDTH, VISIONZIP)
-            for name, lengths in (("16x576", EQUAL), ("16 unequal", UNEQUAL))
-        ),
+        *(_timing("merge_neighbours", name, lengths, KEY_WIDTH, PRUMERGE) for name, lengths in (("16x576", EQUAL), ("16 unequal", UNEQUAL))),
+        *(_timing("merge_to_nearest", name, lengths, HEAD_WIDTH, VISIONZIP) for name, lengths in (("16x576", EQUAL), ("16 unequal", UNEQUAL))),
     ],
 )

@@ -26,9 +26,7 @@ SEQUENCES, KEYS, HEADS, KV_HEADS, WIDTH, PAGE_ROWS = 8, 4096, 32, 8, 128, 64
 SHAPE = f"{SEQUENCES}x{KEYS} h{HEADS}/{KV_HEADS} d{WIDTH}, pages of {PAGE_ROWS}"
 
 
-def _tensors(
-    rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, page_rows: int, device: torch.device
-) -> Inputs:
+def _tensors(rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, page_rows: int, device: torch.device) -> Inputs:
     """Keys packed, and the same in pages that lie in a random order; rows of pages that hold nothing are NaN."""
     q = torch.randn(rows * len(keys), heads, width, device=device)
     k, v = (torch.randn(sum(keys), kv_heads, width, device=device) for _ in range(2))
@@ -52,9 +50,7 @@ def _paged(backend: str, i: Inputs, **options: Any) -> Any:
     return ops.paged_attention(i["q"], *(i[name] for name in PLACES), backend=backend, **options)
 
 
-def _check(
-    case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, page_rows: int, **options: Any
-) -> Check:
+def _check(case: str, rows: int, keys: tuple[int, ...], heads: int, kv_heads: int, width: int, page_rows: int, **options: Any) -> Check:
     mask = {name: options[name] for name in options if name != "part_keys"}
 
     def inputs(device: torch.device, toy: bool) -> Inputs:
@@ -100,6 +96,7 @@ CHECKS = [
     _check("d64, 3 rows, parts of 256 keys", 3, (2000, 130), 14, 2, 64, 16, part_keys=256),
     _check("d256, window, softcap", 2, (3000, 40), 4, 2, 256, 32, window=1500, softcap=30.0),
 ]
+
 
 def _timing(sequences: int, keys: int, shape: str) -> Timing:
     providers = {

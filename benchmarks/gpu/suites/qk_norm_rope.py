@@ -1,4 +1,4 @@
-"""Norm and rotation of queries and keys in one pass: exactness, bandwidth beside our two kernels one behind the other, and beside torch.compile.
+"""Norm and rotation of queries and keys in one pass: exactness, bandwidth beside our two kernels one after the other, and beside torch.compile.
 
 Bytes are the floor: forward reads and writes heads once, backward reads them and their gradients and writes gradients.
 """

@@ -77,10 +77,7 @@ def _last(backend: str) -> Callable[[Inputs], Call]:
 def _bf16(make: Callable[..., Inputs], *shape: object) -> Callable[[torch.device], Inputs]:
     def inputs(device: torch.device) -> Inputs:
         found = make(*shape, device)
-        return {
-            name: value.bfloat16() if isinstance(value, torch.Tensor) else value
-            for name, value in found.items()
-        }
+        return {name: value.bfloat16() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
 
     return inputs
 

@@ -35,7 +35,7 @@ from ..case import Call, Check, Inputs, Suite, Target, Timing, in_cuda_too, in_m
 WANTED = ("table", "images")
 CPU_SAMPLES = 2
 LEAD = 40
-"""Text in front of the image."""
+"""Text before the image."""
 
 BYTES_PER_ROW = WIDTH * 2
 
@@ -62,9 +62,9 @@ def _with_slack(plan: SplicePlan, rows: int) -> SplicePlan:
 def _check(
     case: str, lengths: list[list[int]], texts: list[int], vocabulary: int, width: int, slack: int = 0, strided: bool = False, **options: Any
 ) -> Check:
-    """Samples of given text lengths, each with its images behind the third token; what nobody may read is NaN.
+    """Samples of given text lengths, each with its images after the third token; what nobody may read is NaN.
 
-    With ``slack``, so many rows behind the last segment; ``strided`` images are a view ``(I, P, D)`` without the class token in front of each.
+    With ``slack``, so many rows after the last segment; ``strided`` images are a view ``(I, P, D)`` without the class token before each.
     """
 
     def inputs(device: torch.device, toy: bool) -> Inputs:
@@ -92,8 +92,7 @@ def _inputs(device: torch.device, samples: int = SAMPLES) -> Inputs:
     text = torch.randint(0, PLACEHOLDER, (samples, ROWS - IMAGE_ROWS)).tolist()
     ids = [[*sample[:LEAD], IMAGE_TOKEN, *sample[LEAD:]] for sample in text]
     table, images = (
-        torch.randn(*shape, WIDTH, device=device, dtype=torch.bfloat16).requires_grad_()
-        for shape in ((VOCABULARY,), (samples, IMAGE_ROWS))
+        torch.randn(*shape, WIDTH, device=device, dtype=torch.bfloat16).requires_grad_() for shape in ((VOCABULARY,), (samples, IMAGE_ROWS))
     )
     plan = plan_splice(ids, [[IMAGE_ROWS]] * samples).to(device)
     grad = torch.randn(samples * ROWS, WIDTH, device=device, dtype=torch.bfloat16)
@@ -142,7 +141,7 @@ SUITE = Suite(
             _check("truncated", [[576], [576]], [300, 900], 5003, 896, max_length=700, truncate="right"),
             _check("one heavy id", [[576]], [3000], 2, 4096),
             _check("odd width, no class tokens", [[576], [576, 576]], [300, 900], 5003, 1011, strided=True),
-            _check("slack behind the rows", [[576], []], [300, 900], 5003, 1024, slack=77),
+            _check("slack after the rows", [[576], []], [300, 900], 5003, 1024, slack=77),
         ]
     ),
     timings=[_timing(mode) for mode in ("fwd", "bwd", "fwd+bwd")],

@@ -18,7 +18,7 @@ FIELDS = ("source", "positions", "cu_seqlens", "image_rows", "token_order", "tar
 
 
 def _batch(texts: Sequence[int], images: Sequence[Sequence[int]], device: torch.device) -> Inputs:
-    """Packed ids of samples, each with its images behind the third token; every other token is supervised."""
+    """Packed ids of samples, each with its images after the third token; every other token is supervised."""
     own = torch.Generator().manual_seed(0)
     samples = []
     for length, rows in zip(texts, images):

@@ -1,8 +1,8 @@
 """Compile every CUDA kernel for A100 and H100 without a GPU and hold it to its budget.
 
-    python -m benchmarks.resources cuda            # print the table, exit 1 when a budget is exceeded
-    python -m benchmarks.resources cuda --write    # make exactly what this run found the budgets
-    python -m benchmarks.resources cuda --widen    # budgets become the worse of what stood there and what this run found: for one more nvcc
+python -m benchmarks.resources cuda            # print the table, exit 1 when a budget is exceeded
+python -m benchmarks.resources cuda --write    # make exactly what this run found the budgets
+python -m benchmarks.resources cuda --widen    # budgets become the worse of what stood there and what this run found: for one more nvcc
 """
 
 from __future__ import annotations

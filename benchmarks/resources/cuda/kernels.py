@@ -17,8 +17,7 @@ from .sass import Code, Instruction, hottest, loops, read_code
 from .toolchain import Toolchain
 
 INTEGER = frozenset(
-    "IMAD IADD3 IADD LOP3 LOP SHF LEA ISETP IMNMX VIMNMX IABS SEL SGXT BMSK POPC FLO "
-    "UIADD3 UIMAD ULOP3 USHF ULEA UISETP USEL UIMNMX".split()
+    "IMAD IADD3 IADD LOP3 LOP SHF LEA ISETP IMNMX VIMNMX IABS SEL SGXT BMSK POPC FLO UIADD3 UIMAD ULOP3 USHF ULEA UISETP USEL UIMNMX".split()
 )
 """Address and mask arithmetic. Moves in disguise (IMAD.MOV) are none of it, but they do count as instructions."""
 
@@ -97,9 +96,7 @@ def resources(found: Figures, launches: list[Launch]) -> Resources:
         return ctas_per_multiprocessor(usage["registers"], launch.threads // WARP, static + launch.shared_bytes)
 
     worst = min(launches, key=fit)
-    return Resources(
-        **usage, shared_bytes=static + worst.shared_bytes, threads=worst.threads, ctas_per_sm=fit(worst), **found.counts
-    )  # type: ignore[arg-type]
+    return Resources(**usage, shared_bytes=static + worst.shared_bytes, threads=worst.threads, ctas_per_sm=fit(worst), **found.counts)  # type: ignore[arg-type]
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\d+)'")

@@ -1,7 +1,7 @@
 """Read machine code: what a kernel's instructions are, which of them lie in loops, and which loop is the hottest.
 
 A loop is a natural loop of the control-flow graph: a branch back to a block that dominates it, and every block on the way. Going by addresses
-alone would take the way back from a block that the compiler moved behind the end (a masked tile, say) for a loop over the whole kernel.
+alone would take the way back from a block that the compiler moved after the end (a masked tile, say) for a loop over the whole kernel.
 """
 
 from __future__ import annotations

@@ -11,9 +11,7 @@ def _decode(
     q = torch.empty(batch * rows, heads, width, dtype=dtype, device="meta")
     k, v = torch.empty(batch * keys, 2 * kv_heads, width, dtype=dtype, device="meta").split(kv_heads, 1)
     cu = torch.empty(batch + 1, dtype=torch.int32, device="meta")
-    attention_decode(
-        q, k, v, cu, cu, rows, even, True, width**-0.5, window, softcap, (window or keys,) * batch
-    )
+    attention_decode(q, k, v, cu, cu, rows, even, True, width**-0.5, window, softcap, (window or keys,) * batch)
 
 
 CASES = {

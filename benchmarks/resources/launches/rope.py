@@ -1,4 +1,4 @@
-"""Launches of the rotary embedding: heads of Llama, Qwen, Phi and Gemma, apart, in place, adjoint and behind a norm of each head."""
+"""Launches of the rotary embedding: heads of Llama, Qwen, Phi and Gemma, apart, in place, adjoint and after a norm of each head."""
 
 from functools import partial
 
@@ -19,9 +19,7 @@ def _table(width: int) -> torch.Tensor:
     return torch.empty(TOKENS, width, device="meta")
 
 
-def _rope(
-    heads: int, kv_heads: int, width: int, turned: int, dtype: torch.dtype, in_place: bool, adjoint: bool
-) -> None:
+def _rope(heads: int, kv_heads: int, width: int, turned: int, dtype: torch.dtype, in_place: bool, adjoint: bool) -> None:
     launch = rope_in_place if in_place else rope_apart
     launch(*_views(heads, kv_heads, width, dtype), _table(turned), _table(turned), adjoint)
 

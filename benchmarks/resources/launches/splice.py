@@ -14,9 +14,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _splice(
-    width: int, vocabulary: int, dtype: torch.dtype, scale: float | None = None, into: bool = False
-) -> None:
+def _splice(width: int, vocabulary: int, dtype: torch.dtype, scale: float | None = None, into: bool = False) -> None:
     """Forward and backward; the images are a view without the class token."""
     table = _empty(vocabulary, width, dtype=dtype)
     images = _empty(SAMPLES, IMAGE_ROWS + 1, width, dtype=dtype)[:, 1:]
@@ -28,9 +26,7 @@ def _splice(
     grad = splice_fwd(table, images, source, scale)
     _, sums, bounds = splice_bwd_rows(grad, source, image_rows, order, vocabulary, dtype)
     if into:
-        splice_bwd_table_into(
-            _empty(vocabulary, width, dtype=torch.float32), grad, order, sums, bounds, scale
-        )
+        splice_bwd_table_into(_empty(vocabulary, width, dtype=torch.float32), grad, order, sums, bounds, scale)
     else:
         splice_bwd_table(grad, order, sums, bounds, scale, dtype)
 

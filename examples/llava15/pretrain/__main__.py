@@ -41,15 +41,9 @@ def _parser() -> argparse.ArgumentParser:
         default=65,
         help="training time, resumed parts included (default %(default)s)",
     )
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the checkpoint and the log, or for the tokenizer"
-    )
-    parser.add_argument(
-        "--export", type=Path, help="folder of the weights (default: those of the repository)"
-    )
-    parser.add_argument(
-        "--tokenizer", type=Path, help="the tokenizer's folder (default: --out of the tokenizer beside --out)"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint and the log, or for the tokenizer")
+    parser.add_argument("--export", type=Path, help="folder of the weights (default: those of the repository)")
+    parser.add_argument("--tokenizer", type=Path, help="the tokenizer's folder (default: --out of the tokenizer beside --out)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--start", type=Path, help="language: folder of a decoder to go on from (default: random)")
     parser.add_argument("--seed", type=int, default=0)
@@ -89,9 +83,7 @@ def _timed_run(options: argparse.Namespace, name: str, lr: float, muon: bool) ->
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     export_to = options.export or WEIGHTS / name
-    return TimedRun(
-        options.minutes, options.out, export_to, lr=options.lr or lr, weight_decay=0.05, muon=muon
-    )
+    return TimedRun(options.minutes, options.out, export_to, lr=options.lr or lr, weight_decay=0.05, muon=muon)
 
 
 _STEPS = {"tokenizer": _tokenizer, "vision": _vision, "language": _language}

@@ -54,9 +54,7 @@ class TextTower(nn.Module):
         self.words, self.dim = words, dim
         self.embedding = nn.Embedding(words.size, dim)
         self.position = nn.Parameter(torch.randn(longest, dim) * 0.02)
-        layer = nn.TransformerEncoderLayer(
-            dim, 4, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
+        layer = nn.TransformerEncoderLayer(dim, 4, 2 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(dim)
         nn.init.normal_(self.embedding.weight, std=0.05)
@@ -90,18 +88,14 @@ class ContrastiveTask:
         joint_dim: width of the space in which pictures and texts meet.
     """
 
-    def __init__(
-        self, config: CLIPConfig = VISION, batch_images: int = 64, seed: int = 0, joint_dim: int = 128
-    ) -> None:
+    def __init__(self, config: CLIPConfig = VISION, batch_images: int = 64, seed: int = 0, joint_dim: int = 128) -> None:
         self.batch_images, self.seed = batch_images, seed
         self.encoder = config.build()
         self.encoder.frozen = False
         initialise(self.encoder)
         text = TextTower(Words.from_captions())
         joints = {name: config.dim for name in ("picture", "last", "penultimate")} | {"text": text.dim}
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(dim, joint_dim, bias=False) for name, dim in joints.items()}
-        )
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, joint_dim, bias=False) for name, dim in joints.items()})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.dim) for name in ("last", "penultimate")})
         start = torch.tensor(2.65926)  # log(1 / 0.07), as CLIP
         self.scales = nn.ParameterDict({name: nn.Parameter(start.clone()) for name in ("picture", *GROUPS)})
@@ -112,9 +106,7 @@ class ContrastiveTask:
     def losses(self, step: int) -> dict[str, Tensor]:
         """The terms of one step's loss."""
         rng = random.Random(f"contrastive-{self.seed}-{step}")
-        scenes = [
-            rich_scene(rng) if index % 4 else sample_scene(rng, "train") for index in range(self.batch_images)
-        ]
+        scenes = [rich_scene(rng) if index % 4 else sample_scene(rng, "train") for index in range(self.batch_images)]
         captions = [caption(scene, rng) for scene in scenes]
         regions = [region for index, scene in enumerate(scenes) for region in scene_regions(scene, index)]
         return self.losses_of(self.pixels(scenes), captions, regions)
@@ -132,16 +124,12 @@ class ContrastiveTask:
             "last": pool(maps["last"], weights_BP, regions),
             "penultimate": pool(maps["penultimate"], mixed_BP, regions),
         }
-        losses = {
-            "picture": 0.3 * self._both_ways(picture_IJ, self.embed_texts(captions), self._scale("picture"))
-        }
+        losses = {"picture": 0.3 * self._both_ways(picture_IJ, self.embed_texts(captions), self._scale("picture"))}
         named = self._phrases_of(regions)
         for name, share in (("last", 0.4), ("penultimate", 1.0)):
             pooled_BJ = F.normalize(self.heads[name](pooled[name]), dim=-1)
             for group, texts in named.items():
-                losses[f"{name}.{group}"] = (
-                    share * _GROUP_WEIGHTS[group] * self._group_loss(pooled_BJ, texts, group)
-                )
+                losses[f"{name}.{group}"] = share * _GROUP_WEIGHTS[group] * self._group_loss(pooled_BJ, texts, group)
         return losses
 
     def embed_pictures(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,10 +173,7 @@ class ContrastiveTask:
                 )
         embedded = self.embed_texts([phrase for _, phrases, _ in found.values() for phrase in phrases])
         parts = embedded.split([len(phrases) for _, phrases, _ in found.values()])
-        return {
-            group: _Texts(rows, torch.tensor(own), part)
-            for (group, (rows, _, own)), part in zip(found.items(), parts)
-        }
+        return {group: _Texts(rows, torch.tensor(own), part) for (group, (rows, _, own)), part in zip(found.items(), parts)}
 
     def _group_loss(self, pooled_BJ: Tensor, texts: _Texts, group: str) -> Tensor:
         """Each region finds its phrase among the batch's, and each whole phrase its regions (any of them)."""

@@ -90,9 +90,7 @@ def _caption(rng: random.Random, tokenizer: Any, in_rows: bool) -> Document:
     return _told(scene, rng, tokenizer, in_rows, [said], with_boxes=True)
 
 
-def _told(
-    scene: Scene, rng: random.Random, tokenizer: Any, in_rows: bool, behind: list[Piece], with_boxes: bool
-) -> Document:
+def _told(scene: Scene, rng: random.Random, tokenizer: Any, in_rows: bool, behind: list[Piece], with_boxes: bool) -> Document:
     if in_rows:
         pieces = [Piece("bos"), Piece("image", role="user"), *behind]
         return Document(tokenize(pieces, tokenizer), (word_rows(scene, rng, tokenizer),))

@@ -1,6 +1,6 @@
 """Facts of a scene in few words, dense in look-ups: what a decoder needs before it can answer questions about a scene.
 
-To find the one item that is asked for among several is the skill behind nearly every answer, and a small
+To find the one item that is asked for among several is the skill after nearly every answer, and a small
 decoder finds out late when a document asks five questions in two hundred tokens. Here it is asked two dozen
 times, in few words.
 """
@@ -27,7 +27,7 @@ _CLAIMS, _OPTIONS = 4, 3
 
 
 def facts_pieces(scene: Scene, rng: random.Random, plain: bool = False) -> list[Piece]:
-    """Facts of a scene in random order, each as a key and its answer, for behind the telling.
+    """Facts of a scene in random order, each as a key and its answer, for after the telling.
 
     The answer follows the key's last word at once: the row of that word can look for its like among the rows
     of the scene, where a colon in between would first have to find out what was asked.

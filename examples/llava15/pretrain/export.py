@@ -20,9 +20,7 @@ from lmmblocks.weights.parts.hf_decoders import decoder_to_hf
 from lmmblocks.weights.parts.hf_encoders import encoder_to_hf
 
 
-def export_vision(
-    encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16
-) -> None:
+def export_vision(encoder: CLIP, folder: Path, metrics: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> None:
     """Write a `CLIPVisionModel` folder: config, preprocessing, weights, and the scores they reached.
 
     Args:

@@ -33,7 +33,5 @@ def with_unit_features(encoder: CLIP, pixels: Tensor) -> CLIP:
     with torch.no_grad():
         factor = 2.0 ** -round(math.log2(encoder(pixels).patches.std().item()))
     scaled = replace(encoder.config, eps=encoder.config.eps * factor**2).build()
-    scaled.load_state_dict(
-        {name: value * factor if _WRITES_TO_STREAM.search(name) else value for name, value in encoder.state_dict().items()}
-    )
+    scaled.load_state_dict({name: value * factor if _WRITES_TO_STREAM.search(name) else value for name, value in encoder.state_dict().items()})
     return scaled

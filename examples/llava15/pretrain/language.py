@@ -188,9 +188,7 @@ def evaluate_language(task: LanguageTask, per_task: int = 50) -> dict[str, Any]:
         documents = [document for _, document in chunk]
         plan, _ = plan_documents(documents, answers_only=True)
         hidden_RD = task.hidden(plan, documents)[plan.target_rows]
-        loss_sum += ops.linear_cross_entropy(
-            hidden_RD, task.decoder.lm_head.weight, plan.targets, reduction="sum"
-        ).item()
+        loss_sum += ops.linear_cross_entropy(hidden_RD, task.decoder.lm_head.weight, plan.targets, reduction="sum").item()
         targets += len(plan.targets)
         hits_R = task.decoder.head(hidden_RD).argmax(-1) == plan.targets
         for (name, _), hits in zip(chunk, hits_R.split(plan.target_counts)):

@@ -29,9 +29,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -43,9 +41,7 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     same_shape[matrix.shape].append(matrix)
             for (rows, columns), matrices in same_shape.items():
-                updates = orthogonal(
-                    torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices])
-                )
+                updates = orthogonal(torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices]))
                 for matrix, update in zip(matrices, updates):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
                     matrix.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
@@ -76,9 +72,7 @@ def orthogonal(matrices_BRC: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
-def make_optimizers(
-    modules: nn.Module, lr: float, weight_decay: float, muon: bool
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(modules: nn.Module, lr: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
     """Optimizers for all parameters of a module.
 
     Args:

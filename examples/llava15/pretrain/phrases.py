@@ -42,11 +42,7 @@ class Region:
 def scene_regions(scene: Scene, image: int) -> list[Region]:
     """The regions of a picture: its items, and every printed letter by itself."""
     items = [Region(image, padded_box(scene, item), _phrases(scene, item)) for item in scene.items]
-    letters = [
-        Region(image, padded_box(scene, letter), {"letter": letter.word or ""})
-        for item in scene.items
-        for letter in _letters(item)
-    ]
+    letters = [Region(image, padded_box(scene, letter), {"letter": letter.word or ""}) for item in scene.items for letter in _letters(item)]
     return items + letters
 
 

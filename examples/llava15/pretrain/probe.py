@@ -33,9 +33,7 @@ CHOICES = {
 """Property -> the phrases it may have. "pair" is colour and shape together, mostly never seen in training."""
 
 
-def evaluate_vision(
-    task: ContrastiveTask, train_pictures: int = 3000, heldout_pictures: int = 600
-) -> dict[str, Any]:
+def evaluate_vision(task: ContrastiveTask, train_pictures: int = 3000, heldout_pictures: int = 600) -> dict[str, Any]:
     """Scores of a tower.
 
     Args:
@@ -75,9 +73,7 @@ def _features(task: ContrastiveTask, scenes: list[Scene], rng: random.Random) ->
         weights_BP = task.patch_weights(regions)
         picture_IC = task.encoder.vision_model.post_layernorm(states[layer + 1][:, 0])
         found["picture"].append(F.normalize(task.heads["picture"](picture_IC), dim=-1))
-        found["penultimate"].append(
-            F.normalize(task.heads["penultimate"](pool(normed_IPC, weights_BP, regions)), dim=-1)
-        )
+        found["penultimate"].append(F.normalize(task.heads["penultimate"](pool(normed_IPC, weights_BP, regions)), dim=-1))
         found["raw"].append(pool(states[layer][:, 1:], weights_BP, regions))
         found["regions"] += regions
         found["captions"] += [caption(scene, rng) for scene in chunk]
@@ -121,11 +117,7 @@ def _box_probe(train: dict[str, Any], heldout: dict[str, Any]) -> float:
     boxes = [torch.tensor([region.box for region in data["regions"]]) for data in (train, heldout)]
     guess = _with_one(heldout["raw"]) @ _ridge(train["raw"], boxes[0])
     truth = boxes[1]
-    inner = (
-        (torch.minimum(guess[:, 2:], truth[:, 2:]) - torch.maximum(guess[:, :2], truth[:, :2]))
-        .clamp_min(0)
-        .prod(1)
-    )
+    inner = (torch.minimum(guess[:, 2:], truth[:, 2:]) - torch.maximum(guess[:, :2], truth[:, :2])).clamp_min(0).prod(1)
     area = [(box[:, 2:] - box[:, :2]).clamp_min(0).prod(1) for box in (guess, truth)]
     return (inner / (area[0] + area[1] - inner)).mean().item()
 

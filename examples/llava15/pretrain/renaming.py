@@ -41,10 +41,7 @@ class Renaming:
         """Find the words in a tokenizer's vocabulary; a colour or shape of several tokens keeps its name."""
         vocabulary = tokenizer.get_vocab()
         words = {*WORDS, *(word for pair in OPPOSITES for word in pair)} - _ELSEWHERE
-        names, others = (
-            [vocabulary[f"▁{word}"] for word in group if f"▁{word}" in vocabulary]
-            for group in ((*COLORS, *SHAPES), sorted(words))
-        )
+        names, others = ([vocabulary[f"▁{word}"] for word in group if f"▁{word}" in vocabulary] for group in ((*COLORS, *SHAPES), sorted(words)))
         plurals = tuple(PLURALS.values())
         told = [*COLORS, *SHAPES, *plurals, *(f"▁{word}" for word in plurals)]
         return Renaming(tuple(names), tuple(others), frozenset(vocabulary[word] for word in told if word in vocabulary))

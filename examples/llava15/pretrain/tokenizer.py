@@ -1,7 +1,7 @@
 """A Llama-style tokenizer for the tiny world: BPE, byte fallback, "▁" for a space, digits on their own.
 
 As in Llama: ids 0, 1, 2 are `<unk>`, `<s>`, `</s>`, then the 256 bytes, then the learned pieces; a space is
-put in front of the first text only (`legacy=False`); nothing is normalised; unknown characters become
+put before the first text only (`legacy=False`); nothing is normalised; unknown characters become
 bytes. Two things are chosen for short boxes and clean copying: the "0." that opens a fraction is one token,
 so that `[0.12, 0.34, 0.56, 0.78]` is 16 tokens, and words, punctuation, newlines and Chinese characters
 never merge with each other.
@@ -51,9 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Any:
         ),
     )
     learned = json.loads(learner.to_str())["model"]
-    return _assemble(
-        [*SPECIALS, *BYTES, *sorted(learned["vocab"], key=learned["vocab"].get)], learned["merges"]
-    )
+    return _assemble([*SPECIALS, *BYTES, *sorted(learned["vocab"], key=learned["vocab"].get)], learned["merges"])
 
 
 def _pre_tokenizer() -> Any:
@@ -71,9 +69,7 @@ def _assemble(tokens: list[str], merges: list[Any]) -> Any:
     pairs = [tuple(pair) for pair in merges]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.pre_tokenizer = _pre_tokenizer()
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = _bos_in_front()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
     return tokenizer
@@ -82,9 +78,7 @@ def _assemble(tokens: list[str], merges: list[Any]) -> Any:
 def _bos_in_front() -> Any:
     from tokenizers import processors
 
-    return processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", SPECIALS.index("<s>"))]
-    )
+    return processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", SPECIALS.index("<s>"))])
 
 
 def corpus(documents: int, seed: int = 0) -> Iterator[str]:

@@ -91,9 +91,7 @@ def _tasks(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for task, row in sorted(tasks.items(), key=lambda entry: -entry[1]["score"]):
         blind = "" if row["blind"] is None else f"{row['blind']:.2f}"
-        bars = "".join(
-            f"<i class='{name}' style='width:{100 * (row[name] or 0):.1f}%'></i>" for name in ("score", "blind", "majority")
-        )
+        bars = "".join(f"<i class='{name}' style='width:{100 * (row[name] or 0):.1f}%'></i>" for name in ("score", "blind", "majority"))
         rows.append(
             f"<tr><td>{escape(task)}</td><td>{_SCORES[row['kind']]}</td><td>{row['questions']}</td><td><b>{row['score']:.2f}</b></td>"
             f"<td>{blind}</td><td>{row['majority']:.2f}</td><td class='bars'>{bars}</td></tr>"

@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m examples.llava15.scenes", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to create; must not exist or be empty"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to create; must not exist or be empty")
     parser.add_argument("--train", type=int, default=6000, help="stage 2 conversations (default %(default)s)")
     parser.add_argument("--pretrain", type=int, default=4000, help="stage 1 captions (default %(default)s)")
     parser.add_argument("--heldout", type=int, default=800, help="held-out questions (default %(default)s)")

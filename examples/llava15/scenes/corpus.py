@@ -29,9 +29,7 @@ def corpus_messages(rng: random.Random) -> Messages:
     """
     scene = sample_scene(rng, "train")
     if rng.random() < 0.1:
-        return as_messages(
-            "", [turn for turn in (TASKS["text"](scene, rng) for _ in range(rng.randint(2, 5))) if turn]
-        )
+        return as_messages("", [turn for turn in (TASKS["text"](scene, rng) for _ in range(rng.randint(2, 5))) if turn])
     boxes = rng.random() < 0.5
     told = caption_with_boxes(scene) if boxes else caption(scene, rng)
     names = [name for name in TASKS if name != "text" and (boxes or name not in _NEEDS_BOXES)]
@@ -59,7 +57,7 @@ def sample_turns(scene: Scene, rng: random.Random, names: list[str], count: int)
 
 
 def as_messages(opening: str, turns: list[Turn]) -> Messages:
-    """Turns as messages; `opening` goes in front of the first question."""
+    """Turns as messages; `opening` goes before the first question."""
     messages: Messages = []
     for index, turn in enumerate(turns):
         messages.append({"role": "user", "content": (opening if index == 0 else "") + turn.question})

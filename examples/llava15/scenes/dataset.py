@@ -105,9 +105,7 @@ def _checked(split: str, count: int, tasks: Sequence[str] | None, turns: tuple[i
     return chosen
 
 
-def _train_record(
-    rng: random.Random, pictures: _Pictures, tasks: list[str], turns: tuple[int, int]
-) -> Record:
+def _train_record(rng: random.Random, pictures: _Pictures, tasks: list[str], turns: tuple[int, int]) -> Record:
     draw, wanted = rng.random(), rng.randint(*turns)
     about_one = [name for name in tasks if name not in ("text", "compare")]
     about_one += [name for name in _ASKED_MORE if name in tasks]
@@ -139,9 +137,7 @@ def _comparison(rng: random.Random, split: Split) -> tuple[Scene, Scene, Turn]:
             return first, second, turn
 
 
-def _heldout_records(
-    rng: random.Random, pictures: _Pictures, tasks: list[str], wanted: int
-) -> Iterator[Record]:
+def _heldout_records(rng: random.Random, pictures: _Pictures, tasks: list[str], wanted: int) -> Iterator[Record]:
     left = {name: wanted // len(tasks) + (index < wanted % len(tasks)) for index, name in enumerate(tasks)}
     for _ in range(left.pop("compare", 0)):
         first, second, turn = _comparison(rng, "heldout")

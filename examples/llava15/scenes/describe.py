@@ -88,7 +88,5 @@ def box_text(box: Box) -> str:
 
 def caption_with_boxes(scene: Scene) -> str:
     """A sentence that also gives every item's padded-relative box, for learning from text alone."""
-    placed = [
-        f"{item_description(i)} {place_phrase(i)} {box_text(padded_box(scene, i))}" for i in scene.items
-    ]
+    placed = [f"{item_description(i)} {place_phrase(i)} {box_text(padded_box(scene, i))}" for i in scene.items]
     return _sentence(_joined(placed))

@@ -47,9 +47,7 @@ def _shaded(rgb: tuple[int, int, int], shade: np.ndarray) -> tuple[int, ...]:
 
 
 def _paint_shape(image: Image.Image, item: Item, shade: np.ndarray) -> None:
-    image.paste(
-        _shaded(COLORS[item.color or ""], shade), item.box_px, shape_mask(item.shape or "", item.size_px)
-    )
+    image.paste(_shaded(COLORS[item.color or ""], shade), item.box_px, shape_mask(item.shape or "", item.size_px))
 
 
 def _paint_digit(image: Image.Image, item: Item, shade: np.ndarray) -> None:

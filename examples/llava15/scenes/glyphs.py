@@ -81,9 +81,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise LmmError(
-            "the scenes show handwritten digits from scikit-learn: pip install scikit-learn"
-        ) from error
+        raise LmmError("the scenes show handwritten digits from scikit-learn: pip install scikit-learn") from error
     data = load_digits()
     return np.rint(data.images * (255 / 16)).astype(np.uint8), data.target
 

@@ -38,9 +38,7 @@ def count(scene: Scene, rng: random.Random) -> Turn:
     shapes = of_kind(scene, "shape")
     questions = {"How many objects are in the picture?": len(scene.items)}
     questions |= {f"How many {c} shapes are there?": sum(item.color == c for item in shapes) for c in COLORS}
-    questions |= {
-        f"How many {PLURALS[s]} are there?": sum(item.shape == s for item in shapes) for s in SHAPES
-    }
+    questions |= {f"How many {PLURALS[s]} are there?": sum(item.shape == s for item in shapes) for s in SHAPES}
     answers = sorted(set(questions.values()))
     answer = rng.choices(answers, [_COUNT_WEIGHTS[value] for value in answers])[0]
     question = rng.choice([text for text, value in questions.items() if value == answer])

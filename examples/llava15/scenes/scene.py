@@ -105,9 +105,7 @@ def sample_scene(rng: random.Random, split: Split) -> Scene:
     canvas = _Canvas(*rng.choice(CANVASES_PX))
     kinds = _sample_kinds(rng, split)
     theme = _sample_theme(rng)
-    pair_expected = (
-        split == "heldout"
-    )  # the first shape or word of a held-out scene has to be a held-out pair
+    pair_expected = split == "heldout"  # the first shape or word of a held-out scene has to be a held-out pair
     items = []
     for kind in sorted(kinds, key=lambda kind: kind != "word"):  # signs are wide: they choose their row first
         if kind == "digit":
@@ -115,9 +113,7 @@ def sample_scene(rng: random.Random, split: Split) -> Scene:
             continue
         held = pair_expected or (split == "heldout" and rng.random() < 0.5)
         pair_expected = False
-        items.append(
-            _place_word(rng, canvas, held) if kind == "word" else _place_shape(rng, canvas, held, theme)
-        )
+        items.append(_place_word(rng, canvas, held) if kind == "word" else _place_shape(rng, canvas, held, theme))
     base, spread = (rng.randint(214, 240), 8) if rng.random() < 0.5 else (rng.randint(22, 48), 10)
     background = tuple(base + rng.randint(-spread, spread) for _ in range(3))
     ordered = tuple(sorted(items, key=lambda item: item.cell))
@@ -142,9 +138,7 @@ def _sample_theme(rng: random.Random) -> tuple[str, str] | None:
     return rng.choice((None, ("color", rng.choice(list(COLORS))), ("shape", rng.choice(SHAPES))))
 
 
-def _place_in_cell(
-    rng: random.Random, canvas: _Canvas, width_px: int
-) -> tuple[tuple[int, int], tuple[int, ...]]:
+def _place_in_cell(rng: random.Random, canvas: _Canvas, width_px: int) -> tuple[tuple[int, int], tuple[int, ...]]:
     row, column = cell = rng.choice(sorted(canvas.free))
     canvas.free.discard(cell)
     corner = []

@@ -66,13 +66,8 @@ def color_asks(scene: Scene, rng: random.Random) -> list[Ask]:
     """Questions for a colour: of the only circle, of the shape in a place, of the only sign."""
     pool = tuple(COLORS)
     shapes, words = of_kind(scene, "shape"), of_kind(scene, "word")
-    asks = [
-        Ask(f"What color is the {item.shape}?", item.color or "", pool) for item in unique(shapes, "shape")
-    ]
-    asks += [
-        Ask(f"What is the color of the shape {place_phrase(item)}?", item.color or "", pool)
-        for item in shapes
-    ]
+    asks = [Ask(f"What color is the {item.shape}?", item.color or "", pool) for item in unique(shapes, "shape")]
+    asks += [Ask(f"What is the color of the shape {place_phrase(item)}?", item.color or "", pool) for item in shapes]
     asks += [Ask(f"What color is the sign {place_phrase(item)}?", item.color or "", pool) for item in words]
     return asks
 
@@ -102,9 +97,7 @@ def digit_asks(scene: Scene, rng: random.Random) -> list[Ask]:
     digits = of_kind(scene, "digit")
     asks = [Ask(f"What digit is {place_phrase(item)}?", str(item.digit), pool) for item in digits]
     if len(digits) == 1:
-        question = rng.choice(
-            ("What digit is shown in the picture?", "Which digit is written in the picture?")
-        )
+        question = rng.choice(("What digit is shown in the picture?", "Which digit is written in the picture?"))
         asks.append(Ask(question, str(digits[0].digit), pool))
     return asks
 
@@ -113,10 +106,7 @@ def word_asks(scene: Scene, rng: random.Random) -> list[Ask]:
     """Questions for a printed word: the only one, on the only sign of a colour, or in a place."""
     words = of_kind(scene, "word")
     asks = [Ask(f"What word is written {place_phrase(item)}?", item.word or "", WORDS) for item in words]
-    asks += [
-        Ask(f"What does the {item.color} sign say?", item.word or "", WORDS)
-        for item in unique(words, "color")
-    ]
+    asks += [Ask(f"What does the {item.color} sign say?", item.word or "", WORDS) for item in unique(words, "color")]
     if len(words) == 1:
         question = rng.choice(("What does the sign say?", "What word is written in the picture?"))
         asks.append(Ask(question, words[0].word or "", WORDS))

@@ -33,9 +33,7 @@ def _pair_claim(scene: Scene, rng: random.Random, truth: bool) -> str | None:
         return None
     item = rng.choice(shapes)
     color, shape = (item.color, item.shape) if truth else absent_shape_pair(scene, rng)
-    return rng.choice(("Is there a {} {} in the picture?", "Does the picture show a {} {}?")).format(
-        color, shape
-    )
+    return rng.choice(("Is there a {} {} in the picture?", "Does the picture show a {} {}?")).format(color, shape)
 
 
 def _color_claim(scene: Scene, rng: random.Random, truth: bool) -> str | None:

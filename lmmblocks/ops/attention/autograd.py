@@ -42,7 +42,7 @@ def define_kernels(name: str, suffix: str, launchers: tuple[str, str], numbers: 
         name: of the implementation.
         suffix: of the ops' names.
         launchers: of the forward and the backward, as :func:`kernel_op` takes them.
-        numbers: what these take behind their tensors, as it stands in the ops' schemas.
+        numbers: what these take after their tensors, as it stands in the ops' schemas.
     """
     fwd = kernel_op(
         f"attention_fwd{suffix}({_TENSORS}, {_BOUNDS}, {numbers[0]}) -> (Tensor, Tensor)",
@@ -88,15 +88,13 @@ def _readable(grad: Tensor) -> Tensor:
     return grad if grad.stride(-1) == 1 and misalignment(grad) is None else grad.contiguous()
 
 
-def attend(
-    family: str, call: AttentionCall, numbers: tuple[Any, ...], of_backward: tuple[Any, ...]
-) -> Tensor | tuple[Tensor, Tensor]:
+def attend(family: str, call: AttentionCall, numbers: tuple[Any, ...], of_backward: tuple[Any, ...]) -> Tensor | tuple[Tensor, Tensor]:
     """Run a call by the kernels of a family; ``(out_TNE, lse_TN)`` with ``return_lse``.
 
     Args:
         family: a name in :data:`KERNELS`.
         call: its tensors are passed on.
-        numbers: of the forward, behind its tensors.
+        numbers: of the forward, after its tensors.
         of_backward: likewise.
     """
     segments = call.segments

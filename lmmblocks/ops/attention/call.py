@@ -28,7 +28,7 @@ class AttentionCall(NamedTuple):
         q_TNE: queries.
         k_TKE: keys.
         v_TKE: values.
-        segments: whose rows see each other; those behind the last segment are slack, which may hold NaN.
+        segments: whose rows see each other; those after the last segment are slack, which may hold NaN.
         causal: see :func:`~lmmblocks.ops.attention`, as for the next four.
         kv_end: overrides ``causal``.
         scale: of the scores; never None here.
@@ -73,7 +73,7 @@ class AttentionCall(NamedTuple):
         return self.q_TNE[:rows_q], self.k_TKE[:rows_k], self.v_TKE[:rows_k]
 
     def joined(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Return the output of the call from those of its segments, in their order, with zeros in the slack rows behind them."""
+        """Return the output of the call from those of its segments, in their order, with zeros in the slack rows after them."""
         if not outputs:
             nothing = sum(x[:0].sum() for x in (self.q_TNE, self.k_TKE, self.v_TKE))  # 0, but autograd finds its way
             return torch.zeros_like(self.q_TNE) + nothing

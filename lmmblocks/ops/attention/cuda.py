@@ -121,7 +121,7 @@ def attention_bwd(
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Of rows and heads. Nothing lies behind the stride of a dimension of one: torch lets it be any number."""
+    """Of rows and heads. Nothing lies after the stride of a dimension of one: torch lets it be any number."""
     found = []
     for tensor in tensors:
         (rows, heads, _), (row, head, _) = tensor.shape, tensor.stride()
@@ -142,9 +142,7 @@ def _mask(causal: bool, kv_end: Tensor | None) -> int:
     return 2 if kv_end is not None else int(causal)
 
 
-def _tiles(
-    lengths_q: Sequence[int], lengths_k: Sequence[int], rows: int, mask: int, device: torch.device
-) -> Tensor | None:
+def _tiles(lengths_q: Sequence[int], lengths_k: Sequence[int], rows: int, mask: int, device: torch.device) -> Tensor | None:
     """The list of tiles on the device; None where it can't be, or must not be, copied there."""
     if not lengths_q or capturing(device):
         return None  # what is copied while a graph is captured is there only when it is replayed
@@ -152,9 +150,7 @@ def _tiles(
 
 
 @functools.lru_cache(LISTS_KEPT)
-def _listed(
-    lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], rows: int, mask: int, device: torch.device, stream: int
-) -> Tensor:
+def _listed(lengths_q: tuple[int, ...], lengths_k: tuple[int, ...], rows: int, mask: int, device: torch.device, stream: int) -> Tensor:
     """Made once for all layers; for each stream of its own, so that it is there, and its memory still its own, for whoever comes later on it."""
     return on_device(extension(device).attention_tiles(lengths_q, lengths_k, rows, mask), device)
 

@@ -1,6 +1,6 @@
 """Attention of a few new rows against a long cache, its keys split over the device: ``triton_decode`` on the ladder of ``attention``.
 
-It stands in front of the kernel that splits rows only: a single row leaves all but a few multiprocessors of a GPU idle there. Choosing it, and
+It stands before the kernel that splits rows only: a single row leaves all but a few multiprocessors of a GPU idle there. Choosing it, and
 the number of parts, takes lengths that the host knows and nothing else, so a decoding step can be captured in a CUDA graph.
 """
 
@@ -39,10 +39,7 @@ ATTENTION_DECODE = kernel_op(
 def visible_lengths(segments: Segments, window: int | None) -> list[int]:
     """Return how many keys the rows of each segment see between them."""
     pairs = zip(segments.lengths_q, segments.lengths_k)
-    return [
-        0 if not len_q else len_k if window is None else min(len_k, window + len_q - 1)
-        for len_q, len_k in pairs
-    ]
+    return [0 if not len_q else len_k if window is None else min(len_k, window + len_q - 1) for len_q, len_k in pairs]
 
 
 def attention_triton_decode(call: AttentionCall) -> Tensor | tuple[Tensor, Tensor]:

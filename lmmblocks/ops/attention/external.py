@@ -88,9 +88,7 @@ def _xformers(call: AttentionCall) -> Tensor:
     if call.group > 1:
         q = q.unflatten(1, (-1, call.group))
         k, v = (x[:, :, None].expand(-1, -1, call.group, -1) for x in (k, v))
-    mask = _block_diagonal(
-        call.segments.lengths_q, call.segments.lengths_k, call.causal, call.window, q.device
-    )
+    mask = _block_diagonal(call.segments.lengths_q, call.segments.lengths_k, call.causal, call.window, q.device)
     attend = _module("xformers.ops").memory_efficient_attention
     out = attend(q[None], k[None], v[None], attn_bias=mask, scale=call.scale)[0]
     return call.joined([out.flatten(1, -2)])
@@ -105,9 +103,7 @@ def _block_diagonal(
     device: torch.device,
 ) -> Any:
     """Return xFormers' mask; made once per set of lengths, as it copies them to the device."""
-    mask = _module("xformers.ops.fmha.attn_bias").BlockDiagonalMask.from_seqlens(
-        lengths_q, lengths_k, device=device
-    )
+    mask = _module("xformers.ops.fmha.attn_bias").BlockDiagonalMask.from_seqlens(lengths_q, lengths_k, device=device)
     if window is not None:
         return mask.make_local_attention_from_bottomright(window)
     return mask.make_causal_from_bottomright() if causal else mask
@@ -133,11 +129,7 @@ def _flash_function(device: torch.device) -> Any:
     if not isinstance(third, str) and torch.cuda.get_device_capability(device)[0] == 9:
         return third.flash_attn_varlen_func
     second = _module("flash_attn")
-    return (
-        second
-        if isinstance(second, str)
-        else getattr(second, "flash_attn_varlen_func", "flash_attn has no flash_attn_varlen_func")
-    )
+    return second if isinstance(second, str) else getattr(second, "flash_attn_varlen_func", "flash_attn has no flash_attn_varlen_func")
 
 
 def _varlen_of_torch() -> Any:
@@ -150,9 +142,7 @@ def _hardware_refusal(device: torch.device) -> str | None:
         return f"tensors are on {device.type}: it needs a CUDA device"
     found = torch.cuda.get_device_capability(device)
     if found < OLDEST_CAPABILITY:
-        return (
-            f"compute capability {found[0]}.{found[1]} is below {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
-        )
+        return f"compute capability {found[0]}.{found[1]} is below {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]}"
     return None
 
 

@@ -92,7 +92,7 @@ def paged_attention(
             as ``k_pages.transpose(1, 2)``, and keys and values may be views of one tensor.
         v_pages: values, shape of the keys.
         page_table: int32 ``(S, max_pages)``: key ``j`` of sequence ``s`` lies in row ``j % page_rows`` of page ``page_table[s, j // page_rows]``.
-            Pages may be shared. Entries behind the last key are not looked at, nor are rows of pages that hold no visible key.
+            Pages may be shared. Entries after the last key are not looked at, nor are rows of pages that hold no visible key.
         lengths: int32 ``(S,)``: keys of each sequence, the new rows' included; 0 is a sequence without keys (its rows come out as zeros). At
             most ``max_pages * page_rows``.
         causal: row ``i`` of a sequence sees keys up to its own place ``length - rows + i``; False: all of them.
@@ -177,4 +177,4 @@ def _gathered(pages: Tensor, table: Tensor, used_SJ: Tensor) -> Tensor:
     return torch.where(used_SJ[..., None, None], rows_SJKE, 0)
 
 
-PAGED_ATTENTION_REFERENCE = Implementation('reference', paged_attention_reference)
+PAGED_ATTENTION_REFERENCE = Implementation("reference", paged_attention_reference)

@@ -1,4 +1,4 @@
-"""``paged_attention`` by the kernels that split keys: ``cuda`` and ``triton``, in front of its reference."""
+"""``paged_attention`` by the kernels that split keys: ``cuda`` and ``triton``, before its reference."""
 
 from __future__ import annotations
 
@@ -24,12 +24,8 @@ _ARGUMENTS = (
     "Tensor q, Tensor k_pages, Tensor v_pages, Tensor page_table, Tensor lengths, SymInt max_length, bool causal, float scale, "
     "SymInt? window, float? softcap, SymInt part_keys=0"
 )
-PAGED_CUDA = kernel_op(
-    f"paged_attention_cuda({_ARGUMENTS}) -> (Tensor, Tensor)", "lmmblocks.ops.attention.decode_cuda_launch:paged_decode", _fake
-)
-PAGED_TRITON = kernel_op(
-    f"paged_attention_triton({_ARGUMENTS}) -> (Tensor, Tensor)", "attention_decode:paged_attention_decode", _fake
-)
+PAGED_CUDA = kernel_op(f"paged_attention_cuda({_ARGUMENTS}) -> (Tensor, Tensor)", "lmmblocks.ops.attention.decode_cuda_launch:paged_decode", _fake)
+PAGED_TRITON = kernel_op(f"paged_attention_triton({_ARGUMENTS}) -> (Tensor, Tensor)", "attention_decode:paged_attention_decode", _fake)
 
 
 def paged_attention_cuda(call: PagedCall) -> Tensor | tuple[Tensor, Tensor]:
@@ -90,5 +86,5 @@ def _triton_trusted(call: PagedCall) -> bool | str:
     return triton_distrust(OP, call.q_TNE) or True
 
 
-PAGED_ATTENTION_CUDA = Implementation('cuda', paged_attention_cuda, _cuda_supports, _cuda_trusted)
-PAGED_ATTENTION_TRITON = Implementation('triton', paged_attention_triton, _triton_supports, _triton_trusted)
+PAGED_ATTENTION_CUDA = Implementation("cuda", paged_attention_cuda, _cuda_supports, _cuda_trusted)
+PAGED_ATTENTION_TRITON = Implementation("triton", paged_attention_triton, _triton_supports, _triton_trusted)

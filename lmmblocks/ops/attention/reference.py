@@ -1,7 +1,7 @@
 """Packed attention: every segment attends to itself, no padding, no ``T x T`` mask.
 
 ``reference`` is the formula in fp32, one segment at a time. ``torch`` gives each run of equal-length segments to
-``scaled_dot_product_attention``; behind a window, one chunk of queries at a time with only the keys that the chunk may see. Both walk
+``scaled_dot_product_attention``; with a window, one chunk of queries at a time with only the keys that the chunk may see. Both walk
 host lengths, so neither asks the device for anything. The kernels stand in ``attention_cuda.py`` and ``attention_triton.py``.
 """
 
@@ -24,7 +24,7 @@ from .cuda import attention_cuda, cuda_supports, cuda_trusted
 from .triton import attention_triton, triton_supports, triton_trusted
 
 WINDOW_ROWS = 128
-"""Fewest queries of one call behind a window: shorter chunks read fewer hidden keys, but make more calls."""
+"""Fewest queries of one call with a window: shorter chunks read fewer hidden keys, but make more calls."""
 
 
 def attention(
@@ -94,9 +94,7 @@ def _check(call: AttentionCall) -> None:
         raise LmmError(f"attention: window and softcap must be above 0 or None, found window={call.window}, softcap={call.softcap}")
 
 
-def visible_keys(
-    places_Q: Tensor, keys_K: Tensor, causal: bool, ends_Q: Tensor | None, window: int | None
-) -> Tensor | None:
+def visible_keys(places_Q: Tensor, keys_K: Tensor, causal: bool, ends_Q: Tensor | None, window: int | None) -> Tensor | None:
     """Return which keys of a segment some of its queries see.
 
     Args:
@@ -168,9 +166,7 @@ def attention_torch(call: AttentionCall) -> Tensor:
     return call.joined(outputs)
 
 
-def _chunked(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, ends_Q: Tensor | None, scale: float, window: int | None
-) -> Tensor:
+def _chunked(q: Tensor, k: Tensor, v: Tensor, causal: bool, ends_Q: Tensor | None, scale: float, window: int | None) -> Tensor:
     """Attention of equal segments ``(B, N, L, E)``: at once, or with a window in chunks of queries and the keys that they may see."""
     len_q, len_k, grouped = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]
     rows, shift = len_q if window is None else max(window, WINDOW_ROWS), len_k - len_q
@@ -185,11 +181,7 @@ def _chunked(
             places, keys = torch.arange(first + shift, last + shift, device=q.device), torch.arange(low, high, device=q.device)
             mask = visible_keys(places, keys, causal, None if ends_Q is None else ends_Q[first:last], window)
         q_part, k_part, v_part = q[:, :, first:last], k[:, :, low:high], v[:, :, low:high]
-        parts.append(
-            F.scaled_dot_product_attention(
-                q_part, k_part, v_part, mask, is_causal=square, scale=scale, enable_gqa=grouped
-            )
-        )
+        parts.append(F.scaled_dot_product_attention(q_part, k_part, v_part, mask, is_causal=square, scale=scale, enable_gqa=grouped))
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
@@ -205,7 +197,7 @@ def _runs(segments: Segments, *, together: bool) -> list[tuple[int, int, int, in
 
 
 def _lse_with_slack(sums: list[Tensor], q_TNE: Tensor) -> Tensor:
-    """Join the segments; rows behind the last one see no key."""
+    """Join the segments; rows after the last one see no key."""
     lse_TN = torch.cat(sums)
     return F.pad(lse_TN, (0, 0, 0, q_TNE.shape[0] - lse_TN.shape[0]), value=float("-inf"))
 
@@ -224,7 +216,7 @@ def _torch_supports(call: AttentionCall) -> bool | str:
     return True
 
 
-ATTENTION_CUDA = Implementation('cuda', attention_cuda, cuda_supports, cuda_trusted)
-ATTENTION_TRITON = Implementation('triton', attention_triton, triton_supports, triton_trusted)
-ATTENTION_TORCH = Implementation('torch', attention_torch, _torch_supports)
-ATTENTION_REFERENCE = Implementation('reference', attention_reference)
+ATTENTION_CUDA = Implementation("cuda", attention_cuda, cuda_supports, cuda_trusted)
+ATTENTION_TRITON = Implementation("triton", attention_triton, triton_supports, triton_trusted)
+ATTENTION_TORCH = Implementation("torch", attention_torch, _torch_supports)
+ATTENTION_REFERENCE = Implementation("reference", attention_reference)

@@ -59,16 +59,12 @@ def attention_of_transformers(
     """
     problems = list(_not_computed(query, attention_mask, dropout, kwargs))
     if problems:
-        raise LmmError(
-            f"lmmblocks' attention can't do what {type(module).__name__} asks for: {'; '.join(problems)}"
-        )
+        raise LmmError(f"lmmblocks' attention can't do what {type(module).__name__} asks for: {'; '.join(problems)}")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     rows = _rows(query, key, attention_mask, causal, sliding_window, kwargs)
     width = value.shape[-1]
     value = F.pad(value, (0, key.shape[-1] - width)) if width != key.shape[-1] else value
-    q_TNE, k_TKE, v_TKE = (
-        _chosen(x, at) for x, at in ((query, rows.queries), (key, rows.keys), (value, rows.keys))
-    )
+    q_TNE, k_TKE, v_TKE = (_chosen(x, at) for x, at in ((query, rows.queries), (key, rows.keys), (value, rows.keys)))
     out_TNE = attention(
         q_TNE,
         k_TKE,
@@ -96,11 +92,7 @@ def _not_computed(query: Tensor, mask: Any, dropout: float, kwargs: dict[str, An
     if kwargs.get("cu_seq_lens_q") is not None and query.shape[0] != 1:
         yield f"cu_seq_lens_q with {query.shape[0]} rows: packed samples lie in one row"
     known = WITHOUT_EFFECT | {"output_attentions"}
-    unknown = [
-        name
-        for name, value in kwargs.items()
-        if name not in known and value is not None and value is not False
-    ]
+    unknown = [name for name, value in kwargs.items() if name not in known and value is not None and value is not False]
     if unknown:
         yield f"{', '.join(unknown)} beside queries, keys and values: use 'eager' or 'sdpa'"
 
@@ -119,9 +111,7 @@ def _rows(
         return AttentionRows(_segments(cu_q, cu_q if cu_k is None else cu_k), causal, window)
     if isinstance(mask, AttentionRows):
         return mask
-    return AttentionRows(
-        Segments.uniform(len(query), query.shape[2], key.shape[2], device=query.device), causal, window
-    )
+    return AttentionRows(Segments.uniform(len(query), query.shape[2], key.shape[2], device=query.device), causal, window)
 
 
 def _segments(cu_q: Tensor, cu_k: Tensor) -> Segments:

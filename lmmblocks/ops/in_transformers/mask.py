@@ -54,9 +54,7 @@ def rows_instead_of_mask(
     if isinstance(attention_mask, AttentionRows):
         return attention_mask
     if use_vmap:
-        raise LmmError(
-            "lmmblocks' attention can't read a mask function of the model's own: use attn_implementation='sdpa'"
-        )
+        raise LmmError("lmmblocks' attention can't read a mask function of the model's own: use attn_implementation='sdpa'")
     device = torch.device(device)
     if mask_function is bidirectional_mask_function:
         return _full(batch_size, q_length, kv_length, _kept(attention_mask, kv_length, kv_offset), device)
@@ -78,15 +76,11 @@ def _kept(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> Tens
     if attention_mask is None:
         return None
     kept = attention_mask[:, kv_offset : kv_offset + kv_length].to("cpu", torch.bool)
-    kept = torch.nn.functional.pad(
-        kept, (0, kv_length - kept.shape[1])
-    )  # places of a static cache that are not filled yet
+    kept = torch.nn.functional.pad(kept, (0, kv_length - kept.shape[1]))  # places of a static cache that are not filled yet
     return None if bool(kept.all()) else kept
 
 
-def _full(
-    batch: int, q_length: int, kv_length: int, kept: Tensor | None, device: torch.device
-) -> AttentionRows:
+def _full(batch: int, q_length: int, kv_length: int, kept: Tensor | None, device: torch.device) -> AttentionRows:
     """Every query, that of padding too (the keys may be another model's), sees every key that is no padding."""
     if kept is None:
         return AttentionRows(Segments.uniform(batch, q_length, kv_length, device=device), False)
@@ -99,7 +93,7 @@ def _full(
 
 
 def _causal(batch: int, q_length: int, kv_length: int, first: int, kept: Tensor | None) -> Iterator[Piece]:
-    """Yield per sample the queries and keys that are no padding; keys behind the last query are a cache's that isn't full."""
+    """Yield per sample the queries and keys that are no padding; keys after the last query are a cache's that isn't full."""
     for sample in range(batch):
         real = torch.ones(kv_length, dtype=torch.bool) if kept is None else kept[sample]
         keys = real[: first + q_length].nonzero().squeeze(1)
@@ -129,9 +123,7 @@ def _read(
     return torch.cat(blocks, -1).cpu()
 
 
-def _pieces(
-    ranges: Tensor, first: int, kv_length: int, kept: Tensor | None
-) -> tuple[list[Piece], int | None]:
+def _pieces(ranges: Tensor, first: int, kv_length: int, kept: Tensor | None) -> tuple[list[Piece], int | None]:
     """Cut each sample where a query doesn't see the row before it; return the segments, and the window that they share, if any."""
     # 1. Refuse what segments can't say: every row must see itself, and the keys it sees must have no gaps.
     starts_BQ, stops_BQ, counts_BQ = ranges
@@ -151,7 +143,7 @@ def _pieces(
             windows |= set() if window is None else {window}
             shortest = max(shortest, seen)
             if int(stops[low:high].max()) > end:
-                raise LmmError(_REFUSAL.format("rows that see keys behind the last row of their segment"))
+                raise LmmError(_REFUSAL.format("rows that see keys after the last row of their segment"))
             # 3. Padding inside a segment isn't visible: its rows and keys are left out.
             real = torch.ones(kv_length, dtype=torch.bool) if kept is None else kept[sample]
             pieces += _without_padding(
@@ -179,9 +171,7 @@ def _window(starts: Tensor, places: Tensor, begin: int) -> tuple[int | None, int
     return most, most
 
 
-def _without_padding(
-    real: Tensor, begin: int, places: Tensor, stops: Tensor, shifts: tuple[int, int]
-) -> list[Piece]:
+def _without_padding(real: Tensor, begin: int, places: Tensor, stops: Tensor, shifts: tuple[int, int]) -> list[Piece]:
     """Return one segment, or none: its rows that are no padding, and where they end among its keys that are none."""
     end = int(places[-1]) + 1
     before = torch.cat([torch.zeros(1, dtype=torch.int64), real[begin:end].cumsum(0)])

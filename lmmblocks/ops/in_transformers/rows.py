@@ -65,9 +65,7 @@ def joined(
     device: torch.device,
 ) -> AttentionRows:
     """Put segments together and move them to the device, in one copy each; all rows in order need no indices."""
-    segments = Segments.of(
-        [len(piece.queries) for piece in pieces], [len(piece.keys) for piece in pieces], device=device
-    )
+    segments = Segments.of([len(piece.queries) for piece in pieces], [len(piece.keys) for piece in pieces], device=device)
     queries = torch.cat([piece.queries for piece in pieces]) if pieces else torch.zeros(0, dtype=torch.int64)
     keys = torch.cat([piece.keys for piece in pieces]) if pieces else torch.zeros(0, dtype=torch.int64)
     kv_end, before = None, 0

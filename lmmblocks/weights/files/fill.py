@@ -33,7 +33,7 @@ def read_parameters(
         module: built on the ``meta`` device; says which names and shapes are expected.
         dtype: of floating-point tensors; None = as stored.
         device: where the tensors go.
-        stored_rows: model name -> first dimension in the file, where the file holds more rows than the model; the rows behind are left out.
+        stored_rows: model name -> first dimension in the file, where the file holds more rows than the model; the rows after are left out.
 
     Returns:
         A state dict for ``module.load_state_dict(..., assign=True)``. Tensors that share a parameter (a tied head) are one object.
@@ -59,9 +59,7 @@ def read_parameters(
     return _state(files, match.owner, match.place, read)
 
 
-def weight_problems(
-    files: WeightFiles, layouts: Sequence[KeyMap], module: nn.Module, stored_rows: Mapping[str, int] | None = None
-) -> list[str]:
+def weight_problems(files: WeightFiles, layouts: Sequence[KeyMap], module: nn.Module, stored_rows: Mapping[str, int] | None = None) -> list[str]:
     """Return what :func:`read_parameters` would refuse, without reading a tensor."""
     return list(_problems(files, _matched(files, layouts, module, stored_rows)))
 
@@ -91,21 +89,14 @@ def _matched(files: WeightFiles, layouts: Sequence[KeyMap], module: nn.Module, s
     for name, rows in (stored_rows or {}).items():
         in_file[name] = (rows, *expected[name][1:])
     layout = choose(layouts, files.shapes, expected)
-    place = {
-        model: name
-        for name in files.shapes
-        if (model := layout.to_model(name)) in expected and not layout.skips(name)
-    }
+    place = {model: name for name in files.shapes if (model := layout.to_model(name)) in expected and not layout.skips(name)}
     return _Match(layout, place, expected, in_file, _owners(module))
 
 
 def _owners(module: nn.Module) -> dict[str, str]:
     """Return parameter name -> the first name of the same parameter (itself, unless it is shared)."""
     first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(value), name)
-        for name, value in module.named_parameters(remove_duplicate=False)
-    }
+    return {name: first.setdefault(id(value), name) for name, value in module.named_parameters(remove_duplicate=False)}
 
 
 def _problems(files: WeightFiles, match: _Match) -> Iterator[str]:
@@ -129,9 +120,7 @@ def _problems(files: WeightFiles, match: _Match) -> Iterator[str]:
     yield from (f"{len(entries)} {what}: {some(entries)}" for what, entries in found.items() if entries)
 
 
-def _state(
-    files: WeightFiles, owner: Mapping[str, str], place: Mapping[str, str], read: Callable[[str], Tensor]
-) -> dict[str, Tensor]:
+def _state(files: WeightFiles, owner: Mapping[str, str], place: Mapping[str, str], read: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """Read each parameter once; every name of a shared one gets the same object."""
     shared: dict[str, Tensor] = {}
     for name, first in owner.items():

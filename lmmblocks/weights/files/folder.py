@@ -58,9 +58,7 @@ def replaced_folder(path: Path) -> Iterator[Path]:
         _sync(partial)
         _swap(partial, path)
     except OSError as error:
-        raise LmmError(
-            f"can't write the model to {path}: {error.strerror or error}; nothing there was changed"
-        ) from error
+        raise LmmError(f"can't write the model to {path}: {error.strerror or error}; nothing there was changed") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -70,9 +68,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(
-    folder: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype | None, shard_bytes: int = SHARD_BYTES
-) -> None:
+def write_weights(folder: Path, state: Mapping[str, Tensor], *, dtype: torch.dtype | None, shard_bytes: int = SHARD_BYTES) -> None:
     """Write tensors as safetensors, in shards with an index where one file would be larger than ``shard_bytes``.
 
     Args:
@@ -85,11 +81,7 @@ def write_weights(
 
     sizes = {name: value.numel() * _item_bytes(value, dtype) for name, value in state.items()}
     shards = _shards(sizes, shard_bytes)
-    names = (
-        [SAFETENSORS]
-        if len(shards) == 1
-        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    )
+    names = [SAFETENSORS] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for file_name, members in zip(names, shards):
         tensors = {name: _on_disk(state[name], dtype) for name in members}
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
@@ -107,9 +99,7 @@ def _check_replaceable(path: Path) -> None:
     entries = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     foreign = [name for name in entries if not any(fnmatch.fnmatch(name, pattern) for pattern in MODEL_FILES)]
     if foreign:
-        raise LmmError(
-            f"{path} holds more than a model, which saving would delete: {some(foreign)}: choose another folder"
-        )
+        raise LmmError(f"{path} holds more than a model, which saving would delete: {some(foreign)}: choose another folder")
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -82,7 +82,7 @@ def inside(layout: KeyMap, prefix: str) -> KeyMap:
 
 
 def behind(layout: KeyMap, prefix: str) -> KeyMap:
-    """Return the layout with a prefix in front of every name in the file, as PEFT's wrapper puts one."""
+    """Return the layout with a prefix before every name in the file, as PEFT's wrapper puts one."""
     return KeyMap(
         f"{layout.name}, {prefix}*", tuple((prefix + file, model) for file, model in layout.renames), tuple(prefix + p for p in layout.elsewhere)
     )
@@ -165,13 +165,10 @@ _NOT_THE_TOWER = ("multi_modal_projector.", "language_model.", "model.multi_moda
 DINOV2_LAYOUTS = (
     KeyMap("Dinov2Model", tuple((name, name) for name in _DINOV2_PARTS)),
     *(
-        KeyMap(f"DINOv2 behind {prefix}*", tuple((prefix + name, name) for name in _DINOV2_PARTS), ("classifier.",))
+        KeyMap(f"DINOv2 after {prefix}*", tuple((prefix + name, name) for name in _DINOV2_PARTS), ("classifier.",))
         for prefix in ("dinov2.", "dinov2_with_registers.")
     ),
-    *(
-        KeyMap(f"DINOv2 in {what}", tuple((prefix + name, name) for name in _DINOV2_PARTS), _NOT_THE_TOWER)
-        for prefix, what in _DINOV2_IN_LLAVA
-    ),
+    *(KeyMap(f"DINOv2 in {what}", tuple((prefix + name, name) for name in _DINOV2_PARTS), _NOT_THE_TOWER) for prefix, what in _DINOV2_IN_LLAVA),
 )
 """Layouts of files that hold a DINOv2; names in the model are those of the encoder alone."""
 

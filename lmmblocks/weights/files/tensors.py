@@ -123,11 +123,7 @@ def _open_safetensors(path: Path) -> Any:
 def _index(path: Path) -> dict[str, str]:
     """Return ``{tensor: shard}`` of an index file; every shard is there."""
     weight_map = read_json(path).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(shard, str) for shard in weight_map.values())
-    ):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise LmmError(f"{path} has no 'weight_map' of tensor names to shard files: write or download it again")
     outside = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
     if outside:
@@ -147,7 +143,5 @@ def _placed(folder: Path, found: Mapping[str, str], index: Mapping[str, str] | N
         return found
     wrong = sorted(f"{name} (in {shard})" for name, shard in index.items() if found.get(name) != shard)
     if wrong:
-        raise LmmError(
-            f"{folder}: the index names {len(wrong)} tensors that their shards don't hold: {some(wrong)}: download it again"
-        )
+        raise LmmError(f"{folder}: the index names {len(wrong)} tensors that their shards don't hold: {some(wrong)}: download it again")
     return index

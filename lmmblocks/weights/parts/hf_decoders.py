@@ -112,9 +112,7 @@ def _read(kind: str, values: Values) -> TransformerConfig:
     family = FAMILIES[kind]
     got = {**family.defaults, **values}
     got["num_key_value_heads"] = got["num_key_value_heads"] or got["num_attention_heads"]
-    problems = [
-        f"{key}={got[key]!r} (expected {' or '.join(map(repr, known))})" for key, known in family.allowed.items() if got[key] not in known
-    ]
+    problems = [f"{key}={got[key]!r} (expected {' or '.join(map(repr, known))})" for key, known in family.allowed.items() if got[key] not in known]
     numbers = {key: value for key, value in family.defaults.items() if key in _SHAPE or got[key] not in (None, 0)}
     check_numbers(got, {**numbers, "num_key_value_heads": 1})
     found = family.rope(got, problems) | family.read(got, problems)

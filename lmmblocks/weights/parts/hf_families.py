@@ -131,7 +131,7 @@ def _write_window(config: TransformerConfig) -> Fields:
 
 
 def _write_phi3(config: TransformerConfig) -> Fields:
-    return {**_write_window(config), "pad_token_id": None}  # the default, 32000, lies behind a smaller table
+    return {**_write_window(config), "pad_token_id": None}  # the default, 32000, lies after a smaller table
 
 
 def _write_types(config: TransformerConfig) -> Fields:
@@ -192,9 +192,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("MistralForCausalLM", _MISTRAL, read=_every_layer, write=_write_window),
     "qwen2": Family("Qwen2ForCausalLM", _QWEN2, {"qkv_bias": True}, read=_qwen_layers, write=_write_qwen),
     "qwen3": Family("Qwen3ForCausalLM", _QWEN3, {"qk_norm": True}, _QWEN3_ALLOWED, _qwen_layers, _write_qwen),
-    "phi3": Family(
-        "Phi3ForCausalLM", _PHI3, {"fused": True}, read=_every_layer, write=_write_phi3, rope=partial_rope_from_hf
-    ),
+    "phi3": Family("Phi3ForCausalLM", _PHI3, {"fused": True}, read=_every_layer, write=_write_phi3, rope=partial_rope_from_hf),
     "gemma2": Family("Gemma2ForCausalLM", _GEMMA2, _GEMMA_OPTIONS, _GEMMA_ALLOWED, _gemma_layers, _write_gemma),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",

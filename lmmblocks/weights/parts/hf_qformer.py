@@ -1,4 +1,4 @@
-"""What BLIP-2 and InstructBLIP of transformers share: BLIP-2's tower, a Q-Former, a processor that puts images in front of the whole prompt.
+"""What BLIP-2 and InstructBLIP of transformers share: BLIP-2's tower, a Q-Former, a processor that puts images before the whole prompt.
 
 Source: ``configuration_blip_2.py``, ``configuration_instructblip.py`` and the two ``processing_*.py`` of transformers 5.24.
 """

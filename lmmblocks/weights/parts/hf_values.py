@@ -19,11 +19,7 @@ def refuse(kind: str, values: Values, allowed: Mapping[str, tuple]) -> None:
         values: the config with every key of ``allowed``.
         allowed: key -> values that can be computed.
     """
-    problems = [
-        f"{key}={values[key]!r} (expected {' or '.join(map(repr, known))})"
-        for key, known in allowed.items()
-        if values[key] not in known
-    ]
+    problems = [f"{key}={values[key]!r} (expected {' or '.join(map(repr, known))})" for key, known in allowed.items() if values[key] not in known]
     if problems:
         raise LmmError(f"config.json, {kind}: the native blocks can't compute {'; '.join(problems)}")
 
@@ -36,18 +32,14 @@ def check_numbers(values: Values, defaults: Values) -> None:
         if is_number(default) and not (is_one(value) and value > 0):
             problems.append(f"{key}={value!r}")
     if problems:
-        raise LmmError(
-            f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}"
-        )
+        raise LmmError(f"config.json: expected positive numbers such as those of transformers' own configs, found {', '.join(problems)}")
 
 
 def model_type(values: Values, known: Collection[str], where: str = "config.json") -> str:
     """Return ``model_type`` when it is one of ``known``; an LmmError says what else was found."""
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in known:
-        raise LmmError(
-            f"{where} has model_type {kind!r}, expected {' or '.join(map(repr, known))}: give a folder of such a model"
-        )
+        raise LmmError(f"{where} has model_type {kind!r}, expected {' or '.join(map(repr, known))}: give a folder of such a model")
     return kind
 
 
@@ -63,9 +55,7 @@ def feature_layers(value: Any) -> tuple[int, ...]:
     """Return ``vision_feature_layer``, which is an integer or a list, as a tuple."""
     layers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not layers or not all(is_whole(layer) for layer in layers):
-        raise LmmError(
-            f"config.json: vision_feature_layer must be an integer or a list of integers, found {value!r}"
-        )
+        raise LmmError(f"config.json: vision_feature_layer must be an integer or a list of integers, found {value!r}")
     return layers
 
 

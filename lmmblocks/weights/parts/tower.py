@@ -33,9 +33,7 @@ def local_tower(name: str | os.PathLike[str], model_folder: Path) -> Path | None
     return None
 
 
-def tower_shape(
-    name: str | os.PathLike[str], model_folder: Path, *, fit: Fit, download: bool = True
-) -> tuple[Any, Any] | None:
+def tower_shape(name: str | os.PathLike[str], model_folder: Path, *, fit: Fit, download: bool = True) -> tuple[Any, Any] | None:
     """Return config and preprocessing of a tower without its weights; hub ids of the catalogue are known without asking the hub.
 
     Args:

@@ -36,7 +36,7 @@ from .of_transformers import Writer, of_transformers
 MODEL_TYPE = "blip-2"
 TEMPLATE = "lmmblocks.weights.systems.blip2:BLIP2"
 BLIP2 = PromptTemplate("blip2", ending="\n")
-"""The prompt as it is, in front of it the image and OPT's first token: ``Question: what is this? Answer:`` asks, no words at all caption."""
+"""The prompt as it is, before it the image and OPT's first token: ``Question: what is this? Answer:`` asks, no words at all caption."""
 
 LAYOUT = KeyMap(
     "Blip2ForConditionalGeneration",

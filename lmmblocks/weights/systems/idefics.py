@@ -50,7 +50,7 @@ ADDED_ROWS = {
     "model.embed_tokens.weight": "model.embed_tokens.additional_embedding.weight",
     "lm_head.weight": "lm_head.additional_fc.weight",
 }
-"""Table in the file -> the rows behind its last one."""
+"""Table in the file -> the rows after its last one."""
 
 _DEFAULTS = {
     "vocab_size": 32000,

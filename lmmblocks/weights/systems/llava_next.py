@@ -27,7 +27,7 @@ MAX_LENGTH = 4096
 
 
 def tiled(layout: KeyMap, newline: str, name: str = "LLaVA-NeXT") -> KeyMap:
-    """Return LLaVA's layout for a tower behind tiles, with the end of a line of patches, which is learned."""
+    """Return LLaVA's layout for a tower after tiles, with the end of a line of patches, which is learned."""
     renames = tuple((file, model.replace("vision_tower.", "vision_tower.tower.", 1)) for file, model in layout.renames)
     return KeyMap(f"{name}, {layout.name}", (*renames, (newline, "arrange.image_newline")), layout.elsewhere)
 
@@ -104,9 +104,7 @@ def read_tile_preprocess(folder: Path, encoder: TiledConfig, pinpoints: Any = LL
     path, values = image_processor(folder)
     if not values:
         return None
-    tower = ImagePreprocess.from_hf_processor_config(
-        {**values, "do_pad": False}, patch_px=encoder.tower.patch
-    )
+    tower = ImagePreprocess.from_hf_processor_config({**values, "do_pad": False}, patch_px=encoder.tower.patch)
     found = tuple(tuple(entry) for entry in values.get("image_grid_pinpoints") or pinpoints)
     if found != encoder.pinpoints or tower.size_px != encoder.tower.image_size:
         raise LmmError(

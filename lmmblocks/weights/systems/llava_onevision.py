@@ -80,7 +80,7 @@ def onevision_from_hf(values: Values) -> LMMConfig:
 def _most_tiles(aspect: Any) -> int:
     found = re.fullmatch(r"anyres_max_([1-9]\d*)", str(aspect))
     if found is None:
-        raise LmmError(f"config.json: vision_aspect_ratio={aspect!r}, expected 'anyres_max_9' or another number of tiles behind 'anyres_max_'")
+        raise LmmError(f"config.json: vision_aspect_ratio={aspect!r}, expected 'anyres_max_9' or another number of tiles after 'anyres_max_'")
     return int(found[1])
 
 

@@ -27,7 +27,7 @@ ORIGINAL = KeyMap(
 PROJECTOR_LAYOUTS = tuple(
     KeyMap(f"mm_projector.bin ({prefix}mm_projector.*)", _original_projector(prefix)) for prefix in ("model.", "", "base_model.model.model.")
 )
-"""A projector alone, as stage 1 writes it; the original takes what is behind ``mm_projector.`` (``llava_arch.py:92``)."""
+"""A projector alone, as stage 1 writes it; the original takes what comes after ``mm_projector.`` (``llava_arch.py:92``)."""
 
 TRAINABLE_LAYOUTS = (behind(ORIGINAL, "base_model.model."), behind(ORIGINAL, "base_model."), ORIGINAL)
 """``non_lora_trainables.bin``: what a LoRA run trained beside the adapter (``builder.py:76``)."""

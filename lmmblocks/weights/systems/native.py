@@ -59,9 +59,7 @@ def _no_other_config(folder: ModelFolder) -> None:
         raise LmmError(other_type(folder))
 
 
-def write_native(
-    model: Any, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path
-) -> dict[str, Tensor]:
+def write_native(model: Any, config: LMMConfig, state: dict[str, Tensor], folder: Path, dtype: torch.dtype | None, target: Path) -> dict[str, Tensor]:
     """Write the tokenizer; the weights keep their names."""
     if model.tokenizer is not None:
         write_tokenizer(with_chat_template(model.tokenizer, model), folder)

@@ -4,7 +4,7 @@
 processor's config, the tokenizer, the configs of transformers, and an image token, because transformers marks image rows with an id of the table:
 
 - the tokenizer's ``<image>``, if it has one;
-- else the first id behind the tokenizer's own, if the table has a row to spare there: nothing else changes;
+- else the first id after the tokenizer's own, if the table has a row to spare there: nothing else changes;
 - else a row is added to table and head in the file: the mean of the others. Its logit is the mean logit, so it is never the largest and its
   probability is at most ``1 / (V + 1)``. ``load`` leaves the row out again, and the tokenizer without it lies in ``lmmblocks_tokenizer/``.
 """
@@ -51,7 +51,7 @@ class Writer:
         config: from the model, its config with the file's vocabulary, and the image token's id, to the values of ``config.json``.
         write_processor: from the folder, the model and its config: writes what ``AutoProcessor`` reads, the decoder's tokenizer aside.
         layout: how its files name the tensors.
-        images_apart: whether its processor puts images in front of the whole prompt.
+        images_apart: whether its processor puts images before the whole prompt.
         decoders: classes of decoders that it has a place for.
     """
 
