@@ -19,7 +19,6 @@ from ..ops.backend import backend
 from ..ops.cuda_gate import extension_report
 from ..ops.dispatch import ENVIRONMENT, consider, ladders
 from ..ops.example_calls import Examples
-from ..ops.ladders import LADDERS
 from ..spec import LmmError
 from ..spec.versions import requirements, too_old
 
@@ -167,8 +166,7 @@ def _verified() -> tuple[dict[str, list[str]], list[str]]:
 
 
 def _choices(device: str, forced: dict[str, str]) -> list[Choice]:
-    calls = Examples(device).calls
-    names = {op: ladder for op, ladder in ladders().items() if op in LADDERS}  # without experimental ops, should they be imported
+    names, calls = ladders(), Examples(device).calls
     labels = [*calls, *(op for op in names if op not in calls)]
     return [_choice(label, calls.get(label), names, forced) for label in sorted(labels)]
 

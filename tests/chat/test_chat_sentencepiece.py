@@ -137,9 +137,9 @@ def test_the_flag_legacy_is_followed_and_saved_and_files_without_it_are_older_th
 
 
 @pytest.mark.parametrize(("flags", "before", "after"), [({}, [1], []), ({"add_bos_token": False}, [], []), ({"add_eos_token": True}, [1], [2])])
-def test_what_stands_around_a_document_follows_the_flags(like_llama, tmp_path, flags, before, behind):
+def test_what_stands_around_a_document_follows_the_flags(like_llama, tmp_path, flags, before, after):
     tokenizer = load_tokenizer(folder_of(like_llama, tmp_path, legacy=False, **flags))
-    assert tokenizer("the cat").input_ids == [*before, *sentencepiece(like_llama).encode("the cat"), *behind]
+    assert tokenizer("the cat").input_ids == [*before, *sentencepiece(like_llama).encode("the cat"), *after]
 
 
 def test_a_folder_without_a_config_has_the_tokens_of_its_model(like_llama, tmp_path):

@@ -70,7 +70,7 @@ def test_a_captured_launch_writes_all_rows_when_even_lengths_become_others(cuda_
         return lambda *given: calls.append((name, given)) or getattr(cuda_emulation, name)(*given)
 
     monkeypatch.setattr(attention_cuda, "launcher", recorded)
-    monkeypatch.setattr("lmmblocks.kernels.device.capturing", lambda device: True)
+    monkeypatch.setattr(attention_cuda, "capturing", lambda device: True)
     out, lse = ops.attention(*tensors, segments, backend="cuda", return_lse=True)
     ((name, given),) = calls
     segments.cu_q.copy_(Segments.of(later).cu_q)

@@ -174,9 +174,9 @@ def test_an_interrupted_answer_is_forgotten_and_the_conversation_goes_on(talk, m
     [
         (["--prompt", " "], "--prompt is empty"),
         (["--prompt", "a", "--image", "nowhere.png"], "image nowhere.png cannot be opened"),
-        (["--prompt", "a", "--temperature", "-1", "--top-p", "2"], "temperature is -1.0.*; top_p is 2.0"),
-        (["--prompt", "a", "--stop", ""], "stop is"),
-        (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--prompt", "a", "--temperature", "-1", "--top-p", "2"], "temperature must be .* found -1.0; top_p must be .* found 2.0"),
+        (["--prompt", "a", "--stop", ""], "stop must be strings that aren't empty, found"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens must be a whole number above 0, found 0"),
         (["--prompt", "a", "--max-new-tokens", "9999"], "512 positions"),
         (["--prompt", "a", "--device", "nonsense"], "--device 'nonsense' can't be used"),
         (["--prompt", "<image>"], "1 <image> in its text and 0 images"),

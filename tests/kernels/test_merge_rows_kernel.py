@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from lmmblocks.kernels.row_choice import choose_rows
 
 from lmmblocks import experimental
-from lmmblocks.experimental.merge_rows import merge_neighbours_reference, merge_to_nearest_reference
-from lmmblocks.experimental.outlier_counts import outlier_counts_reference
+from lmmblocks.reducers import merging
 from lmmblocks.spec import LmmError, Segments
 
 NEIGHBOURS, NEAREST = experimental.merge_neighbours, experimental.merge_to_nearest
@@ -31,7 +30,7 @@ def test_neighbours_are_added_as_exactly_as_torch_does(lengths, options, dtype, 
     x, keys, scores, images = _images(lengths, device=device, dtype=dtype)
     settled = {"spread": 0, "neighbours": 32, "rest": True} | options
     order = [settled[name] for name in ("keep", "spread", "neighbours", "rest")]
-    own, exact = (merge_neighbours_reference(x.to(t), keys.to(t), scores.to(t), images, *order) for t in (dtype, torch.float64))
+    own, exact = (merging.merge_neighbours(x.to(t), keys.to(t), scores.to(t), images, *order) for t in (dtype, torch.float64))
     as_exact_as_torch(NEIGHBOURS(x, keys, scores.to(dtype), images, backend="triton", **options), own, exact)
 
 
@@ -39,7 +38,7 @@ def test_neighbours_are_added_as_exactly_as_torch_does(lengths, options, dtype, 
 @pytest.mark.parametrize("keep, targets", [(3, 2), (4, 17)])
 def test_rows_join_their_nearest_target_as_exactly_as_torch_does(lengths, keep, targets, dtype, device, as_exact_as_torch):
     x, keys, scores, images = _images(lengths, device=device, dtype=dtype)
-    own, exact = (merge_to_nearest_reference(x.to(t), keys.to(t), scores.to(t), images, keep, targets) for t in (dtype, torch.float64))
+    own, exact = (merging.merge_to_nearest(x.to(t), keys.to(t), scores.to(t), images, keep, targets) for t in (dtype, torch.float64))
     as_exact_as_torch(NEAREST(x, keys, scores.to(dtype), images, keep=keep, targets=targets, backend="triton"), own, exact)
 
 
@@ -90,7 +89,7 @@ def test_what_stays_is_what_a_sort_of_each_image_says(device):
 def test_outliers_are_counted_as_torch_counts_them(dtype, device):
     _, _, scores, images = _images((7, 1, 64, 201), device=device)
     counts = experimental.outlier_counts(scores.to(dtype), images, backend="triton")
-    assert counts.dtype == torch.int64 and counts.tolist() == outlier_counts_reference(scores.to(dtype), images).tolist()
+    assert counts.dtype == torch.int64 and counts.tolist() == merging.outlier_counts(scores.to(dtype), images).tolist()
     assert counts.sum() > 0
 
 
@@ -119,8 +118,8 @@ def test_no_images_give_no_rows_and_a_gradient_is_left_to_the_reference(device):
 def test_gradients_of_the_references_are_those_of_the_formula():
     x, keys, scores, images = _images((6, 5), 3, 4, dtype=torch.float64)
     x, scores = x.clone().requires_grad_(), scores.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, s: merge_neighbours_reference(x, keys, s, images, 2, 1, 3, True), (x, scores))
-    assert torch.autograd.gradcheck(lambda x: merge_to_nearest_reference(x, keys, scores, images, 2, 2), (x,))
+    assert torch.autograd.gradcheck(lambda x, s: merging.merge_neighbours(x, keys, s, images, 2, 1, 3, True), (x, scores))
+    assert torch.autograd.gradcheck(lambda x: merging.merge_to_nearest(x, keys, scores, images, 2, 2), (x,))
 
 
 def test_registered_ops_pass_opcheck(device):

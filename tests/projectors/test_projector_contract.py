@@ -208,7 +208,7 @@ def meta(projector):
     "make, message",
     [
         (lambda: PixelShuffle(4, 8, factor=0), "'pixel_shuffle': factor must be a whole number above 0, found 0"),
-        (lambda: PixelShuffle(4, 8, odd="crop"), r"odd must be one of \('pad', 'error'\), found 'crop'"),
+        (lambda: PixelShuffle(4, 8, odd="crop"), r"odd must be one of pad, error, found 'crop'"),
         (lambda: PixelShuffle(4, 8, odd="error").out_grid(Grid(27, 27)), r"divisible by 2, found 27x27; factors that divide it: \[3, 9, 27\]"),
         (lambda: Pool(4, 8, factor=2.0), "'pool': factor must be a whole number above 0, found 2.0"),
         (lambda: Pool(4, 8, first="last", odd="no"), "odd must be one of .* found 'no'; first must be one of .* found 'last'"),
