@@ -120,7 +120,7 @@ def resolves(name: str) -> bool:
     """Whether a dotted name can be imported, or is an attribute of something that can."""
     parts = name.replace("lb.", "lmmblocks.", 1).split(".") if name.startswith("lb.") else name.split(".")
     parts = ["lmmblocks", *parts] if parts[0] == "ops" else parts
-    # The package's own names first: a checkout's root lies on its path, where "lmmblocks.build" would be a folder of pip's and take the function's place.
+    # The package's own names first: a checkout's root lies on its path, where "lmmblocks.build" would be pip's folder in the function's place.
     if parts[0] == "lmmblocks" and is_attribute(lmmblocks, parts[1:]):
         return True
     for length in range(len(parts), 0, -1):
