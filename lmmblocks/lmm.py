@@ -89,12 +89,12 @@ class LMM(nn.Module):
         self.reducers, self.hooks = nn.ModuleList(reducers), HookList(hooks)
         table, arrangement = decoder.table, self._arrangement
         self.arrange = None if arrangement is None else arrangement.build(decoder.dim).to(table.device, table.dtype)
-        self._need = self._needed_of_the_encoder()
+        self._need: frozenset[str] | None = self._needed_of_the_encoder()
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name in _READERS and "_need" in self.__dict__:  # a part was put in place of another, which may read something else
-            self._need = self._needed_of_the_encoder()
+        if name in _READERS:  # a part was put in place of another, which may read something else: asked anew when it is needed
+            self._need = None
 
     def _needed_of_the_encoder(self) -> frozenset[str]:
         parts = Parts(self.encoder, self.projector, self.decoder, tuple(self.reducers), tuple(self.hooks))
@@ -208,6 +208,8 @@ class LMM(nn.Module):
                 f"model.encoder.preprocess.batch(pictures)"
             )
         reducers = tuple(self.reducers)
+        if self._need is None:
+            self._need = self._needed_of_the_encoder()
         features = self.encoder(pixels, need=self._need)
         features.instruction, features.table = instruction, self.decoder.table
         rows_MD, counts = connected(features, self.projector, reducers)
