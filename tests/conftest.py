@@ -67,7 +67,9 @@ def tiny_tokenizer():
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    yield made
+    assert len(made) == 380, "a test added tokens to the tokenizer that all share: let it copy.deepcopy it first"
 
 
 @pytest.fixture(scope="session")

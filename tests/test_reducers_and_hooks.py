@@ -378,7 +378,7 @@ def test_all_mismatches_of_all_parts_are_in_one_error(config, tiny_tokenizer):
         "reducer 'prumerge' needs keep >= 1",
         "hook 'Doubling' is there twice",
         "hook 'Leaving' names layers [9]",
-        "the tokenizer has 38",
+        "the tokenizer has 380 ids",
         "template 'marked': the template uses the special token '<|start|>'",
         "template 'marked': the template uses the special token '<|end|>'",
         "max_length 600 is above the decoder's max_positions 512",

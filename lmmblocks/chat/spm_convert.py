@@ -99,11 +99,24 @@ def _unigram(pieces: SentencePieces) -> dict[str, Any]:
 def _normalizers(pieces: SentencePieces) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     if pieces.charsmap:
+        parts.extend(_line_breaks_apart(pieces.charsmap))
         parts.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(pieces.charsmap).decode()})
     if pieces.one_space:
         parts.append({"type": "Replace", "pattern": {"Regex": SPACES_AT_ENDS}, "content": ""})
         parts.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     return [*parts, {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}]
+
+
+def _line_breaks_apart(charsmap: bytes) -> list[dict[str, Any]]:
+    """Return what keeps both of a carriage return and the line break after it.
+
+    SentencePiece maps them one by one. The tokenizers library maps a whole grapheme cluster, which the two are, by its first character.
+    """
+    from tokenizers.normalizers import Precompiled
+
+    mapped = Precompiled(charsmap).normalize_str
+    apart = mapped("\r") + mapped("\n")
+    return [] if mapped("\r\n") == apart else [{"type": "Replace", "pattern": {"String": "\r\n"}, "content": apart}]
 
 
 def _pre_tokenizer(pieces: SentencePieces, legacy: bool) -> dict[str, Any]:

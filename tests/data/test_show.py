@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -89,9 +90,10 @@ def test_pieces_and_tokens_say_the_same(model, name):
     """The stretches without a tokenizer are those with one, but for how tokens of its own and spaces beside them are spelled."""
     turns = messages_of([("human", "<image>"), ("gpt", "Black.")] if name == "plain" else TURNS[:2])
     template = get_template(name)
-    model.tokenizer.add_special_tokens({"additional_special_tokens": sorted(getattr(template, "tokens", ()))})
+    tokenizer = copy.deepcopy(model.tokenizer)  # the model's is shared with other tests
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(getattr(template, "tokens", ()))})
     pieces = stretches_of_pieces(template.render(turns))
-    tokens = stretches_of_tokens(encode_chat(turns, template, model.tokenizer), model.tokenizer, image_rows=2)
+    tokens = stretches_of_tokens(encode_chat(turns, template, tokenizer), tokenizer, image_rows=2)
 
     def told(stretches):
         text = ((re.sub(r"<s>|</s>|<bos>|<eos>|\s", "", s.text), s.image, s.learned) for s in stretches)
