@@ -39,9 +39,8 @@ class Aggregator(nn.Module):
 
     def __init__(self, towers, q_dim, depth, side, dim, heads):
         super().__init__()
-        self.side = side
+        self.side, windows = side, [t.image_size // t.patch // side for t in towers]
         self.aux = nn.ModuleList(nn.Sequential(nn.Linear(t.dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.LayerNorm(dim)) for t in towers)
-        windows = [t.image_size // t.patch // side for t in towers]
         self.samplers = nn.ModuleList(Sampler(q_dim, dim, windows, heads) for _ in range(depth))
 
     from_spec = classmethod(lambda cls, spec, out_dim, **options: cls(spec.towers, out_dim, **options))
@@ -82,13 +81,11 @@ class SVAInDecoder(Aggregator):
         self.layers = tuple(layers)
 
     def forward(self, hidden, context):
-        vision = context.vision
-        if not sum(vision.row_counts):
+        if not sum((vision := context.vision).row_counts):
             return hidden  # a pass without image rows, such as one more token of the answer
-        at = torch.where(vision.rows_M < 0, len(hidden), vision.rows_M).long()  # a spare row for those that were truncated away
-        spare = F.pad(hidden, (0, 0, 0, 1))
-        rows = self.samplers[self.layers.index(context.layer)](spare[at], *self.look(vision.features.towers))
-        return spare.index_copy(0, at, rows)[:-1]
+        spare = F.pad(hidden, (0, 0, 0, 1))  # one more row, for those that were truncated away
+        at = torch.where(vision.rows_M < 0, len(hidden), vision.rows_M).long()
+        return spare.index_copy(0, at, self.samplers[self.layers.index(context.layer)](spare[at], *self.look(vision.features.towers)))[:-1]
 
 
 def main():
@@ -96,8 +93,9 @@ def main():
     towers = FusedConfig((CLIPConfig(dim=64, layers=2, heads=4, mlp_dim=64, image_size=112), fine), combine="list")
     model = lb.build("llava15-tiny", encoder=towers, projector=SVA, hooks=[SVAInDecoder], weights="random")
     encoded = model.encode_images(model.encoder.preprocess.batch([Image.new("RGB", (160, 120))])[0])
-    seen = [str(tower.grids[0]) for tower in encoded.features.towers]
-    print(f"towers {seen} become {encoded.counts[0]} rows, which look again before layers {model.hooks[0].layers}")
+    print(
+        f"towers {[str(tower.grids[0]) for tower in encoded.features.towers]} become {encoded.counts[0]} rows, which look again before layers {model.hooks[0].layers}"
+    )
 
 
 if __name__ == "__main__":

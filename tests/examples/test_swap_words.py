@@ -79,7 +79,7 @@ def test_the_page_lists_every_file_and_the_files_are_as_short_as_promised():
     listed = re.findall(r"^\| `(\w+)\.py`", (FOLDER / "README.md").read_text(), re.M)
     assert sorted(listed) == sorted(path.stem for path in FOLDER.glob("*.py"))
     lines = {path.stem: len(path.read_text().splitlines()) for path in FOLDER.glob("*.py")}
-    assert lines["siglip_cabstractor_qwen3"] < 20 and max(lines.values()) <= 104, lines
+    assert lines["siglip_cabstractor_qwen3"] < 20 and max(lines.values()) <= 100, lines
 
 
 @pytest.mark.parametrize("name", ["fastv", "prumerge", "visionzip", "sva"])

@@ -231,8 +231,6 @@ def test_answers_equal_transformers(whole, picture):
     for question, answer in zip(questions, answers):
         inputs = processor(images=picture, text=question, return_tensors="pt")
         new = theirs.generate(**inputs, max_new_tokens=16, do_sample=False, tokenizer=processor.tokenizer)[0, inputs["input_ids"].shape[1] :]
-        for token in processor.tokenizer.all_special_tokens:  # which random weights may say, and transformers leaves out
-            answer = answer.replace(token, "")
         assert answer.strip() == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
         assert len(new) > 3
 
