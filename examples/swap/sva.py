@@ -30,8 +30,7 @@ class Sampler(nn.Module):
         placed = [w + self.pos[str(i)] if str(i) in self.pos else w for i, w in enumerate(windows)]
         k, v = (torch.cat([f(w) for f, w in zip(layers, placed)], 1) for layers in (self.k, self.v))
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.q(x)[:, None], k, v))
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
-        return queries_QC + self.proj_out(self.norm(x + self.o(seen)))
+        return queries_QC + self.proj_out(self.norm(x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))))
 
 
 class Aggregator(nn.Module):
@@ -93,9 +92,8 @@ def main():
     towers = FusedConfig((CLIPConfig(dim=64, layers=2, heads=4, mlp_dim=64, image_size=112), fine), combine="list")
     model = lb.build("llava15-tiny", encoder=towers, projector=SVA, hooks=[SVAInDecoder], weights="random")
     encoded = model.encode_images(model.encoder.preprocess.batch([Image.new("RGB", (160, 120))])[0])
-    print(
-        f"towers {[str(tower.grids[0]) for tower in encoded.features.towers]} become {encoded.counts[0]} rows, which look again before layers {model.hooks[0].layers}"
-    )
+    seen = [str(tower.grids[0]) for tower in encoded.features.towers]
+    print(f"towers {seen} become {encoded.counts[0]} rows, which look again before layers {model.hooks[0].layers}")
 
 
 if __name__ == "__main__":
