@@ -59,10 +59,10 @@ class Call:
 
     def __init__(
         self, suites: dict[str, Suite], machine: Gpu, journal: Journal, events: list[Event], end: float, tell: Callable[[Event], None],
-        screen: Screen,
+        screen: Screen, ending: Callable[[], None],
     ) -> None:  # fmt: skip
         self.suites, self.machine, self.journal, self.events, self.end = suites, machine, journal, events, end
-        self.tell, self.screen = tell, screen
+        self.tell, self.screen, self.ending = tell, screen, ending
         self._running: list[Process] = []
         self._faults: dict[str, int] = {}
 
@@ -79,6 +79,7 @@ class Call:
     def _stage(self, stage: Stage) -> None:
         waiting = [step for step in stage.steps if left(step, self.events)]
         while waiting or self._running:
+            self.ending()
             while waiting and len(self._running) < stage.lanes:
                 self._start(waiting.pop(0))
             self._listen()

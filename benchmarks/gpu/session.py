@@ -34,7 +34,7 @@ def run(options: argparse.Namespace, began: float) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     if options.resume is not None and not (options.out / "journal.jsonl").is_file():
         shutil.copytree(options.resume, options.out, dirs_exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="lmmblocks-gpu-") as scratch, logged(options.out / LOG) as screen:
+    with tempfile.TemporaryDirectory(prefix="lmmblocks-gpu-") as scratch, logged(options.out / LOG) as (screen, ending):
         cached = prepared(options, Path(scratch), screen)
         from .cuda_kernels import cuda_alone
         from .machine import Gpu
@@ -48,12 +48,12 @@ def run(options: argparse.Namespace, began: float) -> int:
             return 2
         everything = machine.suites(loaded(SUITES))
         chosen = {name: cuda_alone(everything[name]) if options.cuda_only else everything[name] for name in options.only}
-        return _worked(options, began, machine, about, everything, chosen, cached, screen)
+        return _worked(options, began, machine, about, everything, chosen, cached, screen, ending)
 
 
 def _worked(
     options: argparse.Namespace, began: float, machine: Any, about: Event, everything: dict[str, Any], chosen: dict[str, Any], cached: bool,
-    screen: Callable[[str], None],
+    screen: Callable[[str], None], ending: Callable[[], None],
 ) -> int:  # fmt: skip
     from . import record, report
     from .call import Call
@@ -84,7 +84,7 @@ def _worked(
 
     record.update_verified(options.out / VERIFIED, events, expected, about)
     try:
-        Call(chosen, machine, journal, events, began + options.budget_s - RESERVE_S, tell, screen).run(work)
+        Call(chosen, machine, journal, events, began + options.budget_s - RESERVE_S, tell, screen, ending).run(work)
     finally:
         lines = report.summary_of(chosen, work, events, about)
         (options.out / REPORT).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -172,11 +172,21 @@ def asked(question: Callable[[], Event]) -> Event | str:
 
 
 @contextmanager
-def logged(path: Path) -> Iterator[Callable[[str], None]]:
-    """Give what prints a line, and writes it to the log; a request to end is an exception meanwhile, so that the report is still written."""
+def logged(path: Path) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """Give what prints a line, and writes it to the log, and what ends the call if that was asked for, so that the report is still written.
+
+    A request is remembered until then: an exception raised in the handler would be lost where it meets what runs around a fork.
+    """
+    requests: list[int] = []
 
     def ends(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
+        requests.append(number)
+
+    def ending() -> None:
+        if requests:
+            number = requests[-1]
+            requests.clear()
+            raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, ends)
     try:
@@ -186,6 +196,6 @@ def logged(path: Path) -> Iterator[Callable[[str], None]]:
                 print(line, flush=True)
                 file.write(f"{line}\n")
 
-            yield screen
+            yield screen, ending
     finally:
         signal.signal(signal.SIGTERM, before)
