@@ -6,6 +6,9 @@ Names are imported when they are first used, so ``import lmmblocks`` is fast and
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +79,9 @@ def __dir__() -> list[str]:
 
 # In a checkout and in an editable install lmmblocks.kernels is the folder kernels/ beside this package, which only a plain
 # install copies to lmmblocks/kernels. csrc/ tells our checkout from a site-packages that holds a package named kernels.
+# The root itself isn't put on this package's path: its other folders (pip's build/ for one) would become modules that take the place of our names.
 _root = Path(__file__).resolve().parent.parent
 if (_root / "kernels").is_dir() and (_root / "csrc").is_dir():
-    __path__.append(str(_root))
+    _spec = ModuleSpec(f"{__name__}.kernels", None, is_package=True)
+    _spec.submodule_search_locations = [str(_root / "kernels")]
+    sys.modules[_spec.name] = kernels = module_from_spec(_spec)

@@ -112,17 +112,10 @@ def test_functions_that_are_named_by_file_are_defined_there(page: str) -> None:
     assert not [f"{path}:{name}" for path, name in places if not (ROOT / path).is_file() or name not in definitions_of(path)]
 
 
-def is_attribute(of: object, names: list[str]) -> bool:
-    return not names or hasattr(of, names[0]) and is_attribute(getattr(of, names[0]), names[1:])
-
-
 def resolves(name: str) -> bool:
     """Whether a dotted name can be imported, or is an attribute of something that can."""
     parts = name.replace("lb.", "lmmblocks.", 1).split(".") if name.startswith("lb.") else name.split(".")
     parts = ["lmmblocks", *parts] if parts[0] == "ops" else parts
-    # The package's own names first: a checkout's root lies on its path, where "lmmblocks.build" would be pip's folder in the function's place.
-    if parts[0] == "lmmblocks" and is_attribute(lmmblocks, parts[1:]):
-        return True
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import lmmblocks
 
@@ -72,6 +75,12 @@ def test_every_module_can_be_imported_without_the_optional_packages() -> None:
 def test_public_names_work_and_no_submodule_hides_one() -> None:
     # Importing lmmblocks.x sets the attribute x: a public function must not have the name of a file.
     run(USE_NAMES.format(modules=module_names()))
+
+
+def test_no_other_folder_of_the_checkout_is_a_module_of_the_package() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("lmmblocks.benchmarks")
+    assert importlib.import_module("lmmblocks.kernels.device").__name__ == "lmmblocks.kernels.device"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
